@@ -1,0 +1,30 @@
+// Bidirectional multi-head attention inside each packed sequence, and rotary positions.
+//
+// The probabilities are never stored: the backward recomputes them from the log-sum-exp of each row
+// (Dao et al., FlashAttention, 2022).
+#pragma once
+
+#include "kernels/packed.h"
+#include "src/core/tensor.h"
+
+namespace amur {
+
+// o[t, h, :] = sum_u dropout(softmax_u(scale * q[t,h].k[u,h])) v[u, h, :]
+//   qkv  [T, 3, H, hd] activations     o [T, H, hd] activations
+//   lse  [T, H] parameter dtype: log sum_u exp(scale * q.k), kept for the backward
+// Dropout acts on the probabilities: position = query's position, element = h * 65536 + key's
+// position. Sequences are at most 65535 tokens.
+void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
+                       DropoutSite dropout, TensorView o, TensorView lse, Stream stream = {});
+// dqkv [T, 3, H, hd] is set; `output` is the forward's o.
+void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
+                        ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
+                        double scale, DropoutSite dropout, TensorView dqkv, Stream stream = {});
+
+// Rotates q and k of qkv [T, 3, H, hd] in place (RoFormer, "half" layout as in ModernBERT: element j
+// is paired with j + hd/2) by the angle position * base^(-2j/hd); `inverse` rotates back, which is
+// also the backward. hd must be even.
+void rotary(const PackedSequences& packed, double base, bool inverse, TensorView qkv,
+            Stream stream = {});
+
+}  // namespace amur

@@ -1,0 +1,34 @@
+// Element-wise operations and reductions over rows. Activations are f32, bf16 or f64; parameters and
+// their gradient sinks are f32 (f64 with f64 activations).
+#pragma once
+
+#include "kernels/packed.h"
+#include "src/core/tensor.h"
+
+namespace amur {
+
+// to = from, converted between f32, bf16 and f64. Equal element counts.
+void cast(ConstTensorView from, TensorView to, Stream stream = {});
+// y += alpha * x, same dtype.
+void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream = {});
+// x *= alpha
+void scale(double alpha, TensorView x, Stream stream = {});
+// y[t, :] += bias[:]        y [T, n], bias [n] parameter dtype
+void add_bias(ConstTensorView bias, TensorView y, Stream stream = {});
+// sink[:] += alpha * sum_t dy[t, :]      deterministic order
+void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, Stream stream = {});
+// sqrt(mean(x^2)) of f32 or f64, summed in double in a fixed order; 0 for no elements.
+double root_mean_square(ConstTensorView x);
+// sum of squares in double, fixed order
+double sum_of_squares(ConstTensorView x);
+// True if every element of a floating tensor is finite.
+bool all_finite(ConstTensorView x);
+
+// y = residual + dropout(x); residual may be undefined (0), y may be x or residual.  all [T, n]
+void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,
+                         ConstTensorView residual, TensorView y, Stream stream = {});
+// dx = mask/(1-p) * dy; dx may be dy.
+void dropout_backward(const PackedSequences& packed, DropoutSite site, ConstTensorView dy,
+                      TensorView dx, Stream stream = {});
+
+}  // namespace amur

@@ -1,0 +1,39 @@
+// Token and position lookup, and its scatter; pooling of sequences; unit-length embeddings.
+#pragma once
+
+#include "kernels/packed.h"
+#include "src/core/tensor.h"
+
+namespace amur {
+
+// y[t, :] = tokens[ids[t], :] (+ positions[position of t in its sequence, :])
+//   ids [T] i32 inside the table (checked); tables [V, d], [P, d] parameter dtype, positions may be
+//   undefined; y [T, d] activations
+void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,
+                       ConstTensorView positions, TensorView y, Stream stream = {});
+// sinks (either may be undefined) += sink_scale * the rows of dy. Deterministic for any thread count:
+// the rows of one id are added in token order.
+void embedding_backward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView dy,
+                        double sink_scale, TensorView tokens_sink, TensorView positions_sink,
+                        Stream stream = {});
+// y[t, 2i] += sin(p w_i), y[t, 2i+1] += cos(p w_i), w_i = 10000^(-2i/d), p the position (Vaswani 2017)
+void add_sinusoidal_positions(const PackedSequences& packed, TensorView y, Stream stream = {});
+
+enum class PoolingKind : uint8_t { mean, cls };
+
+// h[s, :] = mean over the tokens of sequence s, or its first token.   x [T, d], h [S, d] parameter
+// dtype
+void pooling_forward(PoolingKind kind, const PackedSequences& packed, ConstTensorView x,
+                     TensorView h, Stream stream = {});
+// dx [T, d] is set.
+void pooling_backward(PoolingKind kind, const PackedSequences& packed, ConstTensorView dh,
+                      TensorView dx, Stream stream = {});
+
+// z = h / |h|, norm[s] = |h[s]|.   h, z [S, e], norm [S], parameter dtype; z may be h. A zero row
+// gives a zero z and norm 0.
+void normalise_forward(ConstTensorView h, TensorView z, TensorView norm, Stream stream = {});
+// dh = (dz - z (z.dz)) / |h|, 0 where the norm is 0; dh may be dz.
+void normalise_backward(ConstTensorView dz, ConstTensorView z, ConstTensorView norm, TensorView dh,
+                        Stream stream = {});
+
+}  // namespace amur

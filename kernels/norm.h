@@ -1,0 +1,25 @@
+// LayerNorm and RMSNorm over the last dimension.
+#pragma once
+
+#include "src/core/tensor.h"
+
+namespace amur {
+
+enum class NormKind : uint8_t { layer, rms };
+
+//   layer: y = (x - mean) * rstd * gain + bias,  rstd = 1/sqrt(var + eps), var with 1/d
+//   rms:   y = x * rstd * gain (+ bias),         rstd = 1/sqrt(mean(x^2) + eps)
+// x, y [T, d] activations (y may be x); gain, bias [d] parameter dtype, bias may be undefined;
+// mean, rstd [T] parameter dtype, mean undefined for rms. Statistics in f32 (f64).
+void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
+                  double eps, TensorView y, TensorView mean, TensorView rstd, Stream stream = {});
+
+// dx = d(loss)/dx (+ residual, where defined: the gradient that flows past the norm); dx may be dy
+// or residual. gain_sink += sink_scale * dgain and bias_sink likewise, either may be undefined.
+// `x` is the input of the forward.
+void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTensorView gain,
+                   ConstTensorView mean, ConstTensorView rstd, ConstTensorView residual,
+                   TensorView dx, double sink_scale, TensorView gain_sink, TensorView bias_sink,
+                   Stream stream = {});
+
+}  // namespace amur

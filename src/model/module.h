@@ -1,0 +1,81 @@
+// What modules share: the context of a forward and a backward pass, and the store of what the
+// backward needs.
+//
+// A module keeps no state between forward and backward: everything lies in `SavedTensors`, a strict
+// stack, so that one encoder can run many chunks before any backward, keep some chunks' activations
+// and recompute others. Input gradients are set, weight gradients are added to the parameter's sink.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/packed.h"
+#include "src/core/tensor.h"
+
+namespace amur {
+
+// A stack of tensors in large blocks; pointers stay valid until popped. Blocks are kept for reuse.
+class SavedTensors {
+ public:
+  explicit SavedTensors(Device device = Device::cpu(), size_t block_bytes = size_t{8} << 20);
+  // `owner` is checked by `pop`: a module must pop what it pushed, last first.
+  TensorView push(const void* owner, Shape shape, DType dtype);
+  TensorView pop(const void* owner);
+  // Forget everything pushed since `mark`.
+  size_t mark() const { return entries_.size(); }
+  void rewind(size_t mark);
+  size_t bytes() const { return bytes_; }        // in use now (each tensor rounded up to 64)
+  size_t peak_bytes() const { return peak_; }
+  void release_blocks();                          // gives the memory back; must be empty
+
+ private:
+  struct Block {
+    Tensor memory;
+    size_t used = 0;
+  };
+  struct Entry {
+    const void* owner;
+    TensorView view;
+    size_t block;
+    size_t offset;
+  };
+  Device device_;
+  size_t block_bytes_;
+  std::vector<Block> blocks_;
+  std::vector<Entry> entries_;
+  size_t current_ = 0, bytes_ = 0, peak_ = 0;
+};
+
+// One chunk as the encoder sees it.
+struct ChunkView {
+  ConstTensorView ids;  // [T] i32
+  PackedSequences packed;
+  int64_t tokens() const { return ids.rows(); }
+  int64_t sequences() const { return packed.sequences(); }
+};
+
+// Passed down through forward and backward.
+struct Context {
+  const ChunkView* chunk = nullptr;
+  SavedTensors* saved = nullptr;    // null: no backward will follow, keep nothing
+  SavedTensors* scratch = nullptr;  // temporaries: mark on entry, rewind before return
+  DType dtype = DType::f32;         // of activations
+  bool training = false;            // dropout on
+  Stream stream;
+};
+
+// Rewinds the scratch stack at the end of a scope.
+class ScratchScope {
+ public:
+  explicit ScratchScope(SavedTensors& scratch) : scratch_(scratch), mark_(scratch.mark()) {}
+  ~ScratchScope() { scratch_.rewind(mark_); }
+  ScratchScope(const ScratchScope&) = delete;
+  ScratchScope& operator=(const ScratchScope&) = delete;
+  TensorView tensor(Shape shape, DType dtype) { return scratch_.push(this, shape, dtype); }
+
+ private:
+  SavedTensors& scratch_;
+  size_t mark_;
+};
+
+}  // namespace amur

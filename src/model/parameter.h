@@ -1,0 +1,96 @@
+// A model parameter: what it is, how it is shaped and sharded, and where its gradient goes.
+//
+// Optimizer rule, shard position, checkpoint key and widening rule all derive from this struct,
+// never from a pattern on the name.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "src/core/random.h"
+#include "src/core/tensor.h"
+
+namespace amur {
+
+enum class ParamKind : uint8_t { weight, embedding, bias, gain, scalar };
+enum class AxisRole : uint8_t { model, heads, head, ffn, vocab, position, projection, fixed };
+
+const char* name_of(ParamKind kind);
+const char* name_of(AxisRole role);
+
+// Logical tensors are up to 4-D so that every axis has one role: a fused query/key/value weight is
+// [3 fixed, heads, head, model], a gated up-projection [2 fixed, ffn, model].
+struct Axis {
+  int64_t size;
+  AxisRole role;
+};
+
+struct Sharding {
+  int axis = -1;  // -1: every tp rank holds the whole tensor
+};
+
+struct Initializer {
+  enum class Kind : uint8_t { zeros, constant, normal, truncated_normal };
+  Kind kind = Kind::zeros;
+  double value = 0;  // the constant, or the standard deviation
+};
+
+struct Parameter {
+  std::string name;  // "encoder.layers.0.attention.qkv.weight": also the key in the checkpoint
+  ParamKind kind = ParamKind::weight;
+  std::vector<Axis> axes;  // global sizes
+  Sharding sharding;
+  Initializer init;
+
+  // Stored with the checkpoint; 1, 1, 0, false for an ordinary parameter.
+  double learning_rate_multiplier = 1;
+  double decay_multiplier = 1;
+  double rms_floor = 0;  // Tiger: step size of a declared zero-initialised tensor
+  bool frozen = false;
+  // True gradient is 0 by construction (a key bias, positions past the longest text): excluded from
+  // relative errors of gradients.
+  bool zero_gradient = false;
+
+  Tensor value;         // local shard, parameter dtype
+  // The gradient sink of this step: backward adds sink_scale * dW. Undefined while frozen or when no
+  // gradient is wanted (evaluation).
+  TensorView sink;
+  double sink_scale = 0;
+
+  Shape global_shape() const;
+  int64_t global_elements() const { return global_shape().elements(); }
+  // Product of the axes that a gradient step sums over for one output: fan-in of a weight.
+  int64_t fan_in() const;
+};
+
+// Where the shard of one tp rank lies in the global tensor: `first` and `count` per axis.
+struct Slab {
+  Shape first;
+  Shape count;
+};
+Slab slab_of(const Parameter& parameter, int tp_rank, int tp_size);
+
+// The parameters of a model, in a fixed order. References stay valid.
+class ParameterSet {
+ public:
+  Parameter& add(Parameter parameter);  // names are unique
+  size_t size() const { return items_.size(); }
+  Parameter& operator[](size_t i) { return items_[i]; }
+  const Parameter& operator[](size_t i) const { return items_[i]; }
+  Parameter* find(std::string_view name);
+  auto begin() { return items_.begin(); }
+  auto end() { return items_.end(); }
+  auto begin() const { return items_.begin(); }
+  auto end() const { return items_.end(); }
+
+  int64_t global_elements() const;
+  // Allocates the local shards and fills them; values depend on seed, name and global index only.
+  void allocate(DType dtype, Device device, int tp_rank, int tp_size);
+  void initialise(uint64_t seed, int tp_rank, int tp_size);
+
+ private:
+  std::deque<Parameter> items_;
+};
+
+}  // namespace amur

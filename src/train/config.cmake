@@ -1,0 +1,1 @@
+target_sources(amur_train PRIVATE placeholder.cpp)

@@ -1,0 +1,25 @@
+set(AMUR_TEST_ENVIRONMENT
+  OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+  OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_pml=ob1
+  OMPI_MCA_btl=self,vader,tcp OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1)
+
+function(amur_test name)
+  cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;LIBRARIES;RANKS;LABELS" ${ARGN})
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 60)
+  endif()
+  add_executable(${name} ${T_SOURCES})
+  if(T_RANKS)
+    target_link_libraries(${name} PRIVATE amur_test_support ${T_LIBRARIES})
+    foreach(ranks ${T_RANKS})
+      add_test(NAME ${name}.${ranks} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} $<TARGET_FILE:${name}>)
+      set_tests_properties(${name}.${ranks} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "mpi;${T_LABELS}"
+        ENVIRONMENT "${AMUR_TEST_ENVIRONMENT}" PROCESSORS 2)
+    endforeach()
+  else()
+    target_link_libraries(${name} PRIVATE ${T_LIBRARIES} GTest::gtest GTest::gtest_main)
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "unit;${T_LABELS}"
+      ENVIRONMENT "${AMUR_TEST_ENVIRONMENT}")
+  endif()
+endfunction()
