@@ -1,0 +1,177 @@
+#include "src/model/parameter.h"
+
+#include <array>
+#include <cmath>
+
+#include "src/core/hash.h"
+
+namespace amur {
+namespace {
+
+// Standard deviation of a standard normal cut at +-2: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
+constexpr double kCutAtTwoStd = 0.87962566103423978;
+
+Shape shape_of_dims(int dims) {
+  static const std::array<Shape, Shape::kMaxDims + 1> kOnes = {Shape{}, Shape{1}, Shape{1, 1},
+                                                               Shape{1, 1, 1}, Shape{1, 1, 1, 1}};
+  return kOnes[static_cast<size_t>(dims)];
+}
+
+// Standard normal cut at +-2, by rejection: attempt k draws from its own stream, so that the value
+// stays a function of the element's index. 4.6% of the draws are rejected.
+double truncated_normal(const RandomKey& key, uint64_t index) {
+  double z = key.normal(index);
+  for (uint64_t attempt = 1; std::abs(z) > 2; ++attempt) z = key.fold(attempt).normal(index);
+  return z / kCutAtTwoStd;
+}
+
+double initial_value(const Initializer& init, const RandomKey& key, uint64_t index) {
+  switch (init.kind) {
+    case Initializer::Kind::zeros:
+      return 0;
+    case Initializer::Kind::constant:
+      return init.value;
+    case Initializer::Kind::normal:
+      return init.value * key.normal(index);
+    case Initializer::Kind::truncated_normal:
+      return init.value * truncated_normal(key, index);
+  }
+  throw InternalError("unknown initialiser");
+}
+
+template <class T>
+void fill(T* out, const Parameter& parameter, const Slab& slab, const RandomKey& key) {
+  const Shape global = parameter.global_shape();
+  const int dims = global.dims();
+  std::array<int64_t, Shape::kMaxDims> at{};  // position inside the slab
+  const int64_t elements = slab.count.elements();
+  for (int64_t i = 0; i < elements; ++i) {
+    int64_t index = 0;
+    for (int d = 0; d < dims; ++d)
+      index = index * global[d] + slab.first[d] + at[static_cast<size_t>(d)];
+    out[i] = static_cast<T>(initial_value(parameter.init, key, static_cast<uint64_t>(index)));
+    for (int d = dims - 1; d >= 0; --d) {
+      if (++at[static_cast<size_t>(d)] < slab.count[d]) break;
+      at[static_cast<size_t>(d)] = 0;
+    }
+  }
+}
+
+}  // namespace
+
+const char* name_of(ParamKind kind) {
+  switch (kind) {
+    case ParamKind::weight:
+      return "weight";
+    case ParamKind::embedding:
+      return "embedding";
+    case ParamKind::bias:
+      return "bias";
+    case ParamKind::gain:
+      return "gain";
+    case ParamKind::scalar:
+      return "scalar";
+  }
+  return "?";
+}
+
+const char* name_of(AxisRole role) {
+  switch (role) {
+    case AxisRole::model:
+      return "model";
+    case AxisRole::heads:
+      return "heads";
+    case AxisRole::head:
+      return "head";
+    case AxisRole::ffn:
+      return "ffn";
+    case AxisRole::vocab:
+      return "vocab";
+    case AxisRole::position:
+      return "position";
+    case AxisRole::projection:
+      return "projection";
+    case AxisRole::fixed:
+      return "fixed";
+  }
+  return "?";
+}
+
+Shape Parameter::global_shape() const {
+  AMUR_CHECK(axes.size() <= Shape::kMaxDims, "{} has {} axes", name, axes.size());
+  Shape shape = shape_of_dims(static_cast<int>(axes.size()));
+  for (size_t i = 0; i < axes.size(); ++i) shape = shape.with(static_cast<int>(i), axes[i].size);
+  return shape;
+}
+
+int64_t Parameter::fan_in() const {
+  if (kind != ParamKind::weight || axes.empty()) return 1;
+  // A weight is [outputs..., inputs...]; its inputs are one axis, or the pair heads, head.
+  int64_t inputs = axes.back().size;
+  if (axes.back().role == AxisRole::head && axes.size() >= 2 &&
+      axes[axes.size() - 2].role == AxisRole::heads)
+    inputs *= axes[axes.size() - 2].size;
+  return inputs;
+}
+
+Slab slab_of(const Parameter& parameter, int tp_rank, int tp_size) {
+  AMUR_CHECK(tp_rank >= 0 && tp_rank < tp_size, "tp rank {} of {}", tp_rank, tp_size);
+  Slab slab;
+  slab.count = parameter.global_shape();
+  slab.first = shape_of_dims(slab.count.dims());
+  for (int d = 0; d < slab.first.dims(); ++d) slab.first = slab.first.with(d, 0);
+  const int axis = parameter.sharding.axis;
+  if (axis < 0) return slab;
+  AMUR_CHECK(axis < slab.count.dims(), "{}: sharded on axis {} of {}", parameter.name, axis,
+             slab.count.text());
+  const int64_t size = slab.count[axis];
+  const int64_t first = size * tp_rank / tp_size;
+  slab.first = slab.first.with(axis, first);
+  slab.count = slab.count.with(axis, size * (tp_rank + 1) / tp_size - first);
+  return slab;
+}
+
+Parameter& ParameterSet::add(Parameter parameter) {
+  AMUR_CHECK(!parameter.name.empty(), "a parameter without a name");
+  AMUR_CHECK(!find(parameter.name), "two parameters are called {}", parameter.name);
+  return items_.emplace_back(std::move(parameter));
+}
+
+Parameter* ParameterSet::find(std::string_view name) {
+  for (Parameter& p : items_)
+    if (p.name == name) return &p;
+  return nullptr;
+}
+
+int64_t ParameterSet::global_elements() const {
+  int64_t n = 0;
+  for (const Parameter& p : items_) n += p.global_elements();
+  return n;
+}
+
+void ParameterSet::allocate(DType dtype, Device device, int tp_rank, int tp_size) {
+  for (Parameter& p : items_) p.value = Tensor(slab_of(p, tp_rank, tp_size).count, dtype, device);
+}
+
+void ParameterSet::initialise(uint64_t seed, int tp_rank, int tp_size) {
+  const RandomKey weights = RandomKey(seed).fold(static_cast<uint64_t>(RandomPurpose::weights));
+  for (Parameter& p : items_) {
+    const Slab slab = slab_of(p, tp_rank, tp_size);
+    AMUR_CHECK(p.value.defined() && p.value.shape() == slab.count, "{}: allocated as {}, shard {}",
+               p.name, p.value.shape().text(), slab.count.text());
+    const RandomKey key = weights.fold(fnv1a(p.name));
+    const bool on_host = p.value.device() == Device::cpu();
+    Tensor staging;
+    if (!on_host) staging = Tensor(slab.count, p.value.dtype());
+    const TensorView host = on_host ? p.value.view() : staging.view();
+    dispatch_f32_f64(p.value.dtype(), "initialise",
+                     [&]<class T>() { fill(host.as<T>(), p, slab, key); });
+    if (!on_host) {
+      const Stream stream(p.value.device());
+      copy(p.value, staging, stream);
+      stream.synchronize();  // the staging buffer goes away
+    }
+  }
+}
+
+}  // namespace amur
