@@ -1,0 +1,12 @@
+// Facts about this process from the operating system.
+#pragma once
+
+#include <cstddef>
+
+namespace amur {
+
+// Resident memory in bytes, now and at its highest; 0 where the system does not tell.
+size_t resident_bytes();
+size_t peak_resident_bytes();
+
+}  // namespace amur

@@ -1,0 +1,91 @@
+#include "src/train/embedding_model.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/elementwise.h"
+
+namespace amur {
+namespace {
+
+Parameter scalar_parameter(const std::string& name, bool learn) {
+  Parameter p;
+  p.name = name;
+  p.kind = ParamKind::scalar;
+  p.axes = {{1, AxisRole::fixed}};
+  p.decay_multiplier = 0;
+  p.frozen = !learn;
+  return p;
+}
+
+double scalar_value(const Parameter& p) {
+  return dispatch_f32_f64(p.value.dtype(), "scalar",
+                          [&]<class T>() { return static_cast<double>(p.value.as<T>()[0]); });
+}
+
+void set_scalar(Parameter& p, double value) {
+  dispatch_f32_f64(p.value.dtype(), "scalar",
+                   [&]<class T>() { p.value.as<T>()[0] = static_cast<T>(value); });
+}
+
+}  // namespace
+
+EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, int tp_rank, int tp_size)
+    : dtype_(activation_dtype(precision)),
+      tp_rank_(tp_rank),
+      tp_size_(tp_size),
+      initial_log_scale_(std::log(config.loss.scale)),
+      initial_bias_(config.loss.bias) {
+  AMUR_CHECK(config.model.vocab > 0, "the vocabulary's size is not set");
+  if (config.model.towers == TowerKind::shared) {
+    query_ = std::make_unique<Encoder>(config.model, "encoder", parameters_);
+  } else {
+    query_ = std::make_unique<Encoder>(config.model, "query_encoder", parameters_);
+    document_ = std::make_unique<Encoder>(config.model, "document_encoder", parameters_);
+  }
+  log_scale_ = &parameters_.add(scalar_parameter("loss.log_scale", config.loss.learn_scale));
+  if (config.loss.kind == LossKind::siglip)
+    loss_bias_ = &parameters_.add(scalar_parameter("loss.bias", config.loss.learn_bias));
+  parameters_.allocate(parameters_dtype(), Device::cpu(), tp_rank, tp_size);
+}
+
+void EmbeddingModel::initialise(uint64_t seed) {
+  parameters_.initialise(seed, tp_rank_, tp_size_);
+  set_scalar(*log_scale_, initial_log_scale_);
+  if (loss_bias_) set_scalar(*loss_bias_, initial_bias_);
+}
+
+double EmbeddingModel::log_scale_value() const { return scalar_value(*log_scale_); }
+
+double EmbeddingModel::loss_bias_value() const {
+  return loss_bias_ ? scalar_value(*loss_bias_) : 0.0;
+}
+
+void EmbeddingModel::clamp_scale(double scale_max) {
+  set_scalar(*log_scale_, std::clamp(log_scale_value(), 0.0, std::log(scale_max)));
+}
+
+void EmbeddingModel::assign_from(EmbeddingModel& other) {
+  AMUR_CHECK(parameters_.size() == other.parameters_.size(), "{} and {} parameters",
+             parameters_.size(), other.parameters_.size());
+  for (size_t i = 0; i < parameters_.size(); ++i)
+    cast(other.parameters_[i].value, parameters_[i].value);
+}
+
+std::string EmbeddingModel::interchange_class(const ModelConfig& m) {
+  if (m.towers == TowerKind::separate)
+    return "none (separate towers: the two encoders can be handed over one by one)";
+  if (m.layers == 0) return "a static embedding model (sentence-transformers StaticEmbedding)";
+  const bool layer_norm = m.norm == NormKind::layer;
+  if (m.norm_position == NormPosition::post && m.position == PositionKind::learned && layer_norm &&
+      m.activation == ActivationKind::gelu && m.bias)
+    return "a BERT encoder (transformers BertModel)";
+  if (m.norm_position == NormPosition::pre && m.position == PositionKind::rotary && layer_norm &&
+      m.activation == ActivationKind::geglu && !m.bias)
+    return "a ModernBERT encoder (transformers ModernBertModel)";
+  return "none (the BERT class needs norm_position post, position learned, norm layer, activation "
+         "gelu, bias true; the ModernBERT class norm_position pre, position rotary, norm layer, "
+         "activation geglu, bias false; a static embedding model layers 0)";
+}
+
+}  // namespace amur

@@ -1,0 +1,60 @@
+// The model that is trained: one or two encoder towers, and the temperature and bias of the loss.
+#pragma once
+
+#include <memory>
+
+#include "src/model/encoder.h"
+#include "src/train/config.h"
+
+namespace amur {
+
+constexpr DType activation_dtype(Precision precision) {
+  switch (precision) {
+    case Precision::fp32: return DType::f32;
+    case Precision::bf16: return DType::bf16;
+    case Precision::fp64: return DType::f64;
+  }
+  return DType::f32;
+}
+
+class EmbeddingModel {
+ public:
+  // Allocates the parameters for tp rank `tp_rank`, not initialised. `config.model.vocab` must be set.
+  EmbeddingModel(const Config& config, Precision precision, int tp_rank = 0, int tp_size = 1);
+
+  // Fills the parameters from the seed; temperature and bias from `loss.*`.
+  void initialise(uint64_t seed);
+
+  ParameterSet& parameters() { return parameters_; }
+  // Towers: 0 for queries, 1 for documents; the same encoder where they are shared.
+  Encoder& tower(int which) { return which == 1 && document_ ? *document_ : *query_; }
+  bool separate_towers() const { return document_ != nullptr; }
+  int64_t embedding_size() const { return query_->embedding_size(); }
+  DType dtype() const { return dtype_; }                               // of activations
+  DType parameters_dtype() const { return parameter_dtype(dtype_); }   // and of embeddings
+
+  // t = log of the scale, and the bias of SigLIP: parameters of kind scalar.
+  Parameter& log_scale() { return *log_scale_; }
+  Parameter* loss_bias() { return loss_bias_; }  // null for InfoNCE
+  double log_scale_value() const;
+  double loss_bias_value() const;
+  // Keeps t in [0, log(scale_max)].
+  void clamp_scale(double scale_max);
+
+  // Copies all parameters from a model of the same configuration and another precision.
+  void assign_from(EmbeddingModel& other);
+
+  // "static embedding model", "BERT", "ModernBERT", or why it is none of them.
+  static std::string interchange_class(const ModelConfig& config);
+
+ private:
+  DType dtype_;
+  int tp_rank_, tp_size_;
+  double initial_log_scale_, initial_bias_;
+  ParameterSet parameters_;
+  std::unique_ptr<Encoder> query_, document_;
+  Parameter* log_scale_ = nullptr;
+  Parameter* loss_bias_ = nullptr;
+};
+
+}  // namespace amur

@@ -1,0 +1,110 @@
+#include "src/train/session.h"
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "comm/runtime.h"
+#include "kernels/gemm.h"
+#include "src/core/log.h"
+
+namespace amur {
+
+std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend,
+                                        Runtime& runtime) {
+  runtime.set_threads(static_cast<int>(config.parallel.threads));
+  set_compute_threads(runtime.threads());
+  RuntimeOptions options;
+  options.liveness_seconds = config.runtime.liveness_seconds;
+  options.progress_seconds = config.runtime.progress_seconds;
+  options.check_collectives = config.runtime.check_collectives;
+  runtime.start_watchdog(options);
+  if (config.parallel.tp != 1)
+    throw UsageError("parallel.tp: {}: this version trains data-parallel only; use 1",
+                     config.parallel.tp);
+  GridShape shape;
+  shape.tp = static_cast<int>(config.parallel.tp);
+  shape.dp = config.parallel.dp > 0 ? static_cast<int>(config.parallel.dp)
+                                    : runtime.size() / shape.tp;
+  return std::make_unique<ProcessGrid>(runtime, shape, backend);
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& data,
+                                          Communicator& world) {
+  std::string bytes, error;
+  if (world.rank() == 0) {
+    try {
+      if (!config.data.tokenizer_model.empty()) {
+        std::ifstream file(config.data.tokenizer_model, std::ios::binary);
+        if (!file)
+          throw IoError("data.tokenizer_model: cannot open '{}'", config.data.tokenizer_model);
+        bytes.assign(std::istreambuf_iterator<char>(file), {});
+      } else {
+        int64_t id = 0;
+        size_t part = 0;
+        RawSample sample;
+        // Queries and all positives, one text after the other.
+        const auto next = [&](std::string& text) {
+          while (true) {
+            if (part == 0) {
+              if (id == data.samples()) return false;
+              sample = data.sample(id++);
+              text = sample.query;
+            } else {
+              text = sample.positives[part - 1];
+            }
+            part = part == sample.positives.size() ? 0 : part + 1;
+            return true;
+          }
+        };
+        bytes = Tokenizer::train(config.data, next)->serialised();
+      }
+    } catch (const Error& e) {
+      error = e.what();
+    }
+  }
+  agree_or_throw<IoError>(world, error);
+  world.broadcast(bytes, 0);
+  return Tokenizer::from_bytes(std::move(bytes), config.data.tokenizer_model.empty()
+                                                     ? "the vocabulary just trained"
+                                                     : config.data.tokenizer_model);
+}
+
+std::string resolve_checkpoint(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  if (!fs::is_directory(path, ignored)) return path;
+  for (const fs::path& dir : {fs::path(path) / "checkpoints", fs::path(path)})
+    if (fs::is_directory(dir, ignored))
+      if (auto newest = Checkpoint::newest_complete(dir.string())) return *newest;
+  throw UsageError("'{}' holds no complete checkpoint: give a checkpoint file or a run folder", path);
+}
+
+Config checkpoint_config(const std::string& path, const std::vector<std::string>& overrides) {
+  const std::string file = resolve_checkpoint(path);
+  const CheckpointInfo info = Checkpoint::read_info(file);
+  const Config saved = parse_config(info.config_yaml, file, {});
+  Config config = parse_config(info.config_yaml, file, overrides);
+  for (const ConfigDifference& d : compare_configs(saved, config))
+    if (d.key.starts_with("model."))
+      throw UsageError("--set {}={}: the model in '{}' has {}; it cannot be changed here", d.key,
+                       d.now, file, d.saved);
+  return config;
+}
+
+TrainedModel load_trained_model(const std::string& path, const std::vector<std::string>& overrides,
+                                ProcessGrid& grid) {
+  TrainedModel t;
+  const std::string file = resolve_checkpoint(path);
+  t.info = Checkpoint::read_info(file, &grid);
+  t.config = checkpoint_config(file, overrides);
+  if (t.info.tokenizer.empty()) throw IoError("'{}' holds no tokenizer", file);
+  t.tokenizer = Tokenizer::from_bytes(t.info.tokenizer.begin()->second, file);
+  t.config.model.vocab = t.tokenizer->vocab_size();
+  t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, grid.tp_rank(),
+                                             grid.shape().tp);
+  Checkpoint::load(file, t.model->parameters(), {}, grid);
+  return t;
+}
+
+}  // namespace amur

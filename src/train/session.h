@@ -1,0 +1,41 @@
+// What several commands begin with: the process grid, the vocabulary, a model from a checkpoint.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/process_grid.h"
+#include "src/train/checkpoint.h"
+#include "src/train/data.h"
+#include "src/train/embedding_model.h"
+
+namespace amur {
+
+class Runtime;
+
+// Starts the watchdog and the compute threads as configured and lays the ranks out.
+std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend,
+                                        Runtime& runtime);
+
+// The vocabulary of `data.tokenizer_model`, or one trained on the training split by rank 0. Collective.
+std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& data,
+                                          Communicator& world);
+
+// A model as a checkpoint holds it, without optimizer state.
+struct TrainedModel {
+  CheckpointInfo info;
+  Config config;  // the checkpoint's, with `overrides` applied
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<EmbeddingModel> model;
+};
+
+// `path` is a checkpoint file, or a run folder (its newest complete checkpoint). Throws UsageError
+// where an override would change the model. Collective.
+TrainedModel load_trained_model(const std::string& path, const std::vector<std::string>& overrides,
+                                ProcessGrid& grid);
+// The configuration of a checkpoint alone, for `start_grid`.
+std::string resolve_checkpoint(const std::string& path);
+Config checkpoint_config(const std::string& path, const std::vector<std::string>& overrides);
+
+}  // namespace amur

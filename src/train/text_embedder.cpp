@@ -1,0 +1,100 @@
+#include "src/train/text_embedder.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "comm/runtime.h"
+#include "kernels/embedding.h"
+#include "kernels/rows.h"
+#include "src/train/batch.h"
+
+namespace amur {
+namespace {
+
+// What a text is taken to cost before anyone has tokenized it.
+int64_t estimated_tokens(const std::string& text, int64_t max_length) {
+  return std::min<int64_t>(max_length, 2 + static_cast<int64_t>(text.size()) / 3);
+}
+
+}  // namespace
+
+TextEmbedder::TextEmbedder(EmbeddingModel& model, const Tokenizer& tokenizer, const Config& config,
+                           Communicator& dp, Runtime& runtime)
+    : model_(model), tokenizer_(tokenizer), config_(config), dp_(dp), runtime_(runtime) {}
+
+Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
+  const int64_t max_length = config_.model.max_length;
+  const int64_t budget =
+      config_.eval.chunk_tokens > 0 ? config_.eval.chunk_tokens : config_.train.chunk_tokens;
+
+  // The global plan: texts by length, cut into chunks that are dealt to the ranks in turn.
+  std::vector<int32_t> order(texts.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return texts[static_cast<size_t>(a)].size() > texts[static_cast<size_t>(b)].size();
+  });
+  std::vector<size_t> starts;  // of chunks, in `order`
+  int64_t filled = budget;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const int64_t cost = estimated_tokens(texts[static_cast<size_t>(order[i])], max_length);
+    if (filled + cost > budget) {
+      starts.push_back(i);
+      filled = 0;
+    }
+    filled += cost;
+  }
+  const size_t chunks = starts.size();
+  starts.push_back(order.size());
+
+  const auto ranks = static_cast<size_t>(dp_.size());
+  std::vector<int64_t> counts(ranks, 0);
+  std::vector<int32_t> gathered_order;  // text of each gathered row
+  for (size_t r = 0; r < ranks; ++r)
+    for (size_t c = r; c < chunks; c += ranks) {
+      counts[r] += static_cast<int64_t>(starts[c + 1] - starts[c]);
+      gathered_order.insert(gathered_order.end(), order.begin() + static_cast<long>(starts[c]),
+                            order.begin() + static_cast<long>(starts[c + 1]));
+    }
+
+  const DType dtype = model_.parameters_dtype();
+  const int64_t width = model_.embedding_size();
+  const auto mine = static_cast<size_t>(dp_.rank());
+  Tensor gathered({static_cast<int64_t>(texts.size()), width}, dtype);
+  int64_t row = std::accumulate(counts.begin(), counts.begin() + dp_.rank(), int64_t{0});
+  const int64_t first_row = row;
+  for (size_t c = mine; c < chunks; c += ranks) {
+    runtime_.set_phase(fmt::format("embedding texts, chunk {}/{}", c + 1, chunks));
+    LocalBatch batch;
+    Chunk chunk;
+    for (size_t i = starts[c]; i < starts[c + 1]; ++i) {
+      TextUnit unit;
+      unit.first = static_cast<int32_t>(batch.tokens.size());
+      truncated_ += tokenizer_.encode(texts[static_cast<size_t>(order[i])], max_length, batch.tokens);
+      unit.length = static_cast<int32_t>(batch.tokens.size()) - unit.first;
+      chunk.units.push_back(static_cast<int32_t>(batch.queries.size()));
+      batch.queries.push_back(unit);
+    }
+    chunk.tokens = static_cast<int64_t>(batch.tokens.size());
+    tokens_ += chunk.tokens;
+    const PackedChunk packed(batch, chunk, nullptr);
+    const ChunkView view = packed.view();
+    ScratchScope scope(scratch_);
+    const int64_t sequences = view.sequences();
+    TensorView norms = scope.tensor({sequences}, dtype);
+    Context context;
+    context.chunk = &view;
+    context.scratch = &scratch_;
+    context.dtype = model_.dtype();
+    TensorView h = gathered.view().slice(row, sequences);
+    model_.tower(tower).forward(context, h);
+    normalise_forward(h, h, norms);
+    row += sequences;
+  }
+  dp_.all_gather(gathered.view().slice(first_row, counts[mine]), gathered, counts);
+  Tensor result(gathered.shape(), dtype);
+  scatter_rows(gathered, gathered_order, result);
+  return result;
+}
+
+}  // namespace amur

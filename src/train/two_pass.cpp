@@ -1,0 +1,202 @@
+#include "src/train/two_pass.h"
+
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "comm/runtime.h"
+#include "kernels/elementwise.h"
+#include "kernels/rows.h"
+#include "src/train/optimizer.h"
+#include "src/train/stopwatch.h"
+
+namespace amur {
+
+TwoPass::TwoPass(EmbeddingModel& model, const Config& config, Communicator& dp, Runtime& runtime,
+                 std::function<bool()> stop_requested)
+    : model_(model),
+      config_(config),
+      dp_(dp),
+      runtime_(runtime),
+      stop_requested_(std::move(stop_requested)) {
+  loss_stage_ = [this](const ContrastiveInput& input, TensorView dq, TensorView dk) {
+    return contrastive_loss(config_.loss, model_.log_scale_value(), model_.loss_bias_value(), input,
+                            dq, dk, dp_);
+  };
+}
+
+Context TwoPass::context(const ChunkView& view, bool keep) {
+  Context c;
+  c.chunk = &view;
+  c.saved = keep ? &saved_ : nullptr;
+  c.scratch = &scratch_;
+  c.dtype = model_.dtype();
+  c.training = true;
+  return c;
+}
+
+// Cuts the batch into chunks and decides which of them keep their activations: the last ones of pass
+// 1, as many as the budget holds.
+void TwoPass::plan() {
+  const auto queries = static_cast<int32_t>(batch_->queries.size());
+  chunks_.clear();
+  for (Chunk& chunk :
+       plan_chunks(*batch_, config_.train.chunk_tokens, model_.separate_towers())) {
+    PlannedChunk planned;
+    planned.tower = chunk.units.front() < queries ? 0 : 1;
+    planned.chunk = std::move(chunk);
+    chunks_.push_back(std::move(planned));
+  }
+  auto left = static_cast<size_t>(config_.train.activation_budget);
+  for (auto it = chunks_.rbegin(); it != chunks_.rend(); ++it) {
+    const size_t bytes = model_.tower(it->tower).saved_bytes(
+        it->chunk.tokens, static_cast<int64_t>(it->chunk.units.size()), model_.dtype());
+    if (bytes > left) break;
+    left -= bytes;
+    it->keep = true;
+  }
+}
+
+// Embeds one chunk; its unit vectors and norms go to their rows.
+void TwoPass::forward(PlannedChunk& planned, bool keep) {
+  auto packed = std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_);
+  const ChunkView view = packed->view();
+  ScratchScope scope(scratch_);
+  const DType dtype = model_.parameters_dtype();
+  const int64_t sequences = view.sequences();
+  TensorView h = scope.tensor({sequences, model_.embedding_size()}, dtype);  // [S, e]
+  TensorView norm = scope.tensor({sequences}, dtype);                        // [S]
+  model_.tower(planned.tower).forward(context(view, keep), h);
+  normalise_forward(h, h, norm);
+  scatter_rows(h, planned.chunk.units, embeddings_);
+  scatter_rows(norm, planned.chunk.units, norms_);
+  if (keep) planned.packed = std::move(packed);
+}
+
+BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& times) {
+  Stopwatch watch;
+  batch_ = &batch;
+  step_key_ = RandomKey(config_.train.seed)
+                  .fold(static_cast<uint64_t>(RandomPurpose::dropout))
+                  .fold(static_cast<uint64_t>(step));
+  saved_.rewind(0);
+  plan();
+
+  BatchGradient result;
+  const auto units = static_cast<int64_t>(batch.queries.size() + batch.documents.size());
+  const DType dtype = model_.parameters_dtype();
+  embeddings_ = Tensor({units, model_.embedding_size()}, dtype);
+  norms_ = Tensor({units}, dtype);
+  result.texts = units;
+  result.chunks = static_cast<int64_t>(chunks_.size());
+
+  bool stop = false;
+  for (size_t i = 0; i < chunks_.size() && !stop; ++i) {
+    PlannedChunk& planned = chunks_[i];
+    runtime_.set_phase(fmt::format("step {}, pass 1, chunk {}/{}", step + 1, i + 1, chunks_.size()));
+    forward(planned, planned.keep);
+    result.tokens += planned.chunk.tokens;
+    if (!planned.keep) ++result.recomputed;
+    int64_t squares = 0;
+    for (int32_t unit : planned.chunk.units) {
+      const int64_t length = unit < static_cast<int32_t>(batch.queries.size())
+                                 ? batch.queries[unit].length
+                                 : batch.documents[unit - batch.queries.size()].length;
+      squares += length * length;
+    }
+    result.forward_flops += model_.tower(planned.tower).forward_flops(planned.chunk.tokens, squares);
+    stop = stop_requested_ && stop_requested_();
+  }
+  times.pass1 += watch.lap();
+
+  runtime_.set_phase(fmt::format("step {}, loss stage", step + 1));
+  if (stop_requested_ && !dp_.all_agree(!stop)) {
+    result.abandoned = true;
+    chunks_.clear();
+    saved_.rewind(0);
+    return result;
+  }
+  run_loss_stage(result);
+  times.loss += watch.lap();
+  return result;
+}
+
+void TwoPass::run_loss_stage(BatchGradient& result) {
+  const auto queries = static_cast<int64_t>(batch_->queries.size());
+  const auto documents = static_cast<int64_t>(batch_->documents.size());
+  query_ids_.clear();
+  document_ids_.clear();
+  for (const TextUnit& u : batch_->queries) query_ids_.push_back(u.text_id);
+  for (const TextUnit& u : batch_->documents) document_ids_.push_back(u.text_id);
+
+  ContrastiveInput input;
+  input.queries = embeddings_.view().slice(0, queries);
+  input.documents = embeddings_.view().slice(queries, documents);
+  input.query_ids = query_ids_;
+  input.document_ids = document_ids_;
+  input.positive = batch_->positive;
+  input.other_first = batch_->other_first;
+  input.other_positives = batch_->other_positives;
+
+  gradients_ = Tensor(embeddings_.shape(), embeddings_.dtype());
+  result.loss = loss_stage_(input, gradients_.view().slice(0, queries),
+                            gradients_.view().slice(queries, documents));
+  // dL/dz becomes dL/dh on its owner.
+  normalise_backward(gradients_, embeddings_, norms_, gradients_);
+
+  // Asked here, before anything is accumulated: a GEMM into the momentum cannot be undone.
+  const double squares = sum_of_squares(gradients_);
+  const bool finite = std::isfinite(result.loss.loss) && std::isfinite(squares) &&
+                      std::isfinite(result.loss.scale_gradient);
+  result.finite = dp_.all_agree(finite);
+  if (!result.finite) {
+    chunks_.clear();
+    saved_.rewind(0);
+    return;
+  }
+  result.gradient_norm = std::sqrt(dp_.sum(squares));
+  result.clip = clip_factor(config_.optimizer, result.gradient_norm);
+  if (result.clip != 1) scale(result.clip, gradients_);
+  scale_gradient_ = result.clip * result.loss.scale_gradient;
+  bias_gradient_ = result.clip * result.loss.bias_gradient;
+}
+
+namespace {
+
+void accumulate_scalar(Parameter* p, double gradient) {
+  if (!p || !p->sink.defined()) return;
+  dispatch_f32_f64(p->sink.dtype(), "scalar gradient", [&]<class T>() {
+    p->sink.as<T>()[0] += static_cast<T>(p->sink_scale * gradient);
+  });
+}
+
+}  // namespace
+
+void TwoPass::pass2(StepTimes& times) {
+  Stopwatch watch;
+  const size_t count = chunks_.size();
+  for (size_t i = count; i-- > 0;) {
+    PlannedChunk& planned = chunks_[i];
+    runtime_.set_phase(fmt::format("pass 2, chunk {}/{}", count - i, count));
+    ScratchScope scope(scratch_);
+    const auto sequences = static_cast<int64_t>(planned.chunk.units.size());
+    TensorView h = scope.tensor({sequences, model_.embedding_size()}, model_.parameters_dtype());
+    if (!planned.keep) {
+      planned.packed = std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_);
+      const ChunkView view = planned.packed->view();
+      model_.tower(planned.tower).forward(context(view, true), h);
+    }
+    const ChunkView view = planned.packed->view();
+    gather_rows(gradients_, planned.chunk.units, h);
+    model_.tower(planned.tower).backward(context(view, true), h);
+    planned.packed.reset();
+  }
+  if (dp_.rank() == 0) {
+    accumulate_scalar(&model_.log_scale(), scale_gradient_);
+    accumulate_scalar(model_.loss_bias(), bias_gradient_);
+  }
+  chunks_.clear();
+  times.pass2 += watch.lap();
+}
+
+}  // namespace amur

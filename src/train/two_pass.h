@@ -1,0 +1,91 @@
+// The gradient of one global batch in two passes (GradCache, arXiv 2101.06983): embeddings of all
+// chunks, one loss stage, then each chunk backward from its cached gradient.
+//
+// Exact for any number of ranks and chunks: the loss sees the whole global batch, chunk gradients are
+// summed, and dropout masks are the same in both passes. Chunks are visited in reverse order in pass
+// 2 and the chunks that keep their activations are the last ones of pass 1, so the order of
+// accumulation, and with it every bit of the result, does not depend on the activation budget.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "src/train/batch.h"
+#include "src/train/contrastive_loss.h"
+#include "src/train/embedding_model.h"
+
+namespace amur {
+
+class Runtime;
+
+// Seconds of one step.
+struct StepTimes {
+  double data = 0, pass1 = 0, loss = 0, pass2 = 0, sync = 0, update = 0;
+};
+
+struct BatchGradient {
+  ContrastiveOutput loss;
+  bool finite = true;       // false, on every rank: nothing was accumulated
+  bool abandoned = false;   // a stop was asked for during pass 1, on some rank: nothing was done
+  double gradient_norm = 0; // global norm of dL/dh over all texts, before clipping
+  double clip = 1;          // factor that was applied
+  int64_t chunks = 0, recomputed = 0;  // of this rank
+  int64_t tokens = 0, texts = 0;       // of this rank
+  double forward_flops = 0;            // of one forward, this rank
+};
+
+class TwoPass {
+ public:
+  // `stop_requested` is asked between chunks of pass 1; null: never.
+  TwoPass(EmbeddingModel& model, const Config& config, Communicator& dp, Runtime& runtime,
+          std::function<bool()> stop_requested = nullptr);
+
+  // Pass 1 and the loss stage. The batch must stay alive until `pass2`. Collective.
+  BatchGradient pass1(const LocalBatch& batch, int64_t step, StepTimes& times);
+  // Pass 2: adds this rank's gradients to the sinks of the parameters; temperature and bias (complete
+  // in the loss stage) on dp rank 0 only. Not collective. Must follow a finite pass 1.
+  void pass2(StepTimes& times);
+
+  // Replaces `contrastive_loss`: how `amur verify-grad --break` makes the mistakes that its
+  // certificate must catch.
+  using LossStage =
+      std::function<ContrastiveOutput(const ContrastiveInput&, TensorView dq, TensorView dk)>;
+  void set_loss_stage(LossStage stage) { loss_stage_ = std::move(stage); }
+
+  size_t activation_peak_bytes() const { return saved_.peak_bytes(); }
+
+ private:
+  struct PlannedChunk {
+    Chunk chunk;
+    int tower = 0;
+    bool keep = false;
+    std::unique_ptr<PackedChunk> packed;  // of kept chunks, between the passes
+  };
+  void plan();
+  void forward(PlannedChunk& planned, bool keep);
+  void run_loss_stage(BatchGradient& result);
+  Context context(const ChunkView& view, bool keep);
+
+  EmbeddingModel& model_;
+  const Config& config_;
+  Communicator& dp_;
+  Runtime& runtime_;
+  std::function<bool()> stop_requested_;
+  LossStage loss_stage_;
+
+  const LocalBatch* batch_ = nullptr;
+  std::optional<RandomKey> step_key_;
+  std::vector<PlannedChunk> chunks_;
+  SavedTensors saved_, scratch_;
+  // Rows: this rank's queries, then its documents.
+  Tensor embeddings_;  // [b_r + n_r, e] unit vectors
+  Tensor norms_;       // [b_r + n_r]
+  Tensor gradients_;   // [b_r + n_r, e] dL/dz, then dL/dh
+  std::vector<uint64_t> query_ids_, document_ids_;
+  double scale_gradient_ = 0, bias_gradient_ = 0;
+};
+
+}  // namespace amur
