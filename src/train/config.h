@@ -1,6 +1,6 @@
 // The configuration of a run: one struct a section, one key a member.
 //
-// Every key is declared once, in config.cpp, with default, range and a line of documentation; parser,
+// Every key is declared once, in config_keys.cpp, with default, range and a line of documentation; parser,
 // `--help`, docs/configuration.md and the start-up banner are generated from the declaration.
 #pragma once
 
@@ -158,6 +158,8 @@ Config parse_config(const std::string& yaml, const std::string& origin,
 std::string to_yaml(const Config& config);
 // docs/configuration.md.
 std::string configuration_reference();
+// Every key with its default and meaning, one a line, for --help.
+std::string configuration_summary();
 
 // How a key may change on resume: `fixed` keys decide the model or the data order.
 struct ConfigDifference {
