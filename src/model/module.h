@@ -3,7 +3,8 @@
 //
 // A module keeps no state between forward and backward: everything lies in `SavedTensors`, a strict
 // stack, so that one encoder can run many chunks before any backward, keep some chunks' activations
-// and recompute others. Input gradients are set, weight gradients are added to the parameter's sink.
+// and recompute others. Input gradients are set, weight gradients are added to the parameter's
+// sink.
 #pragma once
 
 #include <memory>
@@ -14,19 +15,26 @@
 
 namespace amur {
 
-// A stack of tensors in large blocks; pointers stay valid until popped. Blocks are kept for reuse.
+// A stack of tensors in large blocks, which are kept for reuse.
 class SavedTensors {
  public:
-  explicit SavedTensors(Device device = Device::cpu(), size_t block_bytes = size_t{8} << 20);
-  // `owner` is checked by `pop`: a module must pop what it pushed, last first.
+  explicit SavedTensors(Device device = Device::cpu(), size_t block_bytes = size_t{32} << 20);
+  // Not initialised, 64-byte aligned.
   TensorView push(const void* owner, Shape shape, DType dtype);
+  // Takes the newest tensor, which `owner` must have pushed. It stays readable and writable until
+  // the next push.
   TensorView pop(const void* owner);
+  // The newest tensor that `owner` has pushed, left where it is.
+  TensorView peek(const void* owner) const;
   // Forget everything pushed since `mark`.
   size_t mark() const { return entries_.size(); }
   void rewind(size_t mark);
-  size_t bytes() const { return bytes_; }        // in use now (each tensor rounded up to 64)
+  size_t bytes() const { return bytes_; }  // in use now, as `rounded_bytes` counts
   size_t peak_bytes() const { return peak_; }
-  void release_blocks();                          // gives the memory back; must be empty
+  void release_blocks();  // gives the memory back; must be empty
+
+  // What one tensor takes on the stack.
+  static size_t rounded_bytes(const Shape& shape, DType dtype);
 
  private:
   struct Block {
@@ -39,9 +47,11 @@ class SavedTensors {
     size_t block;
     size_t offset;
   };
+  void drop_newest();
+
   Device device_;
   size_t block_bytes_;
-  std::vector<Block> blocks_;
+  std::vector<Block> blocks_;  // those behind current_ are empty
   std::vector<Entry> entries_;
   size_t current_ = 0, bytes_ = 0, peak_ = 0;
 };
@@ -54,6 +64,14 @@ struct ChunkView {
   int64_t sequences() const { return packed.sequences(); }
 };
 
+// The places of dropout inside a layer. Part of the key of a mask: never renumber.
+enum class DropoutPlace : uint64_t {
+  embeddings = 0,
+  attention_probabilities = 1,
+  attention_output = 2,
+  feed_forward_output = 3,
+};
+
 // Passed down through forward and backward.
 struct Context {
   const ChunkView* chunk = nullptr;
@@ -62,6 +80,11 @@ struct Context {
   DType dtype = DType::f32;         // of activations
   bool training = false;            // dropout on
   Stream stream;
+
+  // No dropout outside training.
+  DropoutSite dropout(double probability, uint64_t layer, DropoutPlace place) const {
+    return training ? DropoutSite{probability, layer, static_cast<uint64_t>(place)} : DropoutSite{};
+  }
 };
 
 // Rewinds the scratch stack at the end of a scope.

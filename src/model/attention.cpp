@@ -1,0 +1,195 @@
+#include "src/model/attention.h"
+
+#include <cmath>
+#include <utility>
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+
+namespace amur {
+
+namespace {
+
+Parameter& add_qkv_weight(const ModelConfig& config, const std::string& name,
+                          ParameterSet& parameters) {
+  Parameter p;
+  p.name = name + ".qkv.weight";
+  p.kind = ParamKind::weight;
+  p.axes = {{3, AxisRole::fixed},
+            {config.heads, AxisRole::heads},
+            {config.resolved_head_size(), AxisRole::head},
+            {config.hidden, AxisRole::model}};
+  p.sharding.axis = 1;
+  p.init = {Initializer::Kind::truncated_normal, config.init_std};
+  return parameters.add(std::move(p));
+}
+
+Parameter* add_qkv_bias(const ModelConfig& config, const std::string& name,
+                        ParameterSet& parameters) {
+  if (!config.bias) return nullptr;
+  Parameter p;
+  p.name = name + ".qkv.bias";
+  p.kind = ParamKind::bias;
+  p.axes = {{2, AxisRole::fixed},
+            {config.heads, AxisRole::heads},
+            {config.resolved_head_size(), AxisRole::head}};
+  p.sharding.axis = 1;
+  return &parameters.add(std::move(p));
+}
+
+Parameter* add_key_bias(const ModelConfig& config, const std::string& name,
+                        ParameterSet& parameters) {
+  if (!config.key_bias) return nullptr;
+  Parameter p;
+  p.name = name + ".key.bias";
+  p.kind = ParamKind::bias;
+  p.axes = {{config.heads, AxisRole::heads}, {config.resolved_head_size(), AxisRole::head}};
+  p.sharding.axis = 0;
+  // It adds the same number to all scores of a query, which the softmax does not see; unless keys
+  // are rotated, because then the number depends on the distance.
+  p.zero_gradient = config.position != PositionKind::rotary;
+  return &parameters.add(std::move(p));
+}
+
+Linear add_output(const ModelConfig& config, const std::string& name, ParameterSet& parameters) {
+  Parameter p;
+  p.name = name + ".output.weight";
+  p.kind = ParamKind::weight;
+  p.axes = {{config.hidden, AxisRole::model},
+            {config.heads, AxisRole::heads},
+            {config.resolved_head_size(), AxisRole::head}};
+  p.sharding.axis = 1;
+  p.init = {Initializer::Kind::truncated_normal, config.residual_std()};
+  Parameter& weight = parameters.add(std::move(p));
+  Parameter* bias = nullptr;
+  if (config.bias) {
+    Parameter b;
+    b.name = name + ".output.bias";
+    b.kind = ParamKind::bias;
+    b.axes = {{config.hidden, AxisRole::model}};
+    bias = &parameters.add(std::move(b));
+  }
+  return Linear(weight, bias, 2);
+}
+
+// Elements of part i of dimension 0, as a row.
+template <class View>
+View part(View view, int64_t i) {
+  return view.slice(i, 1).reshape({view.columns()});
+}
+template <class View>
+View flat(View view) {
+  return view.reshape({view.elements()});
+}
+
+}  // namespace
+
+Attention::Attention(const ModelConfig& config, int64_t layer, const std::string& name,
+                     ParameterSet& parameters)
+    : name_(name),
+      layer_(static_cast<uint64_t>(layer)),
+      scale_(1 / std::sqrt(static_cast<double>(config.resolved_head_size()))),
+      dropout_(config.attention_dropout),
+      rotary_(config.position == PositionKind::rotary),
+      rotary_base_(config.rotary_base),
+      qkv_weight_(&add_qkv_weight(config, name, parameters)),
+      qkv_bias_(add_qkv_bias(config, name, parameters)),
+      key_bias_(add_key_bias(config, name, parameters)),
+      qkv_(*qkv_weight_, nullptr, 1),
+      output_(add_output(config, name, parameters)) {}
+
+Shape Attention::heads_shape(int64_t tokens) const {
+  const Shape weight = local_shape(*qkv_weight_);
+  return {tokens, weight[1], weight[2]};
+}
+
+Shape Attention::qkv_shape(int64_t tokens) const {
+  const Shape weight = local_shape(*qkv_weight_);
+  return {tokens, 3, weight[1], weight[2]};
+}
+
+void Attention::forward(const Context& context, ConstTensorView n, TensorView y) const {
+  ScratchScope scratch(*context.scratch);
+  const PackedSequences& packed = context.chunk->packed;
+  const auto keep = [&](Shape shape, DType dtype) {
+    return context.saved ? context.saved->push(this, shape, dtype) : scratch.tensor(shape, dtype);
+  };
+  const Shape heads = heads_shape(n.rows());
+  const TensorView qkv = keep(qkv_shape(n.rows()), n.dtype());
+  const TensorView o = keep(heads, n.dtype());
+  const TensorView lse = keep({heads[0], heads[1]}, parameter_dtype(n.dtype()));
+
+  qkv_.forward(context, n, qkv);
+  add_biases(context, qkv);
+  if (rotary_) rotary(packed, rotary_base_, false, qkv, context.stream);
+  attention_forward(packed, qkv, scale_, dropout(context), o, lse, context.stream);
+  output_.forward(context, o, y);
+}
+
+void Attention::backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
+                         TensorView dn) const {
+  ScratchScope scratch(*context.scratch);
+  const PackedSequences& packed = context.chunk->packed;
+  const TensorView lse = context.saved->pop(this);
+  const TensorView o = context.saved->pop(this);
+  const TensorView qkv = context.saved->pop(this);
+  const TensorView d_o = scratch.tensor(o.shape(), o.dtype());
+  const TensorView dqkv = scratch.tensor(qkv.shape(), qkv.dtype());
+
+  output_.backward(context, o, dy, 0, d_o);
+  attention_backward(packed, d_o, qkv, o, lse, scale_, dropout(context), dqkv, context.stream);
+  if (rotary_) rotary(packed, rotary_base_, true, dqkv, context.stream);
+  accumulate_biases(context, dqkv);
+  qkv_.backward(context, n, dqkv, beta, dn);
+}
+
+// The biases as one row [3, H, hd], so that one kernel adds them all.
+void Attention::add_biases(const Context& context, TensorView qkv) const {
+  if (qkv_bias_ == nullptr && key_bias_ == nullptr) return;
+  ScratchScope scratch(*context.scratch);
+  const Shape shape = qkv_shape(1);
+  const DType dtype = qkv_weight_->value.dtype();
+  const TensorView row = scratch.tensor({3, shape.product(2, 4)}, dtype);
+  fill_zero(row, context.stream);
+  if (qkv_bias_ != nullptr) {
+    const ConstTensorView bias = qkv_bias_->value;
+    copy(part(row, 0), part(bias, 0), context.stream);
+    copy(part(row, 2), part(bias, 1), context.stream);
+  }
+  if (key_bias_ != nullptr)
+    copy(part(row, 1), flat(ConstTensorView(key_bias_->value)), context.stream);
+  add_bias(flat(row), qkv.reshape({qkv.rows(), qkv.columns()}), context.stream);
+}
+
+void Attention::accumulate_biases(const Context& context, ConstTensorView dqkv) const {
+  const TensorView qkv_sink = qkv_bias_ ? flat_sink(*qkv_bias_) : TensorView();
+  const TensorView key_sink = key_bias_ ? flat_sink(*key_bias_) : TensorView();
+  if (!qkv_sink.defined() && !key_sink.defined()) return;
+  ScratchScope scratch(*context.scratch);
+  const DType dtype = qkv_weight_->value.dtype();
+  const TensorView sums = scratch.tensor({3, dqkv.columns() / 3}, dtype);
+  fill_zero(sums, context.stream);
+  accumulate_column_sums(1, dqkv.reshape({dqkv.rows(), dqkv.columns()}), flat(sums),
+                         context.stream);
+  if (qkv_sink.defined()) {
+    const TensorView both = qkv_sink.reshape({2, sums.columns()});
+    axpy(qkv_bias_->sink_scale, part(sums, 0), part(both, 0), context.stream);
+    axpy(qkv_bias_->sink_scale, part(sums, 2), part(both, 1), context.stream);
+  }
+  if (key_sink.defined()) axpy(key_bias_->sink_scale, part(sums, 1), key_sink, context.stream);
+}
+
+size_t Attention::saved_bytes(int64_t tokens, DType dtype) const {
+  const Shape heads = heads_shape(tokens);
+  return SavedTensors::rounded_bytes(qkv_shape(tokens), dtype) +
+         SavedTensors::rounded_bytes(heads, dtype) +
+         SavedTensors::rounded_bytes({heads[0], heads[1]}, parameter_dtype(dtype));
+}
+
+double Attention::forward_flops(int64_t tokens, int64_t squared_lengths) const {
+  const Shape heads = heads_shape(1);
+  return qkv_.flops(tokens) + output_.flops(tokens) +
+         4.0 * static_cast<double>(squared_lengths) * static_cast<double>(heads.elements());
+}
+
+}  // namespace amur

@@ -1,0 +1,75 @@
+#include "src/model/embedding.h"
+
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+
+namespace amur {
+
+namespace {
+
+Parameter& add_table(ParameterSet& parameters, std::string name, Axis rows,
+                     const ModelConfig& config) {
+  Parameter table;
+  table.name = std::move(name);
+  table.kind = ParamKind::embedding;
+  table.axes = {rows, {config.hidden, AxisRole::model}};
+  table.init = {Initializer::Kind::normal, config.embedding_std};
+  return parameters.add(std::move(table));
+}
+
+TensorView table_sink(const Parameter& table) {
+  return table.frozen ? TensorView() : table.sink;
+}
+
+}  // namespace
+
+Embedding::Embedding(const ModelConfig& config, const std::string& name, ParameterSet& parameters)
+    : tokens_(&add_table(parameters, name + ".tokens", {config.vocab, AxisRole::vocab}, config)),
+      sinusoidal_(config.layers > 0 && config.position == PositionKind::sinusoidal),
+      dropout_(config.dropout) {
+  if (config.layers == 0) return;
+  if (config.position == PositionKind::learned)
+    positions_ = &add_table(parameters, name + ".positions",
+                            {config.max_length, AxisRole::position}, config);
+  norm_.emplace(config, name + ".norm", parameters);
+}
+
+void Embedding::lookup(const Context& context, TensorView x) const {
+  const ChunkView& chunk = *context.chunk;
+  embedding_forward(chunk.packed, chunk.ids, tokens_->value,
+                    positions_ ? positions_->value.view() : TensorView(), x, context.stream);
+  if (sinusoidal_) add_sinusoidal_positions(chunk.packed, x, context.stream);
+}
+
+void Embedding::forward(const Context& context, TensorView x) const {
+  ScratchScope scratch(*context.scratch);
+  lookup(context, x);
+  if (norm_) norm_->forward(context, x, x, norm_->statistics(scratch, x));
+  const DropoutSite site = dropout(context);
+  if (site.probability > 0)
+    dropout_add_forward(context.chunk->packed, site, x, {}, x, context.stream);
+}
+
+void Embedding::backward(const Context& context, TensorView dx) const {
+  ScratchScope scratch(*context.scratch);
+  const PackedSequences& packed = context.chunk->packed;
+  const DropoutSite site = dropout(context);
+  if (site.probability > 0) dropout_backward(packed, site, dx, dx, context.stream);
+  if (norm_) {
+    const TensorView x = scratch.tensor(dx.shape(), dx.dtype());
+    const TensorView y = scratch.tensor(dx.shape(), dx.dtype());
+    const NormStatistics statistics = norm_->statistics(scratch, x);
+    lookup(context, x);
+    norm_->forward(context, x, y, statistics);
+    norm_->backward(context, dx, x, statistics, {}, dx);
+  }
+  if (const TensorView sink = table_sink(*tokens_); sink.defined())
+    embedding_backward(packed, context.chunk->ids, dx, tokens_->sink_scale, sink, {},
+                       context.stream);
+  if (positions_ != nullptr)
+    if (const TensorView sink = table_sink(*positions_); sink.defined())
+      embedding_backward(packed, context.chunk->ids, dx, positions_->sink_scale, {}, sink,
+                         context.stream);
+}
+
+}  // namespace amur

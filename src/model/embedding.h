@@ -1,0 +1,37 @@
+// Token and position embeddings, with the norm and dropout behind them.
+#pragma once
+
+#include <optional>
+
+#include "src/model/norm.h"
+
+namespace amur {
+
+// Keeps nothing: the forward is a lookup, repeated where its output is needed again.
+class Embedding {
+ public:
+  // `<name>.tokens`, `<name>.positions` (learned), `<name>.norm.*`; with 0 layers only the first.
+  Embedding(const ModelConfig& config, const std::string& name, ParameterSet& parameters);
+
+  // x [T, d] activations
+  void forward(const Context& context, TensorView x) const;
+  // dx is overwritten.
+  void backward(const Context& context, TensorView dx) const;
+
+  Parameter& tokens() { return *tokens_; }
+  std::optional<Norm>& norm() { return norm_; }
+
+ private:
+  void lookup(const Context& context, TensorView x) const;
+  DropoutSite dropout(const Context& context) const {
+    return context.dropout(dropout_, 0, DropoutPlace::embeddings);
+  }
+
+  Parameter* tokens_;
+  Parameter* positions_ = nullptr;
+  std::optional<Norm> norm_;
+  bool sinusoidal_;
+  double dropout_;
+};
+
+}  // namespace amur

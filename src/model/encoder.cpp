@@ -1,0 +1,201 @@
+#include "src/model/encoder.h"
+
+#include <optional>
+#include <utility>
+
+#include "kernels/embedding.h"
+#include "src/model/attention.h"
+#include "src/model/embedding.h"
+#include "src/model/feed_forward.h"
+#include "src/model/linear.h"
+#include "src/model/residual_block.h"
+
+namespace amur {
+
+namespace {
+
+void check(const ModelConfig& c) {
+  if (c.hidden < 1) throw UsageError("model.hidden: must be at least 1, got {}", c.hidden);
+  if (c.vocab < 1) throw UsageError("the vocabulary is empty");
+  if (c.layers < 0) throw UsageError("model.layers: must not be negative, got {}", c.layers);
+  if (c.projection < 0)
+    throw UsageError("model.projection: must not be negative, got {}", c.projection);
+  if (c.layers == 0) return;
+  if (c.heads < 1) throw UsageError("model.heads: must be at least 1, got {}", c.heads);
+  if (c.head_size == 0 && c.hidden % c.heads != 0)
+    throw UsageError("model.heads: {} does not divide model.hidden {}; set model.head_size",
+                     c.heads, c.hidden);
+  if (c.resolved_head_size() < 1)
+    throw UsageError("model.head_size: must be at least 1, got {}", c.resolved_head_size());
+  if (c.resolved_ffn() < 1) throw UsageError("model.ffn: must be at least 1, got {}", c.ffn);
+  if (c.position == PositionKind::rotary && c.resolved_head_size() % 2 != 0)
+    throw UsageError("model.head_size: rotary positions need an even number, got {}",
+                     c.resolved_head_size());
+  if (c.position == PositionKind::sinusoidal && c.hidden % 2 != 0)
+    throw UsageError("model.hidden: sinusoidal positions need an even number, got {}", c.hidden);
+  if (c.position == PositionKind::learned && c.max_length < 1)
+    throw UsageError("model.max_length: must be at least 1, got {}", c.max_length);
+  if (c.key_bias && !c.bias)
+    throw UsageError("model.key_bias: needs model.bias; set both or neither");
+}
+
+Linear add_projection(const ModelConfig& config, const std::string& prefix,
+                      ParameterSet& parameters) {
+  Parameter p;
+  p.name = prefix + ".projection.weight";
+  p.kind = ParamKind::weight;
+  p.axes = {{config.projection, AxisRole::projection}, {config.hidden, AxisRole::model}};
+  p.init = {Initializer::Kind::truncated_normal, config.init_std};
+  return Linear(parameters.add(std::move(p)), nullptr, 1);
+}
+
+}  // namespace
+
+struct Encoder::Parts {
+  Parts(const ModelConfig& c, const std::string& prefix, ParameterSet& parameters)
+      : config(c), embedding(c, prefix + ".embeddings", parameters) {
+    const bool pre = c.norm_position == NormPosition::pre;
+    // The norm in front of the next block: under post-norm, that of the block before.
+    std::optional<Norm> norm;
+    for (int64_t i = 0; i < c.layers; ++i) {
+      const std::string layer = fmt::format("{}.layers.{}", prefix, i);
+      const auto add = [&](const std::string& name, DropoutPlace place, auto make) {
+        if (pre && !blocks.empty()) norm.emplace(c, name + ".norm", parameters);
+        std::unique_ptr<Branch> branch = make(name);
+        blocks.push_back(std::make_unique<ResidualBlock>(
+            std::exchange(norm, std::nullopt), std::move(branch), c.norm_position, c.dropout,
+            static_cast<uint64_t>(i), place));
+        if (!pre) norm.emplace(c, name + ".norm", parameters);
+      };
+      add(layer + ".attention", DropoutPlace::attention_output, [&](const std::string& name) {
+        auto branch = std::make_unique<Attention>(c, i, name, parameters);
+        attentions.push_back(branch.get());
+        return branch;
+      });
+      add(layer + ".feed_forward", DropoutPlace::feed_forward_output, [&](const std::string& name) {
+        return std::make_unique<FeedForward>(c, name, parameters);
+      });
+    }
+    if (pre && c.layers > 0) norm.emplace(c, prefix + ".norm", parameters);
+    final_norm = std::move(norm);
+    if (c.projection > 0) projection.emplace(add_projection(c, prefix, parameters));
+  }
+
+  ModelConfig config;
+  Embedding embedding;
+  std::vector<std::unique_ptr<ResidualBlock>> blocks;  // attention and feed-forward in turn
+  std::vector<Attention*> attentions;                  // those in `blocks`
+  std::optional<Norm> final_norm;
+  std::optional<Linear> projection;
+};
+
+Encoder::Encoder(const ModelConfig& config, const std::string& prefix, ParameterSet& parameters) {
+  check(config);
+  parts_ = std::make_unique<Parts>(config, prefix, parameters);
+}
+
+Encoder::~Encoder() = default;
+
+void Encoder::forward(const Context& context, TensorView h) {
+  Parts& p = *parts_;
+  ScratchScope scratch(*context.scratch);
+  const ChunkView& chunk = *context.chunk;
+  const DType dtype = parameter_dtype(context.dtype);
+  AMUR_CHECK(h.shape() == Shape({chunk.sequences(), embedding_size()}) && h.dtype() == dtype,
+             "embeddings {} {} of {} sequences", name_of(h.dtype()), h.shape().text(),
+             chunk.sequences());
+
+  TensorView x = scratch.tensor({chunk.tokens(), p.config.hidden}, context.dtype);
+  p.embedding.forward(context, x);
+  for (const auto& block : p.blocks) x = block->forward(context, x);
+  if (p.final_norm) {
+    // The last block's output is kept as it is for the norm's backward.
+    const TensorView y = context.saved ? scratch.tensor(x.shape(), x.dtype()) : x;
+    p.final_norm->forward(context, x, y, p.final_norm->statistics(scratch, x));
+    x = y;
+  }
+  if (!p.projection) {
+    pooling_forward(p.config.pooling, chunk.packed, x, h, context.stream);
+    return;
+  }
+  const Shape shape = {chunk.sequences(), p.config.hidden};
+  const TensorView pooled =
+      context.saved ? context.saved->push(this, shape, dtype) : scratch.tensor(shape, dtype);
+  pooling_forward(p.config.pooling, chunk.packed, x, pooled, context.stream);
+  p.projection->forward(context, pooled, h);
+}
+
+void Encoder::backward(const Context& context, TensorView dh) {
+  Parts& p = *parts_;
+  AMUR_CHECK(context.saved != nullptr, "a backward needs what its forward has saved");
+  ScratchScope scratch(*context.scratch);
+  const ChunkView& chunk = *context.chunk;
+  if (p.projection) {
+    const TensorView pooled = context.saved->pop(this);
+    p.projection->backward(context, pooled, dh, 0, pooled);
+    dh = pooled;
+  }
+  // g is the gradient of the residual stream, all the way down.
+  const TensorView g = scratch.tensor({chunk.tokens(), p.config.hidden}, context.dtype);
+  if (p.final_norm) {
+    ScratchScope inner(*context.scratch);
+    const ConstTensorView x = context.saved->peek(p.blocks.back().get());
+    const NormStatistics statistics = p.final_norm->statistics(inner, x);
+    p.final_norm->forward(context, x, g, statistics);
+    pooling_backward(p.config.pooling, chunk.packed, dh, g, context.stream);
+    p.final_norm->backward(context, g, x, statistics, {}, g);
+  } else {
+    pooling_backward(p.config.pooling, chunk.packed, dh, g, context.stream);
+  }
+  for (size_t i = p.blocks.size(); i-- > 0;) {
+    ScratchScope inner(*context.scratch);
+    if (i > 0) {
+      p.blocks[i]->backward(context, context.saved->peek(p.blocks[i - 1].get()), g);
+    } else {
+      const TensorView x = inner.tensor(g.shape(), g.dtype());
+      p.embedding.forward(context, x);
+      p.blocks[i]->backward(context, x, g);
+    }
+  }
+  p.embedding.backward(context, g);
+}
+
+size_t Encoder::saved_bytes(int64_t tokens, int64_t sequences, DType dtype) const {
+  size_t bytes = 0;
+  for (const auto& block : parts_->blocks)
+    bytes += block->saved_bytes(tokens, parts_->config.hidden, dtype);
+  if (parts_->projection)
+    bytes +=
+        SavedTensors::rounded_bytes({sequences, parts_->config.hidden}, parameter_dtype(dtype));
+  return bytes;
+}
+
+double Encoder::forward_flops(int64_t tokens, int64_t squared_lengths) const {
+  double flops = 0;
+  for (const auto& block : parts_->blocks)
+    flops += block->branch().forward_flops(tokens, squared_lengths);
+  return flops;
+}
+
+int64_t Encoder::embedding_size() const {
+  return parts_->config.embedding_size();
+}
+
+Parameter& Encoder::token_table() {
+  return parts_->embedding.tokens();
+}
+
+std::vector<ModelConstant> Encoder::constants() {
+  std::vector<ModelConstant> all;
+  const auto add_norm = [&](std::optional<Norm>& norm) {
+    if (norm) all.push_back({norm->name() + ".eps", &norm->eps()});
+  };
+  add_norm(parts_->embedding.norm());
+  for (const auto& block : parts_->blocks) add_norm(block->norm());
+  add_norm(parts_->final_norm);
+  for (Attention* attention : parts_->attentions)
+    all.push_back({attention->name() + ".scale", &attention->scale()});
+  return all;
+}
+
+}  // namespace amur

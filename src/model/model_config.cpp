@@ -1,0 +1,20 @@
+#include "src/model/model_config.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace amur {
+
+int64_t ModelConfig::resolved_ffn() const {
+  if (ffn != 0) return ffn;
+  if (!is_gated(activation)) return 4 * hidden;
+  constexpr int64_t kUnit = 64;
+  return (8 * hidden + 3 * kUnit - 1) / (3 * kUnit) * kUnit;
+}
+
+double ModelConfig::residual_std() const {
+  if (residual_init != 0) return init_std * residual_init;
+  return init_std / std::sqrt(2.0 * static_cast<double>(std::max<int64_t>(layers, 1)));
+}
+
+}  // namespace amur

@@ -1,0 +1,51 @@
+// `model.*` of the configuration: the options of an encoder.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/activation.h"
+#include "kernels/embedding.h"
+#include "kernels/norm.h"
+
+namespace amur {
+
+enum class NormPosition : uint8_t { pre, post };
+enum class PositionKind : uint8_t { learned, sinusoidal, rotary, none };
+enum class TowerKind : uint8_t { shared, separate };
+
+struct ModelConfig {
+  int64_t layers = 1;  // 0: a static embedding model (no positions, no norms)
+  int64_t hidden = 256;
+  int64_t heads = 4;
+  int64_t head_size = 0;  // 0: hidden / heads
+  int64_t ffn = 0;        // 0: 4 * hidden (gated: 8/3 * hidden, rounded up to 64)
+  ActivationKind activation = ActivationKind::gelu;
+  NormKind norm = NormKind::layer;
+  NormPosition norm_position = NormPosition::pre;
+  double norm_eps = 1e-6;
+  PositionKind position = PositionKind::learned;
+  double rotary_base = 10000;
+  PoolingKind pooling = PoolingKind::mean;
+  int64_t projection = 0;  // 0: none; else the width of the embedding
+  TowerKind towers = TowerKind::shared;
+  double dropout = 0.1;
+  double attention_dropout = 0;
+  double word_dropout = 0;  // share of tokens removed from training texts, by the data pipeline
+  int64_t max_length =
+      64;  // tokens a text is cut at, with the markers; learned positions have as many rows
+  bool bias = true;  // of linear layers and LayerNorm
+  bool key_bias = false;
+  double init_std = 0.02;  // of linear weights (truncated normal); embeddings: embedding_std
+  double embedding_std = 0.02;
+  double residual_init = 0;  // 0: 1/sqrt(2 layers), factor on the std of output projections
+
+  int64_t vocab = 0;  // set from the vocabulary, not by the user
+
+  int64_t resolved_head_size() const { return head_size ? head_size : hidden / heads; }
+  int64_t resolved_ffn() const;
+  // Standard deviation of the projections that write into the residual stream.
+  double residual_std() const;
+  int64_t embedding_size() const { return projection ? projection : hidden; }
+};
+
+}  // namespace amur

@@ -1,0 +1,53 @@
+#include "src/model/norm.h"
+
+#include "src/model/linear.h"
+
+namespace amur {
+
+Norm::Norm(const ModelConfig& config, const std::string& name, ParameterSet& parameters)
+    : name_(name), kind_(config.norm), eps_(config.norm_eps) {
+  Parameter gain;
+  gain.name = name + ".gain";
+  gain.kind = ParamKind::gain;
+  gain.axes = {{config.hidden, AxisRole::model}};
+  gain.init = {Initializer::Kind::constant, 1};
+  gain_ = &parameters.add(std::move(gain));
+  if (config.bias && kind_ == NormKind::layer) {
+    Parameter bias;
+    bias.name = name + ".bias";
+    bias.kind = ParamKind::bias;
+    bias.axes = {{config.hidden, AxisRole::model}};
+    bias_ = &parameters.add(std::move(bias));
+  }
+}
+
+NormStatistics Norm::statistics(ScratchScope& scratch, ConstTensorView x) const {
+  const DType dtype = parameter_dtype(x.dtype());
+  NormStatistics statistics;
+  if (kind_ == NormKind::layer) statistics.mean = scratch.tensor({x.rows()}, dtype);
+  statistics.rstd = scratch.tensor({x.rows()}, dtype);
+  return statistics;
+}
+
+void Norm::forward(const Context& context, ConstTensorView x, TensorView y,
+                   const NormStatistics& statistics) const {
+  norm_forward(kind_, x, gain_->value, bias_ ? bias_->value.view() : TensorView(), eps_, y,
+               statistics.mean, statistics.rstd, context.stream);
+}
+
+void Norm::backward(const Context& context, ConstTensorView dy, ConstTensorView x,
+                    const NormStatistics& statistics, ConstTensorView residual,
+                    TensorView dx) const {
+  // One scale for both: without a bias (or with a frozen one) it is the gain's, and the other way.
+  const TensorView gain_sink = flat_sink(*gain_);
+  const TensorView bias_sink = bias_ ? flat_sink(*bias_) : TensorView();
+  AMUR_CHECK(!gain_sink.defined() || !bias_sink.defined() || gain_->sink_scale == bias_->sink_scale,
+             "{}: scales {} and {}", name_, gain_->sink_scale, bias_->sink_scale);
+  const double scale = gain_sink.defined()   ? gain_->sink_scale
+                       : bias_sink.defined() ? bias_->sink_scale
+                                             : 0;
+  norm_backward(kind_, dy, x, gain_->value, statistics.mean, statistics.rstd, residual, dx, scale,
+                gain_sink, bias_sink, context.stream);
+}
+
+}  // namespace amur

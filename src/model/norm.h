@@ -1,0 +1,40 @@
+// LayerNorm or RMSNorm with its parameters.
+#pragma once
+
+#include "src/model/model_config.h"
+#include "src/model/module.h"
+#include "src/model/parameter.h"
+
+namespace amur {
+
+// Mean (undefined for RMSNorm) and reciprocal deviation of each row.
+struct NormStatistics {
+  TensorView mean, rstd;  // [T] parameter dtype
+};
+
+// Keeps nothing: the backward's caller repeats the forward, which costs one pass over x, where
+// keeping the output would cost as much memory as x.
+class Norm {
+ public:
+  Norm(const ModelConfig& config, const std::string& name, ParameterSet& parameters);
+
+  NormStatistics statistics(ScratchScope& scratch, ConstTensorView x) const;
+  // y may be x; fills the statistics.
+  void forward(const Context& context, ConstTensorView x, TensorView y,
+               const NormStatistics& statistics) const;
+  // dx = gradient of x (+ residual, where defined); dx may be dy or residual.
+  void backward(const Context& context, ConstTensorView dy, ConstTensorView x,
+                const NormStatistics& statistics, ConstTensorView residual, TensorView dx) const;
+
+  const std::string& name() const { return name_; }
+  double& eps() { return eps_; }
+
+ private:
+  std::string name_;
+  NormKind kind_;
+  double eps_;
+  Parameter* gain_;
+  Parameter* bias_ = nullptr;
+};
+
+}  // namespace amur

@@ -1,0 +1,71 @@
+#include "src/model/residual_block.h"
+
+#include <utility>
+
+#include "kernels/elementwise.h"
+
+namespace amur {
+
+ResidualBlock::ResidualBlock(std::optional<Norm> norm, std::unique_ptr<Branch> branch,
+                             NormPosition position, double dropout, uint64_t layer,
+                             DropoutPlace place)
+    : norm_(std::move(norm)),
+      branch_(std::move(branch)),
+      position_(position),
+      dropout_(dropout),
+      layer_(layer),
+      place_(place) {}
+
+TensorView ResidualBlock::forward(const Context& context, TensorView x) const {
+  ScratchScope scratch(*context.scratch);
+  // The output lies below what the branch keeps: it is read by the next block's backward, which
+  // runs before this one's.
+  const TensorView y = context.saved ? context.saved->push(this, x.shape(), x.dtype()) : x;
+  ConstTensorView n = x;
+  if (norm_) {
+    const TensorView normed = scratch.tensor(x.shape(), x.dtype());
+    norm_->forward(context, x, normed, norm_->statistics(scratch, x));
+    n = normed;
+  }
+  const TensorView added = context.saved ? y : scratch.tensor(x.shape(), x.dtype());
+  branch_->forward(context, n, added);
+  const ConstTensorView residual = position_ == NormPosition::pre ? ConstTensorView(x) : n;
+  dropout_add_forward(context.chunk->packed, context.dropout(dropout_, layer_, place_), added,
+                      residual, y, context.stream);
+  return y;
+}
+
+void ResidualBlock::backward(const Context& context, ConstTensorView x, TensorView g) const {
+  ScratchScope scratch(*context.scratch);
+  ConstTensorView d_added = g;
+  const DropoutSite site = context.dropout(dropout_, layer_, place_);
+  if (site.probability > 0) {
+    const TensorView masked = scratch.tensor(g.shape(), g.dtype());
+    dropout_backward(context.chunk->packed, site, g, masked, context.stream);
+    d_added = masked;
+  }
+  if (!norm_) {
+    branch_->backward(context, x, d_added, 1, g);
+  } else {
+    const TensorView n = scratch.tensor(x.shape(), x.dtype());
+    const NormStatistics statistics = norm_->statistics(scratch, x);
+    norm_->forward(context, x, n, statistics);
+    if (position_ == NormPosition::post) {
+      branch_->backward(context, n, d_added, 1, g);
+      norm_->backward(context, g, x, statistics, {}, g);
+    } else {
+      // The branch reads n for the last time before it writes dn, but a GEMM cannot overwrite its
+      // own operand: the gradient needs a place of its own.
+      const TensorView dn = scratch.tensor(x.shape(), x.dtype());
+      branch_->backward(context, n, d_added, 0, dn);
+      norm_->backward(context, dn, x, statistics, g, g);
+    }
+  }
+  context.saved->pop(this);
+}
+
+size_t ResidualBlock::saved_bytes(int64_t tokens, int64_t hidden, DType dtype) const {
+  return SavedTensors::rounded_bytes({tokens, hidden}, dtype) + branch_->saved_bytes(tokens, dtype);
+}
+
+}  // namespace amur

@@ -1,0 +1,49 @@
+// One residual block: a norm, a branch (attention or feed-forward), dropout, and the sum.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "src/model/norm.h"
+
+namespace amur {
+
+// What a block adds to the residual stream. Pushes what its backward needs on context.saved, unless
+// that is null; its input is kept or recomputed by the caller.
+class Branch {
+ public:
+  virtual ~Branch() = default;
+  // n, y [T, d] activations; y is not n.
+  virtual void forward(const Context& context, ConstTensorView n, TensorView y) const = 0;
+  // dn = beta * dn + gradient of n. dn may be dy: it is written last.
+  virtual void backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
+                        TensorView dn) const = 0;
+  virtual size_t saved_bytes(int64_t tokens, DType dtype) const = 0;
+  virtual double forward_flops(int64_t tokens, int64_t squared_lengths) const = 0;
+};
+
+class ResidualBlock {
+ public:
+  ResidualBlock(std::optional<Norm> norm, std::unique_ptr<Branch> branch, NormPosition position,
+                double dropout, uint64_t layer, DropoutPlace place);
+
+  // Returns the output [T, d]. With context.saved it is pushed there with this block as its owner,
+  // so that the next block can peek at its input; without, it replaces x.
+  TensorView forward(const Context& context, TensorView x) const;
+  // g is the gradient of the output on entry and of x on return. Pops the output too.
+  void backward(const Context& context, ConstTensorView x, TensorView g) const;
+
+  size_t saved_bytes(int64_t tokens, int64_t hidden, DType dtype) const;
+  const Branch& branch() const { return *branch_; }
+  std::optional<Norm>& norm() { return norm_; }
+
+ private:
+  std::optional<Norm> norm_;
+  std::unique_ptr<Branch> branch_;
+  NormPosition position_;
+  double dropout_;
+  uint64_t layer_;
+  DropoutPlace place_;
+};
+
+}  // namespace amur
