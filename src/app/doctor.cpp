@@ -1,0 +1,86 @@
+// `amur doctor`: what the program was built with and what it finds, for reports of problems.
+#include <nlohmann/json.hpp>
+
+#include "kernels/gemm.h"
+#include "src/app/command_line.h"
+#include "src/app/commands.h"
+#include "src/app/output.h"
+#include "src/core/device.h"
+#include "src/core/version.h"
+#include "src/train/hdf5_file.h"
+
+namespace amur {
+namespace {
+
+std::string compiler_text() {
+#if defined(__clang__)
+  return fmt::format("clang {}", __clang_version__);
+#else
+  return fmt::format("g++ {}", __VERSION__);
+#endif
+}
+
+std::string sanitizer_text() {
+#if defined(__SANITIZE_ADDRESS__)
+  return "address";
+#elif defined(__SANITIZE_THREAD__)
+  return "thread";
+#else
+  return "none";
+#endif
+}
+
+std::vector<std::string> processor_features() {
+  std::vector<std::string> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) found.emplace_back("avx2");
+  if (__builtin_cpu_supports("fma")) found.emplace_back("fma");
+  if (__builtin_cpu_supports("avx512f")) found.emplace_back("avx512f");
+  if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512bf16");
+#endif
+  return found;
+}
+
+nlohmann::ordered_json collect(Runtime& runtime) {
+  nlohmann::ordered_json report;
+  report["amur"] = kVersion;
+  report["compiler"] = compiler_text();
+  report["sanitizer"] = sanitizer_text();
+  report["mpi"] = runtime.library_text();
+  report["hdf5"] = hdf5_version_text();
+  report["matrix products"] = gemm_library_text();
+  report["processor features"] = processor_features();
+  report["threads"] = runtime.threads_text();
+  report["ranks"] = runtime.size();
+  report["hosts"] = runtime.hosts_text();
+  report["devices"] = std::vector<std::string>{Device::cpu().text()};
+  return report;
+}
+
+std::string value_text(const nlohmann::ordered_json& value) {
+  if (!value.is_array()) return value.is_string() ? value.get<std::string>() : value.dump();
+  std::string out;
+  for (const auto& element : value) out += (out.empty() ? "" : ", ") + element.get<std::string>();
+  return out.empty() ? "none" : out;
+}
+
+}  // namespace
+
+int run_doctor(Runtime& runtime, const std::vector<std::string>& args) {
+  CommandLine line("doctor", "Says what this program was built with and what it finds here.");
+  RunOptions options;
+  options.declare_json(line);
+  bool help = !line.parse(args);
+  if (runtime.rank() != 0) return 0;
+  if (help) return print_text(line.help());
+
+  nlohmann::ordered_json report = collect(runtime);
+  if (options.json) return print_text(report.dump(2) + "\n");
+  std::string text;
+  for (const auto& [name, value] : report.items())
+    text += fmt::format("{:<20} {}\n", name, value_text(value));
+  return print_text(text);
+}
+
+}  // namespace amur

@@ -1,0 +1,58 @@
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "src/app/command_line.h"
+#include "src/app/commands.h"
+#include "src/core/log.h"
+#include "src/train/embed_file.h"
+#include "src/train/session.h"
+
+namespace amur {
+
+int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
+  CommandLine line("embed", "Embeds texts, one a line, as unit vectors in input order.");
+  RunOptions options;
+  EmbedOptions embed;
+  std::string checkpoint, tower = "query", prefix = "default";
+  line.argument("CHECKPOINT", checkpoint, "a checkpoint file, or a run folder (its newest)");
+  line.option("input", embed.input, "FILE", "texts, one a line; - for standard input");
+  line.option("output", embed.output, "FILE", "*.npy, or *.h5 with the data set /embeddings");
+  line.choice("tower", tower, {"query", "document"}, "which side the texts are");
+  line.option("prefix", prefix, "TEXT", "put before every text; default: the side's prefix in training");
+  options.declare_set(line);
+  options.declare_device(line);
+  options.declare_json(line);
+  if (!line.parse(args)) {
+    if (runtime.rank() == 0) std::cout << line.help();
+    return kExitOk;
+  }
+  options.check_device();
+  if (embed.input.empty()) throw UsageError("--input is missing: a file, or - for standard input");
+  if (embed.output.empty()) throw UsageError("--output is missing: a name ending with .npy or .h5");
+  const auto grid = start_grid(checkpoint_config(checkpoint, options.overrides),
+                               CommBackend::automatic, runtime);
+  TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
+  embed.tower = tower == "document" ? 1 : 0;
+  if (prefix != "default")
+    embed.prefix = prefix;
+  else if (!trained.config.data.sources.empty())
+    embed.prefix = embed.tower == 1 ? trained.config.data.sources[0].document_prefix
+                                    : trained.config.data.sources[0].query_prefix;
+  TextEmbedder embedder(*trained.model, *trained.tokenizer, trained.config, grid->dp(), runtime);
+  const EmbedResult result = embed_file(embed, embedder, grid->dp());
+  if (runtime.rank() != 0) return kExitOk;
+  Log::info("{} texts ({} tokens, {} cut at {} tokens) in {:.1f} s: {:.0f} texts/s -> {}",
+            result.texts, result.tokens, result.truncated, trained.config.model.max_length,
+            result.seconds, static_cast<double>(result.texts) / result.seconds, embed.output);
+  if (options.json) {
+    const nlohmann::ordered_json json = {{"texts", result.texts},
+                                         {"tokens", result.tokens},
+                                         {"truncated", result.truncated},
+                                         {"seconds", result.seconds},
+                                         {"output", embed.output}};
+    std::cout << json.dump(2) << '\n';
+  }
+  return kExitOk;
+}
+
+}  // namespace amur
