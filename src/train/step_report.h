@@ -1,0 +1,50 @@
+// What a step tells: a line of metrics.jsonl, a row of the history, the progress line.
+#pragma once
+
+#include <string>
+
+#include "src/train/checkpoint.h"
+#include "src/train/two_pass.h"
+
+namespace amur {
+
+struct StepReport {
+  int64_t step = 0;  // steps done, this one included
+  DataPosition position;
+  double loss = 0;   // mean over the batches of the step; NaN where it was skipped
+  double scale = 0, learning_rate = 0;
+  double gradient_norm = 0, momentum_change = 0;
+  double seconds = 0;
+  StepTimes times;
+  // Of this rank; summed over the ranks by StepReporter.
+  int64_t pairs = 0, tokens = 0, chunks = 0, recomputed = 0, truncated = 0;
+  double forward_flops = 0;
+  int batches = 0;
+
+  void add(const BatchGradient& gradient, const LocalBatch& batch);
+};
+
+class StepReporter {
+ public:
+  // Appends to `history`, which must outlive it.
+  StepReporter(const Config& config, int64_t first_step, int64_t total_steps,
+               MetricsHistory& history);
+
+  // Collective over dp: counts are summed, memory and seconds are the largest.
+  void add(const StepReport& report, Communicator& dp);
+  // The step as one JSON object.
+  const std::string& last_line() const { return line_; }
+  // Rates and shares of time over this start, into the log.
+  void summary() const;
+
+ private:
+  const Config& config_;
+  int64_t first_step_, total_steps_, log_every_;
+  MetricsHistory& history_;
+  std::string line_;
+  double seconds_ = 0, pairs_ = 0, tokens_ = 0, flops_ = 0, smooth_loss_ = 0;
+  StepTimes sum_;
+  int64_t steps_ = 0;
+};
+
+}  // namespace amur

@@ -1,0 +1,379 @@
+#include "src/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "comm/runtime.h"
+#include "src/core/log.h"
+#include "src/core/process.h"
+#include "src/train/optimizer.h"
+#include "src/train/run_folder.h"
+#include "src/train/session.h"
+#include "src/train/step_report.h"
+#include "src/train/stop_signal.h"
+#include "src/train/stopwatch.h"
+#include "src/train/two_pass.h"
+
+namespace amur {
+namespace {
+
+constexpr const char* kWrittenBy = "amur " AMUR_VERSION;
+
+class Trainer {
+ public:
+  Trainer(Config config, const TrainOptions& options, CommBackend backend, Runtime& runtime)
+      : config_(std::move(config)),
+        options_(options),
+        runtime_(runtime),
+        grid_(start_grid(config_, backend, runtime)),
+        folder_(options.run_dir, *grid_) {}
+
+  TrainResult run();
+
+ private:
+  void find_resume_point();
+  void check_resumed_config(const CheckpointInfo& saved);
+  void build();
+  void print_banner();
+  bool step();
+  void skip_step(const std::string& why);
+  void touch(const LocalBatch& batch);
+  void record(const StepReport& report);
+  void save_checkpoint();
+  void run_evaluation();
+  // What all ranks must decide alike after a step.
+  enum Wish : int64_t { kNothing = 0, kSave = 1, kStop = 2 };
+  Wish agree_on_wish();
+
+  Config config_;
+  TrainOptions options_;
+  Runtime& runtime_;
+  std::unique_ptr<ProcessGrid> grid_;
+  RunFolder folder_;
+  StopSignal stop_signal_;
+
+  std::optional<std::string> resume_from_;
+  CheckpointInfo info_;  // state of the run: step, position, history
+  int64_t first_step_ = 0, total_steps_ = 0, schedule_steps_ = 0, skipped_ = 0;
+  int64_t saved_step_ = -1;
+
+  std::unique_ptr<Dataset> data_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<EmbeddingModel> model_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<BatchStream> stream_;
+  std::unique_ptr<TwoPass> two_pass_;
+  std::unique_ptr<StepReporter> reporter_;
+  std::optional<EvalSet> eval_set_;
+  std::vector<Tensor> touched_;  // per embedding table: [rows] u8
+  Stopwatch since_checkpoint_;
+  TrainResult result_;
+};
+
+void Trainer::find_resume_point() {
+  if (options_.resume == "never") {
+    if (folder_.has_checkpoints())
+      throw UsageError(
+          "--resume never: '{}' already holds checkpoints; choose another --run-dir or remove them",
+          options_.run_dir);
+    return;
+  }
+  if (options_.resume != "auto")
+    resume_from_ = resolve_checkpoint(options_.resume);
+  else
+    resume_from_ = Checkpoint::newest_complete(folder_.checkpoints_dir());
+}
+
+void Trainer::check_resumed_config(const CheckpointInfo& saved) {
+  const Config before = parse_config(saved.config_yaml, *resume_from_, {});
+  std::string fixed;
+  for (const ConfigDifference& d : compare_configs(before, config_)) {
+    if (d.fixed)
+      fixed += fmt::format("\n  {}: {} in the checkpoint, {} now", d.key, d.saved, d.now);
+    else
+      Log::info("resume: {} changes from {} to {}", d.key, d.saved, d.now);
+  }
+  if (!fixed.empty())
+    throw UsageError(
+        "'{}' was trained with other values of keys that fix the model or the order of the data:{}\n"
+        "use the same values, or another --run-dir",
+        *resume_from_, fixed);
+}
+
+void Trainer::build() {
+  if (resume_from_) {
+    info_ = Checkpoint::read_info(*resume_from_, grid_.get());
+    check_resumed_config(info_);
+  }
+  runtime_.set_phase("opening the data");
+  data_ = std::make_unique<Dataset>(config_.data, grid_->world(), grid_->node());
+  if (data_->samples() == 0) throw UsageError("data.sources: no training pairs were found");
+  Log::info("{}", data_->report());
+  if (resume_from_ && info_.data_fingerprint != data_->fingerprint())
+    throw UsageError("the data files changed since '{}' was written:\n  then {}\n  now  {}",
+                     *resume_from_, info_.data_fingerprint, data_->fingerprint());
+
+  runtime_.set_phase("vocabulary");
+  if (resume_from_ && !info_.tokenizer.empty())
+    tokenizer_ = Tokenizer::from_bytes(info_.tokenizer.begin()->second, *resume_from_);
+  else
+    tokenizer_ = make_tokenizer(config_, *data_, grid_->world());
+  config_.model.vocab = tokenizer_->vocab_size();
+
+  model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, grid_->tp_rank(),
+                                            grid_->shape().tp);
+  apply_parameter_groups(config_.optimizer, model_->parameters());
+  optimizer_ = Optimizer::make(config_.optimizer, config_.loss, model_->parameters());
+  if (resume_from_) {
+    if (info_.optimizer != optimizer_->name())
+      throw UsageError("optimizer.kind: '{}' was trained with {}, not {}", *resume_from_,
+                       info_.optimizer, optimizer_->name());
+    const std::vector<OptimizerSlot> slots = optimizer_->slots();
+    Checkpoint::load(*resume_from_, model_->parameters(), slots, *grid_);
+  } else {
+    model_->initialise(config_.train.seed);
+    info_.seed = config_.train.seed;
+    info_.optimizer = optimizer_->name();
+    info_.tokenizer = {{"sentencepiece", tokenizer_->serialised()}};
+    info_.data_fingerprint = data_->fingerprint();
+  }
+  info_.config_yaml = to_yaml(config_);
+  info_.written_by = kWrittenBy;
+  info_.world_size = grid_->world().size();
+  info_.dp = grid_->shape().dp;
+  info_.tp = grid_->shape().tp;
+
+  const int64_t per_epoch = BatchStream::batches_per_epoch(*data_, config_);
+  total_steps_ = config_.train.steps > 0
+                     ? config_.train.steps
+                     : static_cast<int64_t>(std::ceil(
+                           config_.train.epochs * static_cast<double>(per_epoch) /
+                           static_cast<double>(config_.train.accumulate)));
+  schedule_steps_ = config_.train.schedule_steps > 0 ? config_.train.schedule_steps : total_steps_;
+  first_step_ = saved_step_ = info_.step;
+  if (!resume_from_) saved_step_ = -1;
+
+  for (Parameter& p : model_->parameters())
+    if (p.kind == ParamKind::embedding)
+      touched_.push_back(Tensor::zeros({p.value.shape()[0]}, DType::u8));
+  stream_ = std::make_unique<BatchStream>(*data_, *tokenizer_, config_, grid_->dp_rank(),
+                                          grid_->shape().dp, info_.position);
+  two_pass_ = std::make_unique<TwoPass>(*model_, config_, grid_->dp(), runtime_,
+                                        [] { return StopSignal::received(); });
+  reporter_ = std::make_unique<StepReporter>(config_, first_step_, total_steps_, info_.metrics);
+}
+
+void Trainer::print_banner() {
+  const int64_t parameters = model_->parameters().global_elements();
+  Log::info("model: {} layers, width {}, vocabulary {}, {:.2f} M parameters; for Hugging Face tools: {}",
+            config_.model.layers, config_.model.hidden, config_.model.vocab,
+            static_cast<double>(parameters) * 1e-6,
+            EmbeddingModel::interchange_class(config_.model));
+  Log::info("training state: {:.1f} MB of weights, {:.1f} MB of {}",
+            static_cast<double>(parameters) * static_cast<double>(size_of(model_->parameters_dtype())) * 1e-6,
+            static_cast<double>(optimizer_->state_bytes()) * 1e-6, optimizer_->name());
+  Log::info("{} ranks (dp {}, tp {}), {}", grid_->world().size(), grid_->shape().dp,
+            grid_->shape().tp, runtime_.threads_text());
+  Log::info("{} steps of {} x {} pairs, {} steps an epoch, from step {}", total_steps_,
+            config_.train.accumulate, config_.train.batch_size,
+            BatchStream::batches_per_epoch(*data_, config_), first_step_);
+  if (grid_->node().size() != grid_->world().size())
+    Log::info("hosts: {}", runtime_.nodes());
+}
+
+// Marks the embedding rows that this batch will touch.
+void Trainer::touch(const LocalBatch& batch) {
+  const auto rows_of = [&](const Parameter* table) -> Tensor* {
+    if (!table) return nullptr;
+    size_t index = 0;
+    for (Parameter& p : model_->parameters()) {
+      if (p.kind != ParamKind::embedding) continue;
+      if (&p == table) return &touched_[index];
+      ++index;
+    }
+    return nullptr;
+  };
+  for (int tower = 0; tower < 2; ++tower) {
+    Encoder& encoder = model_->tower(tower);
+    Tensor* tokens = rows_of(&encoder.token_table());
+    Tensor* positions = rows_of(encoder.position_table());
+    for (const TextUnit& unit : tower == 0 ? batch.queries : batch.documents)
+      for (int32_t k = 0; k < unit.length; ++k) {
+        tokens->as<uint8_t>()[batch.tokens[static_cast<size_t>(unit.first + k)]] = 1;
+        if (positions) positions->as<uint8_t>()[k] = 1;
+      }
+  }
+}
+
+void Trainer::skip_step(const std::string& why) {
+  if (++skipped_ > config_.train.max_skipped_steps)
+    throw NumericError(
+        "step {}: {}; {} steps in a row were skipped (train.max_skipped_steps). The newest "
+        "checkpoint is intact; a lower optimizer.learning_rate or loss.scale_max may help",
+        info_.step + 1, why, skipped_);
+  Log::warn("step {}: {}; the step is skipped", info_.step + 1, why);
+}
+
+// One optimizer step. False: a stop was asked for before anything was accumulated.
+bool Trainer::step() {
+  StepReport report;
+  Stopwatch whole, watch;
+  const auto k = static_cast<size_t>(config_.train.accumulate);
+  std::vector<LocalBatch> batches;
+  for (size_t i = 0; i < k; ++i) batches.push_back(stream_->next());
+  for (Tensor& t : touched_) fill_zero(t);
+  for (const LocalBatch& batch : batches) touch(batch);
+  report.times.data = watch.lap();
+
+  bool begun = false;
+  size_t finite = 0;
+  for (const LocalBatch& batch : batches) {
+    const BatchGradient gradient = two_pass_->pass1(batch, info_.step, report.times);
+    if (gradient.abandoned) {
+      // With several batches a step, sums already begun cannot be undone: finish with what there is.
+      if (!begun) return false;
+      break;
+    }
+    if (!gradient.finite) continue;
+    watch.lap();
+    if (!begun) {
+      std::vector<TensorView> touched(touched_.begin(), touched_.end());
+      optimizer_->begin_step(info_.step, 1.0 / static_cast<double>(k), touched, grid_->dp());
+      report.times.update += watch.lap();
+      begun = true;
+    }
+    two_pass_->pass2(report.times);
+    report.add(gradient, batch);
+    ++finite;
+  }
+  if (begun) {
+    runtime_.set_phase(fmt::format("step {}, update", info_.step + 1));
+    watch.lap();
+    const double factor = schedule_factor(config_.optimizer, info_.step, schedule_steps_);
+    optimizer_->finish_step(info_.step, factor * config_.optimizer.learning_rate, grid_->dp());
+    model_->clamp_scale(config_.loss.scale_max);
+    report.times.update += watch.lap();
+    report.learning_rate = factor * config_.optimizer.learning_rate;
+    report.momentum_change = optimizer_->last_gradient_norm();
+    skipped_ = 0;
+  }
+  if (finite < k)
+    skip_step(fmt::format("the loss or its gradient is not finite in {} of {} batches", k - finite, k));
+  ++info_.step;
+  info_.position = batches.back().end;
+  report.step = info_.step;
+  report.position = info_.position;
+  report.scale = std::exp(model_->log_scale_value());
+  report.seconds = whole.elapsed();
+  record(report);
+  return true;
+}
+
+void Trainer::record(const StepReport& report) {
+  reporter_->add(report, grid_->dp());
+  if (grid_->world().rank() == 0) folder_.append_metrics(reporter_->last_line());
+  result_.loss = report.loss;
+}
+
+Trainer::Wish Trainer::agree_on_wish() {
+  int64_t wish = kNothing;
+  const CheckpointConfig& c = config_.checkpoint;
+  if (c.every_steps > 0 && info_.step % c.every_steps == 0) wish = kSave;
+  // The clocks differ between ranks: the first one that finds it due decides for all.
+  if (c.every_minutes > 0 && since_checkpoint_.elapsed() > 60 * c.every_minutes) wish = kSave;
+  if (StopSignal::received()) wish = kStop;
+  return static_cast<Wish>(grid_->world().max(wish));
+}
+
+void Trainer::save_checkpoint() {
+  if (saved_step_ == info_.step) return;
+  runtime_.set_phase("writing a checkpoint");
+  Stopwatch watch;
+  const std::string path = folder_.checkpoint_path(info_.step);
+  const std::vector<OptimizerSlot> slots = optimizer_->slots();
+  Checkpoint::save(path, info_, model_->parameters(), slots,
+                   static_cast<int>(config_.checkpoint.compression), *grid_);
+  folder_.publish(info_.step, config_.checkpoint, info_.best);
+  saved_step_ = info_.step;
+  result_.checkpoint = path;
+  since_checkpoint_.lap();
+  Log::info("checkpoint {} in {:.1f} s", path, watch.elapsed());
+}
+
+void Trainer::run_evaluation() {
+  if (!eval_set_) eval_set_ = data_->eval_set();
+  if (eval_set_->queries.empty()) {
+    Log::info("evaluation: the sources hold no evaluation pairs");
+    return;
+  }
+  TextEmbedder embedder(*model_, *tokenizer_, config_, grid_->dp(), runtime_);
+  const Evaluation e = evaluate(embedder, *eval_set_, grid_->dp());
+  Log::info("step {}: evaluation in {:.1f} s\n{}", info_.step, e.seconds, to_table(e));
+  const double recall = e.query_to_document.recall_1;
+  if (auto it = info_.best.find("recall@1"); it == info_.best.end() || recall > it->second)
+    info_.best = {{"recall@1", recall}, {"step", static_cast<double>(info_.step)}};
+  if (grid_->world().rank() == 0) folder_.append_evaluation(info_.step, to_json(e));
+  result_.evaluation = e;
+}
+
+TrainResult Trainer::run() {
+  Stopwatch whole;
+  find_resume_point();
+  build();
+  folder_.start(to_yaml(config_), info_.step);
+  print_banner();
+  if (resume_from_) Log::info("resumed from {} at step {}", *resume_from_, info_.step);
+  result_.first_step = info_.step;
+  if (resume_from_) result_.checkpoint = *resume_from_;
+
+  since_checkpoint_.lap();
+  bool stopped = StopSignal::received() && first_step_ == total_steps_;
+  while (info_.step < total_steps_ && !stopped) {
+    stopped = !step();
+    if (stopped) break;
+    const bool last = info_.step == total_steps_;
+    if (last || (config_.eval.every_steps > 0 && info_.step % config_.eval.every_steps == 0))
+      run_evaluation();
+    const Wish wish = agree_on_wish();
+    if (last || wish >= kSave) save_checkpoint();
+    stopped = !last && wish == kStop;
+  }
+  Log::progress("");
+  if (stopped) {
+    save_checkpoint();
+    Log::info("stopped by {} at step {}; the same command goes on from there", StopSignal::name(),
+              info_.step);
+  } else if (!result_.evaluation) {
+    Log::info("all {} steps are done", total_steps_);
+    run_evaluation();
+  }
+  result_.steps = info_.step;
+  result_.interrupted = stopped;
+  result_.seconds = whole.elapsed();
+  reporter_->summary();
+  return result_;
+}
+
+}  // namespace
+
+TrainResult train(Config config, const TrainOptions& options, CommBackend backend,
+                  Runtime& runtime) {
+  return Trainer(std::move(config), options, backend, runtime).run();
+}
+
+std::string to_json(const TrainResult& r) {
+  nlohmann::ordered_json j;
+  j["steps"] = r.steps;
+  j["first_step"] = r.first_step;
+  j["interrupted"] = r.interrupted;
+  j["checkpoint"] = r.checkpoint;
+  j["loss"] = r.loss;
+  j["seconds"] = r.seconds;
+  if (r.evaluation) j["evaluation"] = nlohmann::ordered_json::parse(to_json(*r.evaluation));
+  return j.dump(2);
+}
+
+}  // namespace amur
