@@ -19,6 +19,7 @@ namespace amur {
 enum class ReduceOp : uint8_t { sum, max, min };
 
 class Trace;
+struct CollectiveRecord;
 
 // All ranks of the group make the same calls in the same order with the same dtype and counts.
 // Every operation checks its arguments, records itself in the trace, and returns at once in a group
@@ -66,26 +67,42 @@ class Communicator {
   void broadcast(std::vector<std::byte>& bytes, int root, CallSite site = CallSite::here());
   void broadcast(std::string& text, int root, CallSite site = CallSite::here());
 
-  // The MPI_Comm behind the group, for collective file access: a pointer to it, to keep mpi.h out of
-  // this header. Null for a group that has none.
+  // The MPI_Comm behind the group, for collective file access: a pointer to it, to keep mpi.h out
+  // of this header. Null for a group that has none.
   virtual const void* mpi_handle() const { return nullptr; }
 
  protected:
   Communicator(int rank, int size, std::string name, Trace* trace);
+  Trace& trace() const { return *trace_; }
 
  private:
-  virtual void do_all_reduce(TensorView tensor, ReduceOp op, Stream stream) = 0;
+  // Data plane: what a back end implements. Arguments are checked; the group has two ranks or more.
+  virtual void do_all_reduce(std::span<const TensorView> tensors, ReduceOp op, Stream stream) = 0;
   virtual void do_all_gather(ConstTensorView shard, TensorView full,
                              std::span<const int64_t> counts, Stream stream) = 0;
-  virtual void do_reduce_scatter(TensorView full, TensorView shard,
-                                 std::span<const int64_t> counts, Stream stream) = 0;
-  virtual void do_broadcast(TensorView tensor, int root, Stream stream) = 0;
+  virtual void do_reduce_scatter(TensorView full, TensorView shard, std::span<const int64_t> counts,
+                                 Stream stream) = 0;
+  virtual void do_broadcast(std::span<const TensorView> tensors, int root, Stream stream) = 0;
   virtual void do_synchronize(Stream stream) = 0;
+  // Control plane, on host memory: always MPI.
+  virtual void host_barrier() = 0;
+  virtual void host_all_reduce(TensorView tensor, ReduceOp op) = 0;
+  virtual void host_all_gather(ConstTensorView shard, TensorView full,
+                               std::span<const int64_t> counts) = 0;
+  virtual void host_broadcast(TensorView tensor, int root) = 0;
+
+  template <class Backend>
+  void run(CollectiveRecord record, Backend&& backend);
+  void compare_over_group(const CollectiveRecord& record);
+  template <class T>
+  T reduce_value(T value, ReduceOp op, const char* name, CallSite site);
+  std::vector<std::string> gather_texts(std::string_view text);
 
   int rank_;
   int size_;
   std::string name_;
   Trace* trace_;
+  uint64_t sequence_ = 0;
 };
 
 // All ranks learn of a failure on any of them: call with the error text of this rank ("" if it is

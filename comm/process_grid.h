@@ -24,7 +24,8 @@ enum class CommBackend : uint8_t { automatic, mpi, nccl };
 
 class ProcessGrid {
  public:
-  // Throws UsageError "5 ranks are not dp 2 x tp 2: ..." on every rank where the shape does not fit.
+  // Throws UsageError "5 ranks are not dp 2 x tp 2: ..." on every rank where the shape does not
+  // fit.
   ProcessGrid(Runtime& runtime, GridShape shape, CommBackend backend = CommBackend::automatic);
   ~ProcessGrid();
 

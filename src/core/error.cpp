@@ -6,7 +6,7 @@ namespace amur {
 
 std::string CallSite::text() const {
   std::string_view path = file;
-  for (std::string_view top : {"/src/", "/comm/", "/kernels/", "/tests/"}) {
+  for (std::string_view top : {"/tests/", "/src/", "/comm/", "/kernels/"}) {
     if (auto at = path.rfind(top); at != std::string_view::npos) {
       path.remove_prefix(at + 1);
       break;

@@ -1,17 +1,49 @@
-// GoogleTest under mpirun: only rank 0 reports, and a failure on any rank fails every rank.
+// GoogleTest under mpirun: only rank 0 reports success, every rank its failures, and a failure on
+// any rank fails every rank. Collectives run in check mode and under the watchdog, so that a test
+// in which ranks part ways ends with the rank and the call.
 #include <gtest/gtest.h>
-#include <mpi.h>
+
+#include "comm/process_grid.h"
+#include "comm/runtime.h"
+#include "tests/support/mpi_runtime.h"
+
+namespace amur {
+namespace {
+
+Runtime* current_runtime = nullptr;
+
+class RankListener : public ::testing::EmptyTestEventListener {
+  void OnTestStart(const ::testing::TestInfo& test) override {
+    test_runtime().set_phase(std::string(test.test_suite_name()) + "." + test.name());
+  }
+  void OnTestPartResult(const ::testing::TestPartResult& result) override {
+    if (!result.failed() || test_runtime().rank() == 0) return;
+    fmt::print(stderr, "rank {}: {}:{}: {}\n", test_runtime().rank(),
+               result.file_name() ? result.file_name() : "", result.line_number(),
+               result.message());
+  }
+};
+
+}  // namespace
+
+Runtime& test_runtime() {
+  return *current_runtime;
+}
+
+}  // namespace amur
 
 int main(int argc, char** argv) {
-  int provided = 0;
-  MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided);
-  ::testing::InitGoogleTest(&argc, argv);
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
-  if (rank != 0) delete listeners.Release(listeners.default_result_printer());
-  int failed = RUN_ALL_TESTS();
-  MPI_Allreduce(MPI_IN_PLACE, &failed, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
-  MPI_Finalize();
-  return failed;
+  return amur::run_main(argc, argv, [&](amur::Runtime& runtime) {
+    amur::current_runtime = &runtime;
+    ::testing::InitGoogleTest(&argc, argv);
+    runtime.start_watchdog(
+        {.threads = 1, .liveness_seconds = 30, .progress_seconds = 55, .check_collectives = true});
+    auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
+    if (runtime.rank() != 0) delete listeners.Release(listeners.default_result_printer());
+    listeners.Append(new amur::RankListener);
+    const int failed = RUN_ALL_TESTS();
+    runtime.set_phase("after the tests");
+    amur::ProcessGrid grid(runtime, {runtime.size(), 1});
+    return static_cast<int>(grid.world().max(int64_t{failed}));
+  });
 }
