@@ -1,13 +1,24 @@
+# amur_test(NAME SOURCES... [LIBRARIES ...] [RANKS 1 2 ...] [TIMEOUT seconds] [LABELS ...])
+#   without RANKS: a plain GoogleTest program; with RANKS: one ctest entry a rank count, under mpirun.
+#   Labels with a meaning to launch/test.sh: slow (not under sanitizers), soak (only with --long).
 set(AMUR_TEST_ENVIRONMENT
   OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
   OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_pml=ob1
   OMPI_MCA_btl=self,vader,tcp OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1)
+set(AMUR_TEST_TIME_FACTOR 1)
+if(AMUR_SANITIZE)
+  set(AMUR_TEST_TIME_FACTOR 8)
+  list(APPEND AMUR_TEST_ENVIRONMENT
+    "LSAN_OPTIONS=suppressions=${CMAKE_CURRENT_LIST_DIR}/lsan.supp:print_suppressions=0"
+    "TSAN_OPTIONS=suppressions=${CMAKE_CURRENT_LIST_DIR}/tsan.supp:ignore_noninstrumented_modules=1")
+endif()
 
 function(amur_test name)
   cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;LIBRARIES;RANKS;LABELS" ${ARGN})
   if(NOT T_TIMEOUT)
     set(T_TIMEOUT 60)
   endif()
+  math(EXPR T_TIMEOUT "${T_TIMEOUT} * ${AMUR_TEST_TIME_FACTOR}")
   add_executable(${name} ${T_SOURCES})
   if(T_RANKS)
     target_link_libraries(${name} PRIVATE amur_test_support ${T_LIBRARIES})
