@@ -16,6 +16,7 @@ namespace amur {
 enum class Precision : uint8_t { fp32, bf16, fp64 };
 enum class SourceFormat : uint8_t { trans_de_en, wordnet, tsv, jsonl };
 enum class MalformedPolicy : uint8_t { refuse, skip };
+enum class EvalSplit : uint8_t { test, val };
 enum class TokenizerKind : uint8_t { sentencepiece };
 
 // One entry of `data.sources`.
@@ -37,6 +38,7 @@ struct DataConfig {
   double subword_sampling = 0;   // SentencePiece alpha; 0: always the best segmentation
   int64_t hard_negatives = 0;    // at most this many of a sample's own negatives
   double eval_share = 0.05;      // of a tsv or jsonl source without eval_path
+  EvalSplit eval_split = EvalSplit::test;  // of trans_de_en and wordnet; the other is not used
   int64_t eval_limit = 0;        // at most this many pairs; 0: all
   MalformedPolicy malformed = MalformedPolicy::refuse;
   std::string cache_dir;         // of offset indexes; empty: beside the file, or the run folder

@@ -255,6 +255,8 @@ void declare_data(Group& group) {
            "share of the samples of a tsv or jsonl source without eval_path that is kept for "
            "evaluation",
            kFixed);
+  key.words("eval_split", &D::eval_split, {{"test", EvalSplit::test}, {"val", EvalSplit::val}},
+            "which held-out split of trans-de-en and wordnet is evaluated on");
   key.whole("eval_limit", &D::eval_limit, at_least(0),
             "at most this many evaluation pairs; 0: all");
   key.words("malformed", &D::malformed,
