@@ -1,0 +1,98 @@
+#include "kernels/attention.h"
+
+#include <cmath>
+
+#include "kernels/check.h"
+#include "kernels/cpu/attention.h"
+
+namespace amur {
+namespace {
+
+// qkv [T, 3, H, hd] and the lengths of `packed`.
+void require_qkv(const char* op, const PackedSequences& packed, ConstTensorView qkv) {
+  AMUR_CHECK(qkv.shape().dims() == 4 && qkv.shape()[1] == 3, "{}: qkv is {}, wanted [T, 3, H, hd]",
+             op, qkv.shape().text());
+  require_packed(op, packed, qkv.rows());
+  AMUR_CHECK(packed.longest <= 65535, "{}: a sequence of {} tokens", op, packed.longest);
+}
+
+template <class T>
+cpu::AttentionProblem<T> problem(const PackedSequences& packed, ConstTensorView qkv, double scale,
+                                 const DropoutSite& dropout) {
+  return {packed.sequences(),
+          qkv.shape()[2],
+          qkv.shape()[3],
+          packed.longest,
+          packed.cu_seqlens.as<int32_t>(),
+          static_cast<AccumulateType<T>>(scale),
+          dropout.probability > 0 ? packed.dropout_keys.as<int64_t>() : nullptr,
+          dropout,
+          qkv.as<T>()};
+}
+
+}  // namespace
+
+void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
+                       DropoutSite dropout, TensorView o, TensorView lse, Stream) {
+  const char* op = "attention_forward";
+  require_device(op, {qkv, o, lse, packed.cu_seqlens, packed.dropout_keys});
+  require_qkv(op, packed, qkv);
+  require_dropout(op, packed, dropout);
+  const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
+  require_matrix(op, "o", o, qkv.rows(), heads * size, qkv.dtype());
+  require_matrix(op, "lse", lse, qkv.rows(), heads, parameter_dtype(qkv.dtype()));
+  if (qkv.elements() == 0) return;
+  dispatch_float(qkv.dtype(), op, [&]<class T>() {
+    cpu::kernels<cpu::AttentionKernels<T>>().forward(problem<T>(packed, qkv, scale, dropout),
+                                                     o.as<T>(), lse.as<AccumulateType<T>>());
+  });
+}
+
+void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
+                        ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
+                        double scale, DropoutSite dropout, TensorView dqkv, Stream) {
+  const char* op = "attention_backward";
+  require_device(op, {qkv, d_output, output, lse, dqkv, packed.cu_seqlens, packed.dropout_keys});
+  require_qkv(op, packed, qkv);
+  require_dropout(op, packed, dropout);
+  const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
+  require_matrix(op, "d_output", d_output, qkv.rows(), heads * size, qkv.dtype());
+  require_matrix(op, "output", output, qkv.rows(), heads * size, qkv.dtype());
+  require_matrix(op, "lse", lse, qkv.rows(), heads, parameter_dtype(qkv.dtype()));
+  require_matrix(op, "dqkv", dqkv, qkv.rows(), qkv.columns(), qkv.dtype());
+  if (qkv.elements() == 0) return;
+  dispatch_float(qkv.dtype(), op, [&]<class T>() {
+    cpu::kernels<cpu::AttentionKernels<T>>().backward(problem<T>(packed, qkv, scale, dropout),
+                                                      d_output.as<T>(), lse.as<AccumulateType<T>>(),
+                                                      dqkv.as<T>());
+  });
+}
+
+void rotary(const PackedSequences& packed, double base, bool inverse, TensorView qkv, Stream) {
+  const char* op = "rotary";
+  require_device(op, {qkv, packed.cu_seqlens});
+  require_qkv(op, packed, qkv);
+  const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
+  AMUR_CHECK(size % 2 == 0, "{}: head size {} is odd", op, size);
+  if (qkv.elements() == 0) return;
+  const int64_t half = size / 2;
+  Tensor cosines({packed.longest, half}, parameter_dtype(qkv.dtype()), qkv.device());
+  Tensor sines({packed.longest, half}, cosines.dtype(), qkv.device());
+  dispatch_float(qkv.dtype(), op, [&]<class T>() {
+    using P = AccumulateType<T>;
+    for (int64_t j = 0; j < half; ++j) {
+      const double frequency =
+          std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(size));
+      for (int64_t p = 0; p < packed.longest; ++p) {
+        const double angle = static_cast<double>(p) * (inverse ? -frequency : frequency);
+        cosines.as<P>()[p * half + j] = static_cast<P>(std::cos(angle));
+        sines.as<P>()[p * half + j] = static_cast<P>(std::sin(angle));
+      }
+    }
+    cpu::kernels<cpu::AttentionKernels<T>>().rotate(packed.sequences(),
+                                                    packed.cu_seqlens.as<int32_t>(), heads, size,
+                                                    cosines.as<P>(), sines.as<P>(), qkv.as<T>());
+  });
+}
+
+}  // namespace amur

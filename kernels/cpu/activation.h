@@ -1,0 +1,16 @@
+#pragma once
+
+#include "kernels/activation.h"
+#include "kernels/cpu/isa.h"
+
+namespace amur::cpu {
+
+template <class T>
+struct ActivationKernels {
+  // u [rows, width] or [rows, 2, width]; y, dy [rows, width]; du as u
+  void (*forward)(ActivationKind kind, int64_t rows, int64_t width, const T* u, T* y);
+  void (*backward)(ActivationKind kind, int64_t rows, int64_t width, const T* dy, const T* u,
+                   T* du);
+};
+
+}  // namespace amur::cpu

@@ -1,0 +1,164 @@
+#include <dnnl.hpp>
+
+#include <list>
+#include <mutex>
+#include <unordered_map>
+
+#include "kernels/cpu/gemm.h"
+#include "src/core/hash.h"
+
+namespace amur::cpu {
+namespace {
+
+using dnnl::memory;
+
+const dnnl::engine& engine() {
+  static const dnnl::engine e(dnnl::engine::kind::cpu, 0);
+  return e;
+}
+
+memory::data_type type_of(DType t) {
+  return t == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+}
+
+// What a primitive is compiled for. It also fixes the number of threads.
+struct Key {
+  int64_t m, n, k;
+  Transpose transpose_a, transpose_b;
+  DType ab, c;
+  float alpha, beta;
+  int threads;
+  bool operator==(const Key&) const = default;
+};
+struct KeyHash {
+  size_t operator()(const Key& key) const {
+    uint64_t h = 0;
+    for (const int64_t v : {key.m, key.n, key.k, static_cast<int64_t>(key.transpose_a),
+                            static_cast<int64_t>(key.transpose_b), static_cast<int64_t>(key.ab),
+                            static_cast<int64_t>(key.c), int64_t{std::bit_cast<int32_t>(key.alpha)},
+                            int64_t{std::bit_cast<int32_t>(key.beta)}, int64_t{key.threads}})
+      h = mix64(h ^ static_cast<uint64_t>(v)) + 0x9e3779b97f4a7c15u;
+    return h;
+  }
+};
+
+struct Product {
+  memory::desc a, b, c;
+  dnnl::matmul primitive;
+};
+
+Product compile(const Key& key) {
+  const auto matrix = [](int64_t rows, int64_t columns, DType type, Transpose transposed) {
+    const memory::dims strides =
+        transposed == Transpose::yes ? memory::dims{1, rows} : memory::dims{columns, 1};
+    return memory::desc({rows, columns}, type_of(type), strides);
+  };
+  Product p;
+  p.a = matrix(key.m, key.k, key.ab, key.transpose_a);
+  p.b = matrix(key.k, key.n, key.ab, key.transpose_b);
+  p.c = matrix(key.m, key.n, key.c, Transpose::no);
+  dnnl::primitive_attr attributes;
+  if (key.alpha != 1) attributes.set_output_scales(0, {key.alpha});
+  if (key.beta != 0) {
+    dnnl::post_ops sum;
+    sum.append_sum(key.beta);
+    attributes.set_post_ops(sum);
+  }
+  const dnnl::matmul::desc description(p.a, p.b, p.c);
+  p.primitive = dnnl::matmul({description, attributes, engine()});
+  return p;
+}
+
+// The most recently used products: chunks differ in their number of tokens, so there is no end of
+// shapes.
+class Cache {
+ public:
+  Product find(const Key& key) {
+    {
+      std::lock_guard lock(mutex_);
+      if (const auto it = index_.find(key); it != index_.end()) {
+        entries_.splice(entries_.begin(), entries_, it->second);
+        return it->second->second;
+      }
+    }
+    Product product = compile(key);
+    std::lock_guard lock(mutex_);
+    if (!index_.contains(key)) {
+      entries_.emplace_front(key, product);
+      index_[key] = entries_.begin();
+      if (entries_.size() > kMost) {
+        index_.erase(entries_.back().first);
+        entries_.pop_back();
+      }
+    }
+    return product;
+  }
+
+ private:
+  static constexpr size_t kMost = 512;
+  using Entries = std::list<std::pair<Key, Product>>;
+  std::mutex mutex_;
+  Entries entries_;  // newest first
+  std::unordered_map<Key, Entries::iterator, KeyHash> index_;
+};
+
+}  // namespace
+
+void dnnl_gemm(const Gemm& g) {
+  static Cache cache;
+  try {
+    const Product p =
+        cache.find({g.m, g.n, g.k, g.transpose_a, g.transpose_b, g.a.dtype(), g.c.dtype(),
+                    static_cast<float>(g.alpha), static_cast<float>(g.beta), compute_threads()});
+    // oneDNN does not write to its sources.
+    const memory a(p.a, engine(), const_cast<void*>(g.a.raw()));
+    const memory b(p.b, engine(), const_cast<void*>(g.b.raw()));
+    const memory c(p.c, engine(), g.c.raw());
+    dnnl::stream stream(engine());
+    p.primitive.execute(stream, {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, c}});
+    stream.wait();
+  } catch (const dnnl::error& e) {
+    throw InternalError(fmt::format("oneDNN: {} (status {}) for a product of {} x {} x {}",
+                                    e.what(), static_cast<int>(e.status), g.m, g.n, g.k));
+  }
+}
+
+bool prefers_dnnl(const Gemm&) {
+  return false;
+}
+
+std::string dnnl_text() {
+  const dnnl_version_t* v = dnnl::version();
+  const char* isa = "generic";
+  switch (dnnl::get_effective_cpu_isa()) {
+    case dnnl::cpu_isa::sse41:
+      isa = "sse41";
+      break;
+    case dnnl::cpu_isa::avx:
+      isa = "avx";
+      break;
+    case dnnl::cpu_isa::avx2:
+      isa = "avx2";
+      break;
+    case dnnl::cpu_isa::avx2_vnni:
+      isa = "avx2_vnni";
+      break;
+    case dnnl::cpu_isa::avx512_core:
+      isa = "avx512_core";
+      break;
+    case dnnl::cpu_isa::avx512_core_vnni:
+      isa = "avx512_core_vnni";
+      break;
+    case dnnl::cpu_isa::avx512_core_bf16:
+      isa = "avx512_core_bf16";
+      break;
+    case dnnl::cpu_isa::avx512_core_amx:
+      isa = "avx512_core_amx";
+      break;
+    default:
+      break;
+  }
+  return fmt::format("oneDNN {}.{}.{} ({})", v->major, v->minor, v->patch, isa);
+}
+
+}  // namespace amur::cpu

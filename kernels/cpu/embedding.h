@@ -1,0 +1,30 @@
+#pragma once
+
+#include "kernels/cpu/isa.h"
+#include "kernels/embedding.h"
+
+namespace amur::cpu {
+
+// Pointers are null where the tensor of kernels/embedding.h is undefined.
+template <class T, class P = AccumulateType<T>>
+struct EmbeddingKernels {
+  void (*lookup)(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const int32_t* ids,
+                 const P* tokens, const P* positions, T* y);
+  void (*scatter)(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const int32_t* ids,
+                  const T* dy, P sink_scale, P* tokens_sink, P* positions_sink);
+  // table [longest, width]
+  void (*add_positions)(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const P* table,
+                        T* y);
+  void (*pool)(PoolingKind kind, int64_t sequences, const int32_t* cu_seqlens, int64_t width,
+               const T* x, P* h);
+  void (*unpool)(PoolingKind kind, int64_t sequences, const int32_t* cu_seqlens, int64_t width,
+                 const P* dh, T* dx);
+};
+
+template <class P>
+struct NormaliseKernels {
+  void (*forward)(int64_t rows, int64_t width, const P* h, P* z, P* norm);
+  void (*backward)(int64_t rows, int64_t width, const P* dz, const P* z, const P* norm, P* dh);
+};
+
+}  // namespace amur::cpu

@@ -1,0 +1,144 @@
+#include "kernels/elementwise.h"
+
+#include <cmath>
+
+#include "kernels/check.h"
+#include "kernels/cpu/dropout.h"
+#include "kernels/cpu/elementwise.h"
+
+namespace amur {
+namespace {
+
+template <class T>
+const cpu::ElementwiseKernels<T>& elementwise() {
+  return cpu::kernels<cpu::ElementwiseKernels<T>>();
+}
+
+void require_same(const char* op, ConstTensorView x, ConstTensorView y) {
+  AMUR_CHECK(x.defined() && y.defined() && x.dtype() == y.dtype() && x.elements() == y.elements(),
+             "{}: {} {} and {} {}", op, name_of(x.dtype()), x.shape().text(), name_of(y.dtype()),
+             y.shape().text());
+}
+
+// y = residual + dropout(x)
+void dropout_add(const char* op, const PackedSequences& packed, const DropoutSite& site,
+                 ConstTensorView x, ConstTensorView residual, TensorView y) {
+  require_device(op, {x, residual, y, packed.cu_seqlens, packed.dropout_keys});
+  require_matrix(op, "y", y, x.rows(), x.columns(), x.dtype());
+  if (residual.defined())
+    require_matrix(op, "residual", residual, x.rows(), x.columns(), x.dtype());
+  require_packed(op, packed, x.rows());
+  require_dropout(op, packed, site);
+  if (x.elements() == 0) return;
+  dispatch_float(x.dtype(), op, [&]<class T>() {
+    const T* r = residual.defined() ? residual.as<T>() : nullptr;
+    if (site.probability > 0) {
+      cpu::kernels<cpu::DropoutKernels<T>>().add(
+          {packed.sequences(), x.columns(), packed.cu_seqlens.as<int32_t>(),
+           packed.dropout_keys.as<int64_t>(), site, x.as<T>(), r, y.as<T>()});
+    } else if (r) {
+      elementwise<T>().add(x.elements(), x.as<T>(), r, y.as<T>());
+    } else if (x.raw() != y.raw()) {
+      copy(y.raw(), y.device(), x.raw(), x.device(), x.bytes(), {});
+    }
+  });
+}
+
+}  // namespace
+
+void cast(ConstTensorView from, TensorView to, Stream stream) {
+  const char* op = "cast";
+  require_device(op, {from, to});
+  const int64_t n = from.elements();
+  AMUR_CHECK(to.elements() == n, "cast {} to {}", from.shape().text(), to.shape().text());
+  if (n == 0) return;
+  if (from.dtype() == to.dtype()) {
+    copy(to.raw(), to.device(), from.raw(), from.device(), from.bytes(), stream);
+  } else if (to.dtype() == DType::f32) {
+    dispatch_float(from.dtype(), op,
+                   [&]<class T>() { elementwise<T>().to_f32(n, from.as<T>(), to.as<float>()); });
+  } else if (from.dtype() == DType::f32) {
+    dispatch_float(to.dtype(), op,
+                   [&]<class T>() { elementwise<T>().from_f32(n, from.as<float>(), to.as<T>()); });
+  } else {  // between bf16 and f64
+    Tensor middle({n}, DType::f32, from.device());
+    cast(from, middle, stream);
+    cast(middle, to, stream);
+  }
+}
+
+void axpy(double alpha, ConstTensorView x, TensorView y, Stream) {
+  const char* op = "axpy";
+  require_device(op, {x, y});
+  require_same(op, x, y);
+  dispatch_float(x.dtype(), op, [&]<class T>() {
+    elementwise<T>().axpy(x.elements(), static_cast<AccumulateType<T>>(alpha), x.as<T>(),
+                          y.as<T>());
+  });
+}
+
+void scale(double alpha, TensorView x, Stream) {
+  const char* op = "scale";
+  require_device(op, {x});
+  dispatch_float(x.dtype(), op, [&]<class T>() {
+    elementwise<T>().scale(x.elements(), static_cast<AccumulateType<T>>(alpha), x.as<T>());
+  });
+}
+
+void add_bias(ConstTensorView bias, TensorView y, Stream) {
+  const char* op = "add_bias";
+  require_device(op, {bias, y});
+  require_matrix(op, "bias", bias, y.columns(), 1, parameter_dtype(y.dtype()));
+  if (y.elements() == 0) return;
+  dispatch_float(y.dtype(), op, [&]<class T>() {
+    elementwise<T>().add_bias(y.rows(), y.columns(), bias.as<AccumulateType<T>>(), y.as<T>());
+  });
+}
+
+void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, Stream) {
+  const char* op = "accumulate_column_sums";
+  require_device(op, {dy, sink});
+  const int64_t rows = dy.rows(), width = dy.columns();
+  require_matrix(op, "sink", sink, width, 1, parameter_dtype(dy.dtype()));
+  if (dy.elements() == 0) return;
+  const int64_t blocks = (rows + cpu::kColumnSumRows - 1) / cpu::kColumnSumRows;
+  Tensor partial({blocks, width}, sink.dtype(), sink.device());
+  dispatch_float(dy.dtype(), op, [&]<class T>() {
+    using P = AccumulateType<T>;
+    elementwise<T>().column_sums(rows, width, static_cast<P>(alpha), dy.as<T>(), partial.as<P>(),
+                                 sink.as<P>());
+  });
+}
+
+double root_mean_square(ConstTensorView x) {
+  if (x.elements() == 0) return 0;
+  return std::sqrt(sum_of_squares(x) / static_cast<double>(x.elements()));
+}
+
+double sum_of_squares(ConstTensorView x) {
+  const char* op = "sum_of_squares";
+  require_device(op, {x});
+  return dispatch_float(x.dtype(), op, [&]<class T>() {
+    return elementwise<T>().sum_of_squares(x.elements(), x.as<T>());
+  });
+}
+
+bool all_finite(ConstTensorView x) {
+  const char* op = "all_finite";
+  require_device(op, {x});
+  return dispatch_float(x.dtype(), op, [&]<class T>() {
+    return elementwise<T>().all_finite(x.elements(), x.as<T>());
+  });
+}
+
+void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,
+                         ConstTensorView residual, TensorView y, Stream) {
+  dropout_add("dropout_add_forward", packed, site, x, residual, y);
+}
+
+void dropout_backward(const PackedSequences& packed, DropoutSite site, ConstTensorView dy,
+                      TensorView dx, Stream) {
+  dropout_add("dropout_backward", packed, site, dy, {}, dx);
+}
+
+}  // namespace amur

@@ -1,0 +1,157 @@
+#include "kernels/embedding.h"
+
+#include <cmath>
+
+#include "kernels/check.h"
+#include "kernels/cpu/embedding.h"
+
+namespace amur {
+namespace {
+
+// Every id lies in the table of `count` rows.
+void require_ids(const char* op, ConstTensorView ids, int64_t tokens, int64_t count) {
+  require_matrix(op, "ids", ids, tokens, 1, DType::i32);
+  const int32_t* id = ids.as<int32_t>();
+  for (int64_t t = 0; t < tokens; ++t)
+    AMUR_CHECK(id[t] >= 0 && id[t] < count, "{}: id {} of token {}, the table has {} rows", op,
+               id[t], t, count);
+}
+
+// A table [count, width] of tokens or positions.
+void require_table(const char* op, const char* name, ConstTensorView table, int64_t width,
+                   DType activation) {
+  require_matrix(op, name, table, table.rows(), width, parameter_dtype(activation));
+}
+
+void require_pooling(const char* op, const PackedSequences& packed, ConstTensorView x,
+                     ConstTensorView h) {
+  require_device(op, {x, h, packed.cu_seqlens});
+  require_packed(op, packed, x.rows());
+  require_matrix(op, "embeddings", h, packed.sequences(), x.columns(), parameter_dtype(x.dtype()));
+}
+
+void require_normalised(const char* op, ConstTensorView a, ConstTensorView b,
+                        ConstTensorView norm) {
+  require_device(op, {a, b, norm});
+  require_matrix(op, "result", b, a.rows(), a.columns(), a.dtype());
+  require_matrix(op, "norm", norm, a.rows(), 1, a.dtype());
+}
+
+}  // namespace
+
+void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,
+                       ConstTensorView positions, TensorView y, Stream) {
+  const char* op = "embedding_forward";
+  require_device(op, {y, ids, tokens, positions, packed.cu_seqlens});
+  const int64_t width = y.columns();
+  require_packed(op, packed, y.rows());
+  require_table(op, "tokens", tokens, width, y.dtype());
+  require_ids(op, ids, y.rows(), tokens.rows());
+  if (positions.defined()) {
+    require_table(op, "positions", positions, width, y.dtype());
+    AMUR_CHECK(packed.longest <= positions.rows(), "{}: {} tokens, {} positions", op,
+               packed.longest, positions.rows());
+  }
+  if (y.elements() == 0) return;
+  dispatch_float(y.dtype(), op, [&]<class T>() {
+    using P = AccumulateType<T>;
+    cpu::kernels<cpu::EmbeddingKernels<T>>().lookup(
+        packed.sequences(), packed.cu_seqlens.as<int32_t>(), width, ids.as<int32_t>(),
+        tokens.as<P>(), positions.defined() ? positions.as<P>() : nullptr, y.as<T>());
+  });
+}
+
+void embedding_backward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView dy,
+                        double sink_scale, TensorView tokens_sink, TensorView positions_sink,
+                        Stream) {
+  const char* op = "embedding_backward";
+  require_device(op, {dy, ids, tokens_sink, positions_sink, packed.cu_seqlens});
+  const int64_t width = dy.columns();
+  require_packed(op, packed, dy.rows());
+  if (tokens_sink.defined()) {
+    require_table(op, "tokens_sink", tokens_sink, width, dy.dtype());
+    require_ids(op, ids, dy.rows(), tokens_sink.rows());
+  }
+  if (positions_sink.defined()) {
+    require_table(op, "positions_sink", positions_sink, width, dy.dtype());
+    AMUR_CHECK(packed.longest <= positions_sink.rows(), "{}: {} tokens, {} positions", op,
+               packed.longest, positions_sink.rows());
+  }
+  if (dy.elements() == 0) return;
+  dispatch_float(dy.dtype(), op, [&]<class T>() {
+    using P = AccumulateType<T>;
+    cpu::kernels<cpu::EmbeddingKernels<T>>().scatter(
+        packed.sequences(), packed.cu_seqlens.as<int32_t>(), width, ids.as<int32_t>(), dy.as<T>(),
+        static_cast<P>(sink_scale), tokens_sink.defined() ? tokens_sink.as<P>() : nullptr,
+        positions_sink.defined() ? positions_sink.as<P>() : nullptr);
+  });
+}
+
+void add_sinusoidal_positions(const PackedSequences& packed, TensorView y, Stream) {
+  const char* op = "add_sinusoidal_positions";
+  require_device(op, {y, packed.cu_seqlens});
+  require_packed(op, packed, y.rows());
+  if (y.elements() == 0) return;
+  const int64_t width = y.columns();
+  Tensor table({packed.longest, width}, parameter_dtype(y.dtype()), y.device());
+  dispatch_float(y.dtype(), op, [&]<class T>() {
+    using P = AccumulateType<T>;
+    for (int64_t j = 0; j < width; ++j) {
+      const double frequency =
+          std::pow(10000.0, -static_cast<double>(j / 2 * 2) / static_cast<double>(width));
+      for (int64_t p = 0; p < packed.longest; ++p) {
+        const double angle = static_cast<double>(p) * frequency;
+        table.as<P>()[p * width + j] =
+            static_cast<P>(j % 2 == 0 ? std::sin(angle) : std::cos(angle));
+      }
+    }
+    cpu::kernels<cpu::EmbeddingKernels<T>>().add_positions(
+        packed.sequences(), packed.cu_seqlens.as<int32_t>(), width, table.as<P>(), y.as<T>());
+  });
+}
+
+void pooling_forward(PoolingKind kind, const PackedSequences& packed, ConstTensorView x,
+                     TensorView h, Stream) {
+  const char* op = "pooling_forward";
+  require_pooling(op, packed, x, h);
+  if (h.elements() == 0) return;
+  dispatch_float(x.dtype(), op, [&]<class T>() {
+    cpu::kernels<cpu::EmbeddingKernels<T>>().pool(kind, packed.sequences(),
+                                                  packed.cu_seqlens.as<int32_t>(), x.columns(),
+                                                  x.as<T>(), h.as<AccumulateType<T>>());
+  });
+}
+
+void pooling_backward(PoolingKind kind, const PackedSequences& packed, ConstTensorView dh,
+                      TensorView dx, Stream) {
+  const char* op = "pooling_backward";
+  require_pooling(op, packed, dx, dh);
+  if (dh.elements() == 0) return;
+  dispatch_float(dx.dtype(), op, [&]<class T>() {
+    cpu::kernels<cpu::EmbeddingKernels<T>>().unpool(kind, packed.sequences(),
+                                                    packed.cu_seqlens.as<int32_t>(), dx.columns(),
+                                                    dh.as<AccumulateType<T>>(), dx.as<T>());
+  });
+}
+
+void normalise_forward(ConstTensorView h, TensorView z, TensorView norm, Stream) {
+  const char* op = "normalise_forward";
+  require_normalised(op, h, z, norm);
+  dispatch_f32_f64(h.dtype(), op, [&]<class P>() {
+    cpu::kernels<cpu::NormaliseKernels<P>>().forward(h.rows(), h.columns(), h.as<P>(), z.as<P>(),
+                                                     norm.as<P>());
+  });
+}
+
+void normalise_backward(ConstTensorView dz, ConstTensorView z, ConstTensorView norm, TensorView dh,
+                        Stream) {
+  const char* op = "normalise_backward";
+  require_normalised(op, dz, dh, norm);
+  require_matrix(op, "z", z, dz.rows(), dz.columns(), dz.dtype());
+  dispatch_f32_f64(dz.dtype(), op, [&]<class P>() {
+    cpu::kernels<cpu::NormaliseKernels<P>>().backward(dz.rows(), dz.columns(), dz.as<P>(),
+                                                      z.as<P>(), norm.as<P>(), dh.as<P>());
+  });
+}
+
+}  // namespace amur

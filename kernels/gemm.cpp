@@ -1,0 +1,52 @@
+#include "kernels/gemm.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "kernels/check.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/elementwise.h"
+
+namespace amur {
+
+void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
+          ConstTensorView b, double beta, TensorView c, Stream stream) {
+  const char* op = "gemm";
+  require_device(op, {a, b, c});
+  const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
+  const int64_t m = c.rows(), n = c.columns(), k = ta ? a.rows() : a.columns();
+  require_matrix(op, "a", a, ta ? k : m, ta ? m : k, a.dtype());
+  require_matrix(op, "b", b, tb ? n : k, tb ? k : n, a.dtype());
+  AMUR_CHECK(c.defined() &&
+                 (c.dtype() == a.dtype() || (a.dtype() == DType::bf16 && c.dtype() == DType::f32)),
+             "gemm of {} into {}", name_of(a.dtype()), name_of(c.dtype()));
+  if (m == 0 || n == 0) return;
+  if (k == 0 || alpha == 0) {
+    beta == 0 ? fill_zero(c, stream) : scale(beta, c, stream);
+    return;
+  }
+  const cpu::Gemm g{transpose_a, transpose_b, m, n, k, alpha, a, b, beta, c};
+  if (a.dtype() == DType::bf16 || (a.dtype() == DType::f32 && cpu::prefers_dnnl(g)))
+    cpu::dnnl_gemm(g);
+  else
+    cpu::blas_gemm(g);
+}
+
+void set_compute_threads(int threads) {
+  AMUR_CHECK(threads >= 1, "{} threads", threads);
+  cpu::set_blas_threads(threads);
+#if defined(_OPENMP)
+  omp_set_num_threads(threads);
+#endif
+}
+
+int compute_threads() {
+  return cpu::blas_threads();
+}
+
+std::string gemm_library_text() {
+  return cpu::blas_text() + ", " + cpu::dnnl_text();
+}
+
+}  // namespace amur

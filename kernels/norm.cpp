@@ -1,0 +1,59 @@
+#include "kernels/norm.h"
+
+#include "kernels/check.h"
+#include "kernels/cpu/norm.h"
+
+namespace amur {
+
+void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
+                  double eps, TensorView y, TensorView mean, TensorView rstd, Stream) {
+  const char* op = "norm_forward";
+  require_device(op, {x, gain, bias, y, mean, rstd});
+  const int64_t rows = x.rows(), width = x.columns();
+  const DType parameter = parameter_dtype(x.dtype());
+  require_matrix(op, "y", y, rows, width, x.dtype());
+  require_matrix(op, "gain", gain, width, 1, parameter);
+  if (bias.defined()) require_matrix(op, "bias", bias, width, 1, parameter);
+  if (kind == NormKind::layer) require_matrix(op, "mean", mean, rows, 1, parameter);
+  require_matrix(op, "rstd", rstd, rows, 1, parameter);
+  if (x.elements() == 0) return;
+  dispatch_float(x.dtype(), op, [&]<class T>() {
+    using P = AccumulateType<T>;
+    cpu::kernels<cpu::NormKernels<T>>().forward(
+        {kind, rows, width, static_cast<P>(eps), x.as<T>(), gain.as<P>(),
+         bias.defined() ? bias.as<P>() : nullptr, y.as<T>(),
+         kind == NormKind::layer ? mean.as<P>() : nullptr, rstd.as<P>()});
+  });
+}
+
+void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTensorView gain,
+                   ConstTensorView mean, ConstTensorView rstd, ConstTensorView residual,
+                   TensorView dx, double sink_scale, TensorView gain_sink, TensorView bias_sink,
+                   Stream) {
+  const char* op = "norm_backward";
+  require_device(op, {x, dy, gain, mean, rstd, residual, dx, gain_sink, bias_sink});
+  const int64_t rows = x.rows(), width = x.columns();
+  const DType parameter = parameter_dtype(x.dtype());
+  require_matrix(op, "dy", dy, rows, width, x.dtype());
+  require_matrix(op, "dx", dx, rows, width, x.dtype());
+  require_matrix(op, "gain", gain, width, 1, parameter);
+  if (kind == NormKind::layer) require_matrix(op, "mean", mean, rows, 1, parameter);
+  require_matrix(op, "rstd", rstd, rows, 1, parameter);
+  if (residual.defined()) require_matrix(op, "residual", residual, rows, width, x.dtype());
+  if (gain_sink.defined()) require_matrix(op, "gain_sink", gain_sink, width, 1, parameter);
+  if (bias_sink.defined()) require_matrix(op, "bias_sink", bias_sink, width, 1, parameter);
+  if (x.elements() == 0) return;
+  const int64_t blocks = (rows + cpu::kNormBlock - 1) / cpu::kNormBlock;
+  Tensor partial({blocks, 2, width}, parameter, x.device());
+  dispatch_float(x.dtype(), op, [&]<class T>() {
+    using P = AccumulateType<T>;
+    cpu::kernels<cpu::NormKernels<T>>().backward(
+        {kind, rows, width, dy.as<T>(), x.as<T>(), gain.as<P>(),
+         kind == NormKind::layer ? mean.as<P>() : nullptr, rstd.as<P>(),
+         residual.defined() ? residual.as<T>() : nullptr, dx.as<T>(), static_cast<P>(sink_scale),
+         gain_sink.defined() ? gain_sink.as<P>() : nullptr,
+         bias_sink.defined() ? bias_sink.as<P>() : nullptr, partial.as<P>()});
+  });
+}
+
+}  // namespace amur
