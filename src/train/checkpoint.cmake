@@ -1,1 +1,2 @@
-target_sources(amur_train PRIVATE placeholder.cpp)
+target_sources(amur_train PRIVATE checkpoint.cpp checkpoint_format.cpp checkpoint_info.cpp
+  hdf5_file.cpp)

@@ -1,5 +1,5 @@
-// Checkpoints: one HDF5 file each, version 1 (docs/checkpoint-format.md), written in parallel by all
-// ranks and holding logical tensors at their global shapes. Nothing per rank is stored.
+// Checkpoints: one HDF5 file each, version 1 (docs/checkpoint-format.md), written in parallel by
+// all ranks and holding logical tensors at their global shapes. Nothing per rank is stored.
 #pragma once
 
 #include <map>
@@ -26,24 +26,25 @@ struct CheckpointInfo {
   int64_t step = 0;
   DataPosition position;
   uint64_t seed = 0;
-  std::string config_yaml;                      // resolved
-  std::map<std::string, std::string> tokenizer; // "sentencepiece" -> model bytes
+  std::string config_yaml;                       // resolved
+  std::map<std::string, std::string> tokenizer;  // "sentencepiece" -> model bytes
   std::string data_fingerprint;
   MetricsHistory metrics;
   std::map<std::string, std::string> measured_choices;  // made by timing; reused on resume
-  std::map<std::string, double> best;           // best evaluation so far, e.g. {"recall@1", 0.55}
-  std::string optimizer;                        // "tiger"
-  std::vector<std::string> lineage;             // JSON objects, oldest first: what it grew from
+  std::map<std::string, double> best;       // best evaluation so far, e.g. {"recall@1", 0.55}
+  std::map<std::string, double> constants;  // of the model, see ModelConstant: eps, scales
+  std::string optimizer;                    // "tiger"
+  std::vector<std::string> lineage;         // JSON objects, oldest first: what it grew from
   // Information only, not used by load:
-  std::string written_by;                       // "amur 0.1.0"
+  std::string written_by;  // "amur 0.1.0"
   int world_size = 1;
   int dp = 1, tp = 1;
 };
 
 class Checkpoint {
  public:
-  // Writes to a temporary name, flushes, closes, agrees, verifies, renames. Collective over world; on
-  // failure (IoError on every rank) nothing exists under `path` that was not there before.
+  // Writes to a temporary name, flushes, closes, agrees, verifies, renames. Collective over world;
+  // on failure (IoError on every rank) nothing exists under `path` that was not there before.
   static void save(const std::string& path, const CheckpointInfo& info, ParameterSet& parameters,
                    std::span<const OptimizerSlot> slots, int compression, ProcessGrid& grid);
 
