@@ -337,7 +337,9 @@ void Watchdog::State::run() {
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, nullptr);
   try {
-    for (bool over = false; !over;) {
+    // The first heartbeat goes out at once.
+    bool over = comm != MPI_COMM_NULL && tick(false);
+    while (!over) {
       bool done = false;
       {
         std::unique_lock lock(mutex);
@@ -365,7 +367,7 @@ Watchdog::Watchdog(const void* world, std::vector<std::string> labels, WatchdogL
   s.interval = Seconds(
       std::clamp(std::min(limits.liveness_seconds, limits.progress_seconds) / 10, 0.02, 1.0));
   s.peers.resize(static_cast<size_t>(s.size));
-  s.last_tick = s.last_beat = Clock::now();
+  s.last_tick = Clock::now();
   for (State::Peer& p : s.peers) p.heard = p.moved = s.last_tick;
   if (messages) {
     check_mpi(MPI_Comm_dup(parent, &s.comm), "MPI_Comm_dup");

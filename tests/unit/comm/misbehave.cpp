@@ -1,0 +1,73 @@
+// A job in which one rank misbehaves as the argument says; driven by test_robustness.py.
+//   misbehave KIND LIVENESS PROGRESS      (seconds; LIVENESS 0: no watchdog)
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <thread>
+
+#include "comm/process_grid.h"
+#include "comm/runtime.h"
+
+namespace amur {
+namespace {
+
+void sleep_seconds(double s) {
+  std::this_thread::sleep_for(std::chrono::duration<double>(s));
+}
+
+int work(Runtime& runtime, const std::string& kind, double liveness, double progress) {
+  // For the cleaning up of what a test leaves behind.
+  fmt::print("pid {}\n", getpid());
+  std::fflush(stdout);
+  if (kind == "usage-all") throw UsageError("no such file 'x.yaml'");
+  if (liveness > 0)
+    runtime.start_watchdog({.threads = 1,
+                            .liveness_seconds = liveness,
+                            .progress_seconds = progress,
+                            .check_collectives = kind == "mismatch"});
+  const int size = runtime.size(), rank = runtime.rank(), odd = size - 1;
+  ProcessGrid grid(runtime, {size, 1});
+  Communicator& world = grid.world();
+  runtime.set_phase("warm-up");
+  for (int i = 0; i < 10; ++i) world.barrier();
+  runtime.set_phase("pass 1");
+
+  if (kind == "usage-one" && rank == odd) throw UsageError("no such file 'x.yaml'");
+  if (kind == "throw" && rank == odd) throw IoError("disk full");
+  if (kind == "throw-all") throw IoError("disk full everywhere");
+  if ((kind == "stop" && rank == odd) || (kind == "stop-first" && rank == 0)) {
+    sleep_seconds(0.3 * liveness);  // some heartbeats, so that the others know the phase
+    raise(SIGSTOP);
+  }
+  if (kind == "mismatch" && rank == odd) world.barrier();
+  if (kind == "other-group" && rank == odd) grid.node().barrier();
+  if (kind == "loop" && rank == odd)
+    for (;;) sleep_seconds(0.01);
+  if (kind == "leave" && rank == odd) return 0;
+  if (kind == "kill" && rank == odd) raise(SIGKILL);
+  if (kind == "honest") {
+    // Longer than the progress limit in small steps of one rank, then longer than the liveness
+    // limit in one.
+    for (int i = 0; rank == odd && i < 8; ++i) {
+      sleep_seconds(0.25 * progress);
+      runtime.advance();
+    }
+    world.barrier();
+    if (rank == odd) sleep_seconds(0.8 * progress);
+  }
+  world.sum(int64_t{1});
+  if (kind == "interrupted") return kExitInterrupted;
+  return 0;
+}
+
+}  // namespace
+}  // namespace amur
+
+int main(int argc, char** argv) {
+  return amur::run_main(argc, argv, [&](amur::Runtime& runtime) {
+    if (argc != 4) throw amur::UsageError("misbehave KIND LIVENESS PROGRESS");
+    return amur::work(runtime, argv[1], std::atof(argv[2]), std::atof(argv[3]));
+  });
+}

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Starts misbehave under mpirun and checks how the job ends.
+
+test_robustness.py MPIEXEC PROGRAM CASE
+"""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+SITE = "tests/unit/comm/misbehave.cpp:"
+
+# case: ranks, liveness, progress, seconds at most, exit code, texts that must appear
+# (0 ranks: without mpirun; exit code None: any but 0)
+CASES = {
+    "throw": (4, 30, 30, 15, 4, ["rank 3/4 (dp 3, tp 0)", "pass 1: disk full", "world.barrier #10", SITE]),
+    "throw-all": (4, 30, 30, 15, 4, ["pass 1: disk full everywhere", SITE]),
+    "usage-all": (4, 30, 30, 15, 2, ["error: no such file 'x.yaml'"]),
+    "usage-one": (4, 30, 30, 15, 2, ["rank 3/4", "no such file 'x.yaml'"]),
+    "stop": (4, 2, 60, 20, 3, ["rank 3/4", "has not been heard of", "phase 'pass 1'",
+                               "after world.barrier #10", SITE]),
+    "stop-first": (4, 2, 60, 20, 3, ["rank 0/4", "has not been heard of", "phase 'pass 1'",
+                                     "after world.barrier #10", SITE]),
+    "mismatch": (4, 30, 30, 15, 3, ["the ranks entered different collectives", "rank 3/4",
+                                    "world.barrier #11", "world.sum #11", "pass 1", SITE]),
+    "other-group": (4, 10, 2, 20, 3, ["no rank has moved", "rank 3/4",
+                                      "waits in another collective than the others",
+                                      "waiting in node.barrier #1", SITE]),
+    "loop": (4, 10, 2, 20, 3, ["no rank has moved", "rank 3/4",
+                               "is not in a collective while the others wait in one",
+                               "phase 'pass 1'", "waiting in world.sum #11", SITE]),
+    "leave": (4, 10, 2, 20, 3, ["no rank has moved", "rank 3/4", "has finished its work", SITE]),
+    "kill": (4, 10, 10, 15, None, []),
+    "honest": (3, 1, 3, 60, 0, []),
+    "interrupted": (2, 30, 30, 15, 75, []),
+    # One process needs no launcher, and is watched too.
+    "alone-loop": (0, 10, 1, 20, 3, ["no rank has moved", "phase 'pass 1'", SITE]),
+    "alone-throw": (0, 10, 10, 15, 4, ["pass 1: disk full", SITE]),
+    # srun without PMIx would make single runs of the tasks: task 0 says so, the others are silent.
+    "srun-task-0": (0, 10, 10, 15, 2, ["srun started 4 tasks", "srun --mpi=pmix"]),
+    "srun-task-3": (0, 10, 10, 15, 2, []),
+}
+ONCE = {"usage-all": "no such file", "throw-all": "disk full everywhere"}
+
+
+def run(mpiexec, program, kind, ranks, liveness, progress, limit, extra=None):
+    """Exit code (None: did not end in time), output, seconds."""
+    command = [program, kind, str(liveness), str(progress)]
+    if ranks:
+        command = [mpiexec, "-n", str(ranks)] + command
+    start = time.monotonic()
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           env={**os.environ, **(extra or {})})
+    try:
+        output, _ = job.communicate(timeout=limit)
+        code = job.returncode
+    except subprocess.TimeoutExpired as late:
+        output = (late.stdout or b"").decode()
+        code = None
+    seconds = time.monotonic() - start
+    if code is None:
+        for pid in re.findall(r"^pid (\d+)$", output, re.M):
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            job.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            job.kill()
+            job.communicate()
+    return code, output, seconds
+
+
+def main():
+    mpiexec, program, case = sys.argv[1:4]
+    if case == "stop-unwatched":
+        # The negative control: without the watchdog a stopped rank holds the others for ever.
+        code, output, _ = run(mpiexec, program, "stop", 2, 0, 0, 6)
+        if code is not None:
+            sys.exit(f"the job ended by itself with {code}\n{output}")
+        return
+    ranks, liveness, progress, limit, want, texts = CASES[case]
+    extra = {}
+    kind = case
+    if case.startswith("alone-"):
+        kind = case[len("alone-"):]
+    if case.startswith("srun-task-"):
+        extra = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4",
+                 "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_PROCID": case[-1]}
+    code, output, seconds = run(mpiexec, program, kind, ranks, liveness, progress, limit, extra)
+    problems = [f"'{text}' is missing" for text in texts if text not in output]
+    if code is None:
+        problems.append(f"the job was still there after {limit} s")
+    elif want is None and code == 0 or want is not None and code != want:
+        problems.append(f"exit code {code}, wanted {want}")
+    if case in ONCE and output.count(ONCE[case]) != 1:
+        problems.append(f"'{ONCE[case]}' stands {output.count(ONCE[case])} times")
+    if case == "srun-task-3" and output:
+        problems.append("a task other than 0 spoke")
+    # Nothing may be left behind.
+    for pid in re.findall(r"^pid (\d+)$", output, re.M):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                state = stat.read().rsplit(")", 1)[1].split()[0]
+            if state not in "ZX":
+                problems.append(f"process {pid} is left behind in state {state}")
+                os.kill(int(pid), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    print(f"{case}: exit code {code} after {seconds:.1f} s")
+    if problems:
+        sys.exit("\n".join(problems) + "\n--- output ---\n" + output)
+
+
+if __name__ == "__main__":
+    main()
