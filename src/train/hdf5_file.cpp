@@ -107,12 +107,6 @@ hid_t make_string_type(size_t length) {
   return type;
 }
 
-hid_t make_link_list() {
-  const hid_t list = H5Pcreate(H5P_LINK_CREATE);
-  H5Pset_create_intermediate_group(list, 1);
-  return list;
-}
-
 hid_t make_dataset_list(const Shape& shape, DType dtype, int compression) {
   const hid_t list = H5Pcreate(H5P_DATASET_CREATE);
   H5Pset_obj_track_times(list, false);
@@ -276,20 +270,29 @@ std::vector<std::string> Hdf5File::children(const std::string& group) const {
   return names;
 }
 
+void Hdf5File::create_parents(const std::string& object) {
+  // One by one: groups that the library makes on the way would carry time stamps.
+  const size_t slash = object.rfind('/');
+  if (slash == 0) return;
+  const std::string parent = object.substr(0, slash);
+  if (!exists(parent)) create_group(parent);
+}
+
 void Hdf5File::create_group(const std::string& group) {
-  Id links(make_link_list(), H5Pclose);
+  create_parents(group);
   Id creation(H5Pcreate(H5P_GROUP_CREATE), H5Pclose);
   H5Pset_obj_track_times(creation, false);
-  Id id(H5Gcreate2(file_, group.c_str(), links, creation, H5P_DEFAULT), H5Gclose);
+  Id id(H5Gcreate2(file_, group.c_str(), H5P_DEFAULT, creation, H5P_DEFAULT), H5Gclose);
   if (!id.valid()) fail(fmt::format("cannot take {}", group));
 }
 
 void Hdf5File::create_dataset(const std::string& dataset, const Shape& shape, DType dtype,
                               int compression) {
-  Id links(make_link_list(), H5Pclose);
+  create_parents(dataset);
   Id creation(make_dataset_list(shape, dtype, compression), H5Pclose);
   Id space(make_space(shape), H5Sclose);
-  Id id(H5Dcreate2(file_, dataset.c_str(), file_type(dtype), space, links, creation, H5P_DEFAULT),
+  Id id(H5Dcreate2(file_, dataset.c_str(), file_type(dtype), space, H5P_DEFAULT, creation,
+                   H5P_DEFAULT),
         H5Dclose);
   if (!id.valid()) fail(fmt::format("cannot take {} {}", dataset, shape.text()));
 }
@@ -348,24 +351,26 @@ void Hdf5File::read(const std::string& dataset, const Shape& first, TensorView v
 }
 
 void Hdf5File::write_text(const std::string& dataset, const std::string& text) {
-  Id links(make_link_list(), H5Pclose);
+  create_parents(dataset);
   Id creation(make_dataset_list(Shape{}, DType::u8, 0), H5Pclose);
   Id space(H5Screate(H5S_SCALAR), H5Sclose);
   Id type(make_string_type(text.size()), H5Tclose);
-  Id id(H5Dcreate2(file_, dataset.c_str(), type, space, links, creation, H5P_DEFAULT), H5Dclose);
+  Id id(H5Dcreate2(file_, dataset.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
+        H5Dclose);
   const std::vector<char> bytes = pad({text}, std::max<size_t>(text.size(), 1));
   if (!id.valid() || H5Dwrite(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data()) < 0)
     fail(fmt::format("cannot take {}", dataset));
 }
 
 void Hdf5File::write_texts(const std::string& dataset, const std::vector<std::string>& texts) {
+  create_parents(dataset);
   const size_t length = longest(texts);
   const Shape shape{static_cast<int64_t>(texts.size())};
-  Id links(make_link_list(), H5Pclose);
   Id creation(make_dataset_list(shape, DType::u8, 0), H5Pclose);
   Id space(make_space(shape), H5Sclose);
   Id type(make_string_type(length), H5Tclose);
-  Id id(H5Dcreate2(file_, dataset.c_str(), type, space, links, creation, H5P_DEFAULT), H5Dclose);
+  Id id(H5Dcreate2(file_, dataset.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
+        H5Dclose);
   const std::vector<char> bytes = pad(texts, length);
   if (!id.valid() || H5Dwrite(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data()) < 0)
     fail(fmt::format("cannot take {}", dataset));

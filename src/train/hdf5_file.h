@@ -90,6 +90,7 @@ class Hdf5File {
   [[noreturn]] void fail(const std::string& what) const;
   [[noreturn]] void fail_attribute_type(const std::string& object, const std::string& name) const;
   int64_t open_object(const std::string& object) const;
+  void create_parents(const std::string& object);
 
   std::string path_;
   int64_t file_ = -1;  // hid_t

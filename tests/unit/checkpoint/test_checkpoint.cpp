@@ -23,6 +23,15 @@ std::string text_of(GridShape shape) {
   return fmt::format("dp {} x tp {}", shape.dp, shape.tp);
 }
 
+std::vector<size_t> differing_bytes(const std::string& path_a, const std::string& path_b) {
+  const std::vector<char> a = test::bytes_of_file(path_a), b = test::bytes_of_file(path_b);
+  if (a.size() != b.size() || a.empty()) return {std::min(a.size(), b.size())};
+  std::vector<size_t> where;
+  for (size_t i = 0; i < a.size(); ++i)
+    if (a[i] != b[i]) where.push_back(i);
+  return where;
+}
+
 TEST(Checkpoint, RoundTripBetweenAllGridsOfTheseRanks) {
   for (const GridShape from : grids()) {
     for (const int compression : {0, 4}) {
@@ -62,7 +71,7 @@ TEST(Checkpoint, FilesOfAllGridsDifferInTheGridOnly) {
                      grid);
     Checkpoint::save(folder.file("b.h5"), test::example_info(), model.parameters, model.slots(), 0,
                      grid);
-    EXPECT_EQ(test::bytes_of_file(folder.file("a.h5")), test::bytes_of_file(folder.file("b.h5")));
+    EXPECT_EQ(differing_bytes(folder.file("a.h5"), folder.file("b.h5")), std::vector<size_t>());
     std::vector<std::pair<std::string, AttributeValue>> sums;
     const Hdf5File file(folder.file("a.h5"), Hdf5File::Mode::read);
     for (const char* group : {"/model", "/optimizer/tiger/momentum", "/optimizer/tiger/last_step"})
