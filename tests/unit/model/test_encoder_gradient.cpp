@@ -1,0 +1,109 @@
+// The gradients of the whole encoder over its options, against central differences in double.
+#include <gtest/gtest.h>
+
+#include "tests/unit/model/fixture.h"
+
+namespace amur::test {
+namespace {
+
+constexpr double kBound = 1e-7;
+
+// The kink of ReLU allows a short step only, which rounding makes less accurate.
+double step_for(const ModelConfig& config) {
+  return config.activation == ActivationKind::relu ? 1e-6 : 1e-4;
+}
+
+std::string describe(const ModelConfig& c) {
+  return fmt::format(
+      "layers {} norm {} {} position {} activation {} pooling {} projection {} bias {} key bias {} "
+      "dropout {}",
+      c.layers, c.norm == NormKind::layer ? "layer" : "rms",
+      c.norm_position == NormPosition::pre ? "pre" : "post", static_cast<int>(c.position),
+      static_cast<int>(c.activation), static_cast<int>(c.pooling), c.projection, c.bias, c.key_bias,
+      c.dropout);
+}
+
+double error_of(const ModelConfig& config, std::string* worst) {
+  const TestChunk chunk = tiny_chunk(config);
+  TestEncoder model(config, DType::f64, 0.035);
+  model.forward(chunk);
+  EXPECT_EQ(model.saved.bytes(), model.encoder.saved_bytes(10, 3, DType::f64));
+  model.backward(chunk);
+  EXPECT_EQ(model.saved.bytes(), 0u);
+  EXPECT_EQ(model.scratch.bytes(), 0u);
+  return gradient_error(
+      model, [&] { return model.loss(chunk); }, step_for(config), 1, worst);
+}
+
+class EncoderGradient : public testing::TestWithParam<std::tuple<NormKind, NormPosition>> {};
+
+TEST_P(EncoderGradient, AgreesWithDifferencesOverAllOptions) {
+  ModelConfig config = tiny_config();
+  std::tie(config.norm, config.norm_position) = GetParam();
+  double largest = 0;
+  for (PositionKind position :
+       {PositionKind::learned, PositionKind::sinusoidal, PositionKind::rotary, PositionKind::none})
+    for (ActivationKind activation :
+         {ActivationKind::gelu, ActivationKind::gelu_tanh, ActivationKind::relu,
+          ActivationKind::swiglu, ActivationKind::geglu})
+      for (PoolingKind pooling : {PoolingKind::mean, PoolingKind::cls})
+        for (int64_t projection : {0, 5})
+          for (int biases : {0, 1, 2})
+            for (double dropout : {0.0, 0.2}) {
+              config.position = position;
+              config.activation = activation;
+              config.pooling = pooling;
+              config.projection = projection;
+              config.bias = biases > 0;
+              config.key_bias = biases > 1;
+              config.dropout = dropout;
+              config.attention_dropout = dropout / 2;
+              std::string worst;
+              const double error = error_of(config, &worst);
+              EXPECT_LT(error, kBound) << worst << ": " << describe(config);
+              largest = std::max(largest, error);
+            }
+  RecordProperty("largest_error", fmt::format("{:.2e}", largest));
+}
+
+INSTANTIATE_TEST_SUITE_P(Norms, EncoderGradient,
+                         testing::Combine(testing::Values(NormKind::layer, NormKind::rms),
+                                          testing::Values(NormPosition::pre, NormPosition::post)));
+
+TEST(EncoderGradientEdge, StaticModelAndOtherDepths) {
+  for (int64_t layers : {0, 1, 3})
+    for (PoolingKind pooling : {PoolingKind::mean, PoolingKind::cls})
+      for (int64_t projection : {0, 5})
+        for (double dropout : {0.0, 0.2}) {
+          ModelConfig config = tiny_config();
+          config.layers = layers;
+          config.pooling = pooling;
+          config.projection = projection;
+          config.dropout = dropout;
+          std::string worst;
+          EXPECT_LT(error_of(config, &worst), kBound) << worst << ": " << describe(config);
+        }
+}
+
+// The check sees an error of one part in a million, in any one tensor.
+TEST(EncoderGradientEdge, TheCheckSeesAWrongGradient) {
+  const ModelConfig config = tiny_config();
+  const TestChunk chunk = tiny_chunk(config);
+  TestEncoder model(config, DType::f64);
+  model.forward(chunk);
+  model.backward(chunk);
+  for (size_t i = 0; i < model.sinks.size(); ++i) {
+    const std::vector<double> right = to_doubles(model.sinks[i]);
+    double size = 0;
+    for (double g : right) size = std::max(size, std::abs(g));
+    set(model.sinks[i], 0, right[0] + 3e-6 * size * std::sqrt(static_cast<double>(right.size())));
+    std::string worst;
+    const auto loss = [&] { return model.loss(chunk); };
+    EXPECT_GT(gradient_error(model, loss, 1e-4, 1, &worst), kBound);
+    EXPECT_EQ(worst, model.parameters[i].name);
+    set(model.sinks[i], 0, right[0]);
+  }
+}
+
+}  // namespace
+}  // namespace amur::test

@@ -1,0 +1,92 @@
+// The encoder against the published formulas.
+#include <gtest/gtest.h>
+
+#include "tests/unit/model/fixture.h"
+#include "tests/unit/model/reference_encoder.h"
+
+namespace amur::test {
+namespace {
+
+using Reference = std::vector<double> (*)(const ModelConfig&, ParameterSet&, const std::string&,
+                                          const std::vector<int32_t>&);
+
+ModelConfig bert() {
+  ModelConfig config = tiny_config();
+  config.norm_position = NormPosition::post;
+  config.position = PositionKind::learned;
+  config.activation = ActivationKind::gelu;
+  return config;
+}
+
+ModelConfig modernbert() {
+  ModelConfig config = tiny_config();
+  config.norm_position = NormPosition::pre;
+  config.position = PositionKind::rotary;
+  config.activation = ActivationKind::geglu;
+  config.rotary_base = 160;
+  config.bias = false;
+  return config;
+}
+
+// Relative error over all texts of the chunk.
+double reference_error(const ModelConfig& config, DType dtype, Reference reference) {
+  const TestChunk chunk = tiny_chunk(config);
+  TestEncoder model(config, dtype);
+  const Tensor h = model.forward(chunk, false, false);
+  TestEncoder exact(config, DType::f64);
+  std::vector<double> expected;
+  for (int64_t s = 0; s < chunk.view().sequences(); ++s) {
+    const auto row = reference(config, exact.parameters, "encoder", chunk.tokens_of(s));
+    expected.insert(expected.end(), row.begin(), row.end());
+  }
+  return relative_error(to_doubles(h), expected);
+}
+
+class EncoderReference : public testing::TestWithParam<std::tuple<PoolingKind, int64_t, bool>> {
+ protected:
+  ModelConfig with_options(ModelConfig config) const {
+    std::tie(config.pooling, config.projection, config.key_bias) = GetParam();
+    if (!config.bias) config.key_bias = false;
+    return config;
+  }
+};
+
+TEST_P(EncoderReference, Bert) {
+  const ModelConfig config = with_options(bert());
+  EXPECT_LT(reference_error(config, DType::f64, bert_embedding), 1e-14);
+  EXPECT_LT(reference_error(config, DType::f32, bert_embedding), 2e-6);
+  EXPECT_LT(reference_error(config, DType::bf16, bert_embedding), 2e-2);
+}
+
+TEST_P(EncoderReference, ModernBert) {
+  const ModelConfig config = with_options(modernbert());
+  EXPECT_LT(reference_error(config, DType::f64, modernbert_embedding), 1e-14);
+  EXPECT_LT(reference_error(config, DType::f32, modernbert_embedding), 2e-6);
+  EXPECT_LT(reference_error(config, DType::bf16, modernbert_embedding), 2e-2);
+}
+
+INSTANTIATE_TEST_SUITE_P(Options, EncoderReference,
+                         testing::Combine(testing::Values(PoolingKind::mean, PoolingKind::cls),
+                                          testing::Values(0, 5), testing::Bool()));
+
+// Each choice that tells the classes apart moves the embedding by far more than the bound.
+TEST(EncoderReferenceControl, OtherOptionsGiveOtherEmbeddings) {
+  const TestChunk chunk = tiny_chunk(bert());
+  TestEncoder base(bert(), DType::f64);
+  const std::vector<double> h = to_doubles(base.forward(chunk, false, false));
+  const auto moved = [&](auto change) {
+    ModelConfig config = bert();
+    change(config);
+    TestEncoder other(config, DType::f64);
+    return relative_error(to_doubles(other.forward(chunk, false, false)), h);
+  };
+  EXPECT_GT(moved([](ModelConfig& c) { c.norm_position = NormPosition::pre; }), 1e-2);
+  EXPECT_GT(moved([](ModelConfig& c) { c.norm = NormKind::rms; }), 1e-2);
+  EXPECT_GT(moved([](ModelConfig& c) { c.activation = ActivationKind::gelu_tanh; }), 1e-7);
+  EXPECT_GT(moved([](ModelConfig& c) { c.position = PositionKind::rotary; }), 1e-2);
+  EXPECT_GT(moved([](ModelConfig& c) { c.position = PositionKind::sinusoidal; }), 1e-2);
+  EXPECT_GT(moved([](ModelConfig& c) { c.norm_eps = 2e-3; }), 1e-5);
+}
+
+}  // namespace
+}  // namespace amur::test
