@@ -39,6 +39,7 @@ struct Initializer {
 struct Parameter {
   std::string name;  // "encoder.layers.0.attention.qkv.weight": also the key in the checkpoint
   ParamKind kind = ParamKind::weight;
+  int layer = -1;          // index of its encoder layer; -1: outside of the layers
   std::vector<Axis> axes;  // global sizes
   Sharding sharding;
   Initializer init;
