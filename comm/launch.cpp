@@ -95,18 +95,18 @@ LaunchInfo read_launch(const Environment& environment) {
     info.tasks = number(n, 1);
     info.task = number(environment("OMPI_COMM_WORLD_RANK"), 0);
     info.local_tasks = number(environment("OMPI_COMM_WORLD_LOCAL_SIZE"), 1);
+  } else if (const int tasks = number(environment("SLURM_STEP_NUM_TASKS"), 0);
+             tasks > 1 && !environment("SLURM_STEP_ID").empty()) {
+    // A batch script has SLURM_NTASKS but no step: a program started there alone is alone.
+    info.launcher = "srun";
+    info.tasks = tasks;
+    info.task = number(environment("SLURM_PROCID"), 0);
+    info.local_tasks = std::max(1, largest_of_list(environment("SLURM_STEP_TASKS_PER_NODE")));
   } else if (const std::string p = environment("PMI_SIZE"); !p.empty()) {
     info.launcher = "mpiexec (PMI)";
     info.tasks = number(p, 1);
     info.task = number(environment("PMI_RANK"), 0);
     info.local_tasks = number(environment("MPI_LOCALNRANKS"), 1);
-  } else if (const std::string s = environment("SLURM_STEP_NUM_TASKS");
-             !s.empty() && !environment("SLURM_STEP_ID").empty()) {
-    // A batch script has SLURM_NTASKS but no step: a program started there alone is alone.
-    info.launcher = "srun";
-    info.tasks = number(s, 1);
-    info.task = number(environment("SLURM_PROCID"), 0);
-    info.local_tasks = std::max(1, largest_of_list(environment("SLURM_STEP_TASKS_PER_NODE")));
   }
   return info;
 }

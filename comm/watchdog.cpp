@@ -26,6 +26,8 @@ enum Kind : uint8_t { kBeat, kVerdict, kLast };
 
 constexpr int kTag = 1;
 constexpr Seconds kFinishTick{0.005};
+// How long a rank waits for another thread or rank to end the job before it does so itself.
+constexpr auto kOthersGrace = std::chrono::seconds(5);
 constexpr size_t kShownRanks = 32;
 constexpr size_t kShownCollectives = 3;
 
@@ -73,13 +75,16 @@ Lagging find_lagging(const std::vector<Heartbeat>& ranks) {
       auto behind = where([&](const Heartbeat& h) { return h.sequence < most; });
       if (!behind.empty()) return {std::move(behind), "waits in an earlier collective"};
     }
-    auto differs =
-        where([&](const Heartbeat& h) { return std::strcmp(h.last, ranks[0].last) != 0; });
-    if (differs.empty()) return {};
-    // The smaller side stands out.
-    if (differs.size() * 2 > ranks.size())
-      differs = where([&](const Heartbeat& h) { return std::strcmp(h.last, ranks[0].last) == 0; });
-    return {std::move(differs), "waits in another collective than the others"};
+    // Those that are not in the call that most are in; all, where there is no such call.
+    for (const Heartbeat& candidate : ranks) {
+      auto others =
+          where([&](const Heartbeat& h) { return std::strcmp(h.last, candidate.last) != 0; });
+      if (others.empty()) return {};
+      if (others.size() * 2 < ranks.size())
+        return {std::move(others), "waits in another collective than the others"};
+    }
+    return {where([](const Heartbeat&) { return true; }),
+            "waits in another collective than the others"};
   }
   const uint64_t most =
       std::max_element(ranks.begin(), ranks.end(), [](const Heartbeat& a, const Heartbeat& b) {
@@ -116,8 +121,8 @@ struct Watchdog::State {
   std::vector<Peer> peers;  // by rank; only [0] is watched by the others
   Clock::time_point last_tick, last_beat;
   bool sent_finished = false, ending = false;
-  Clock::time_point verdict_at;
-  std::string verdict;
+  std::string verdict;  // once there is one, this rank only waits for the end
+  Clock::time_point abort_at;
 
   std::mutex mutex;
   std::condition_variable wake;
@@ -192,7 +197,7 @@ void Watchdog::State::receive_all(Clock::time_point now) {
       post_receive(r);
       if (h.kind == kVerdict && verdict.empty()) {
         verdict = "the watchdog on rank 0 ends the job";
-        verdict_at = now;
+        abort_at = now + kOthersGrace;
         Log::error_here("{}: {}\n{}", trace.phase(), verdict, trace.last_text(kShownCollectives));
       }
     }
@@ -201,7 +206,9 @@ void Watchdog::State::receive_all(Clock::time_point now) {
 
 void Watchdog::State::pronounce(const std::string& text, Clock::time_point now) {
   verdict = text;
-  verdict_at = now;
+  // Rank 0 gives the others time to say their part.
+  const Seconds grace(hub() && size > 1 ? std::min(1.5, 1.2 * interval.count() + 0.1) : 0.0);
+  abort_at = now + std::chrono::duration_cast<Clock::duration>(grace);
   for (int r = 0; r < size; ++r) {
     if (!talks_to(r)) continue;
     Heartbeat h;
@@ -233,18 +240,16 @@ std::string Watchdog::State::stuck_text(double for_seconds) const {
   const Lagging lagging = find_lagging(all);
   std::string text = fmt::format("no rank has moved for {:.1f} s (runtime.progress_seconds={})",
                                  for_seconds, limits.progress_seconds);
-  std::vector<int> shown = lagging.ranks;
-  for (int r : lagging.ranks)
-    if (static_cast<size_t>(r) < kShownRanks || lagging.ranks.size() < kShownRanks)
-      text += fmt::format("\n  {} {}: {}", labels[static_cast<size_t>(r)], lagging.reason,
-                          describe(all[static_cast<size_t>(r)]));
-  size_t listed = 0;
-  for (int r = 0; r < size && listed < kShownRanks; ++r) {
-    if (std::find(shown.begin(), shown.end(), r) != shown.end()) continue;
-    text += fmt::format("\n  {}: {}", labels[static_cast<size_t>(r)],
-                        describe(all[static_cast<size_t>(r)]));
-    ++listed;
-  }
+  std::vector<int> order = lagging.ranks;
+  for (int r = 0; r < size; ++r)
+    if (std::find(lagging.ranks.begin(), lagging.ranks.end(), r) == lagging.ranks.end())
+      order.push_back(r);
+  for (size_t i = 0; i < std::min(order.size(), kShownRanks); ++i)
+    text += fmt::format("\n  {}{}: {}", labels[static_cast<size_t>(order[i])],
+                        i < lagging.ranks.size() ? " " + lagging.reason : "",
+                        describe(all[static_cast<size_t>(order[i])]));
+  if (order.size() > kShownRanks)
+    text += fmt::format("\n  and {} more ranks", order.size() - kShownRanks);
   return text;
 }
 
@@ -275,10 +280,7 @@ bool Watchdog::State::tick(bool done) {
   receive_all(now);
 
   if (!verdict.empty()) {
-    // Rank 0 gives the others the time to say their part; they wait longer for it to end the job.
-    const double grace = hub() ? std::min(1.5, 1.2 * interval.count() + 0.1) : 5.0;
-    const bool mine = hub() || verdict.starts_with("rank ");
-    if (seconds(now - verdict_at) > (mine && !hub() ? 0.0 : grace)) abort_job(verdict);
+    if (now >= abort_at) abort_job(verdict);
     return false;
   }
 
@@ -321,10 +323,10 @@ bool Watchdog::State::tick_alone() {
     verdict = fmt::format("{} has not moved for {:.1f} s (runtime.progress_seconds={}): {}",
                           labels[static_cast<size_t>(rank)], still, limits.progress_seconds,
                           describe(beat));
-    verdict_at = now;
+    abort_at = now + kOthersGrace;
     trace.interrupt(verdict);
   }
-  if (!verdict.empty() && seconds(now - verdict_at) > 5.0) {
+  if (!verdict.empty() && now >= abort_at) {
     Log::error_here("{}: {}\n{}", trace.phase(), verdict, trace.last_text(kShownCollectives));
     std::_Exit(kExitComm);
   }

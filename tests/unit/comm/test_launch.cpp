@@ -152,6 +152,9 @@ TEST(FindLagging, NamesTheRankThatHoldsUpTheOthers) {
   EXPECT_EQ(
       find_lagging({beat(5, true, 5, "a"), beat(5, true, 5, "a"), beat(5, true, 5, "b")}).ranks,
       Ranks{2});
+  // No majority: both are named.
+  EXPECT_EQ(find_lagging({beat(5, true, 5, "a"), beat(5, true, 5, "b")}).ranks, (Ranks{0, 1}));
+  EXPECT_TRUE(find_lagging({beat(5, true, 5, "a"), beat(5, true, 5, "a")}).ranks.empty());
   // Nobody waits.
   EXPECT_EQ(find_lagging({beat(5, false, 5, "a"), beat(3, false, 3, "a")}).ranks, Ranks{1});
   EXPECT_TRUE(find_lagging({beat(5, false, 5, "a"), beat(5, false, 5, "a")}).ranks.empty());

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Starts misbehave under mpirun and checks how the job ends.
 
-test_robustness.py MPIEXEC PROGRAM CASE
+test_robustness.py MPIEXEC PROGRAM CASE [FACTOR]    (FACTOR: for the time allowed, under sanitizers)
 """
 import os
 import re
@@ -33,7 +33,7 @@ CASES = {
                                "phase 'pass 1'", "waiting in world.sum #11", SITE]),
     "leave": (4, 10, 2, 20, 3, ["no rank has moved", "rank 3/4", "has finished its work", SITE]),
     "kill": (4, 10, 10, 15, None, []),
-    "honest": (3, 1, 3, 60, 0, []),
+    "honest": (3, 2, 3, 60, 0, []),
     "interrupted": (2, 30, 30, 15, 75, []),
     # One process needs no launcher, and is watched too.
     "alone-loop": (0, 10, 1, 20, 3, ["no rank has moved", "phase 'pass 1'", SITE]),
@@ -83,6 +83,7 @@ def main():
             sys.exit(f"the job ended by itself with {code}\n{output}")
         return
     ranks, liveness, progress, limit, want, texts = CASES[case]
+    limit *= int(sys.argv[4]) if len(sys.argv) > 4 else 1
     extra = {}
     kind = case
     if case.startswith("alone-"):
