@@ -9,41 +9,17 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <new>
 #include <set>
 
 #include "src/core/log.h"
+#include "src/train/agreement.h"
 #include "src/train/checkpoint_format.h"
+#include "src/train/run_folder.h"
 
 namespace amur {
 namespace {
 
 namespace fs = std::filesystem;
-
-// The text of a failure that other ranks have to hear of; "" where all went well.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-    return "";
-  } catch (const IoError& e) {
-    return e.what();
-  } catch (const fs::filesystem_error& e) {
-    return e.what();
-  } catch (const std::bad_alloc&) {
-    return "not enough memory";
-  }
-}
-
-template <class F>
-void on_every_rank(Communicator& world, F&& f, CallSite site = CallSite::here()) {
-  agree_or_throw<IoError>(world, error_of(f), site);
-}
-
-template <class F>
-void on_first_rank(Communicator& world, F&& f, CallSite site = CallSite::here()) {
-  agree_or_throw<IoError>(world, world.rank() == 0 ? error_of(f) : std::string(), site);
-}
 
 class FileDescriptor {
  public:
@@ -323,18 +299,17 @@ void Checkpoint::load(const std::string& path, ParameterSet& parameters,
 
 std::optional<std::string> Checkpoint::newest_complete(const std::string& checkpoints_dir) {
   std::error_code ignored;
-  std::vector<std::string> names;  // zero-padded steps sort by step; longer numbers are higher
+  std::vector<std::pair<int64_t, std::string>> found;
   for (const auto& entry : fs::directory_iterator(checkpoints_dir, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("step-") && name.ends_with(".h5")) names.push_back(name);
+    if (const auto step = step_of_checkpoint(name)) found.emplace_back(*step, name);
   }
-  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
-    return a.size() != b.size() ? a.size() > b.size() : a > b;
-  });
+  std::sort(found.rbegin(), found.rend());
   const fs::path latest = fs::read_symlink(fs::path(checkpoints_dir) / "latest", ignored);
-  if (const auto it = std::find(names.begin(), names.end(), latest.string()); it != names.end())
-    std::rotate(names.begin(), it, it + 1);
-  for (const std::string& name : names) {
+  const auto named = std::find_if(found.begin(), found.end(),
+                                  [&](const auto& f) { return f.second == latest.string(); });
+  if (named != found.end()) std::rotate(found.begin(), named, named + 1);
+  for (const auto& [step, name] : found) {
     const std::string path = (fs::path(checkpoints_dir) / name).string();
     try {
       const Hdf5File file(path, Hdf5File::Mode::read);

@@ -1,0 +1,37 @@
+// Running something that may fail on some ranks only, so that all ranks hear of it.
+#pragma once
+
+#include <filesystem>
+#include <new>
+#include <string>
+
+#include "comm/communicator.h"
+
+namespace amur {
+
+// The text of a failure to do with files; "" where all went well. Other exceptions pass.
+template <class F>
+std::string io_error_text(F&& f) {
+  try {
+    f();
+    return "";
+  } catch (const IoError& e) {
+    return e.what();
+  } catch (const std::filesystem::filesystem_error& e) {
+    return e.what();
+  } catch (const std::bad_alloc&) {
+    return "not enough memory";
+  }
+}
+
+// Collective: a failure of one rank is an IoError on every rank.
+template <class F>
+void on_every_rank(Communicator& world, F&& f, CallSite site = CallSite::here()) {
+  agree_or_throw<IoError>(world, io_error_text(f), site);
+}
+template <class F>
+void on_first_rank(Communicator& world, F&& f, CallSite site = CallSite::here()) {
+  agree_or_throw<IoError>(world, world.rank() == 0 ? io_error_text(f) : std::string(), site);
+}
+
+}  // namespace amur
