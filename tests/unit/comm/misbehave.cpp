@@ -57,6 +57,10 @@ int work(Runtime& runtime, const std::string& kind, double liveness, double prog
     world.barrier();
     if (rank == odd) sleep_seconds(0.8 * progress);
   }
+  for (int i = 0; kind == "work" && i < 20; ++i) {
+    sleep_seconds(0.1);
+    world.barrier();
+  }
   world.sum(int64_t{1});
   if (kind == "interrupted") return kExitInterrupted;
   return 0;

@@ -74,6 +74,22 @@ def run(mpiexec, program, kind, ranks, liveness, progress, limit, extra=None):
     return code, output, seconds
 
 
+def suspend(mpiexec, program):
+    """A job that stands still as a whole for longer than the limits goes on afterwards."""
+    job = subprocess.Popen([mpiexec, "-n", "3", program, "work", "1", "2"], stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True)
+    lines = [job.stdout.readline() for _ in range(3)]
+    pids = [int(line.split()[1]) for line in lines]
+    time.sleep(0.5)
+    for sign, pause in ((signal.SIGSTOP, 4), (signal.SIGCONT, 0)):
+        for pid in pids:
+            os.kill(pid, sign)
+        time.sleep(pause)
+    output, _ = job.communicate(timeout=60)
+    if job.returncode != 0:
+        sys.exit(f"exit code {job.returncode}\n{output}")
+
+
 def main():
     mpiexec, program, case = sys.argv[1:4]
     if case == "stop-unwatched":
@@ -82,6 +98,8 @@ def main():
         if code is not None:
             sys.exit(f"the job ended by itself with {code}\n{output}")
         return
+    if case == "suspend":
+        return suspend(mpiexec, program)
     ranks, liveness, progress, limit, want, texts = CASES[case]
     limit *= int(sys.argv[4]) if len(sys.argv) > 4 else 1
     extra = {}
