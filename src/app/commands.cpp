@@ -4,6 +4,10 @@ namespace amur {
 
 const std::vector<Command>& commands() {
   static const std::vector<Command> all = {
+      {"train", "train an encoder as a configuration says, or go on where it stopped", run_train},
+      {"eval", "retrieval metrics of a checkpoint", run_eval},
+      {"embed", "embeddings of the lines of a file", run_embed},
+      {"verify-grad", "certify the gradients against an independent reference", run_verify_grad},
       {"doctor", "what this program found: libraries, processor, ranks, hosts", run_doctor},
   };
   return all;
