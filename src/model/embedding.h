@@ -19,6 +19,7 @@ class Embedding {
   void backward(const Context& context, TensorView dx) const;
 
   Parameter& tokens() { return *tokens_; }
+  Parameter* positions() { return positions_; }
   std::optional<Norm>& norm() { return norm_; }
 
  private:

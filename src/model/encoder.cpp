@@ -185,6 +185,10 @@ Parameter& Encoder::token_table() {
   return parts_->embedding.tokens();
 }
 
+Parameter* Encoder::position_table() {
+  return parts_->embedding.positions();
+}
+
 std::vector<ModelConstant> Encoder::constants() {
   std::vector<ModelConstant> all;
   const auto add_norm = [&](std::optional<Norm>& norm) {

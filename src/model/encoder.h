@@ -54,6 +54,7 @@ class Encoder {
   int64_t embedding_size() const;
   // The token table: its rows are updated lazily.
   Parameter& token_table();
+  Parameter* position_table();  // null where positions are not learned
   std::vector<ModelConstant> constants();
 
  private:

@@ -58,9 +58,9 @@ class Bench {
 
 class TestEncoder : public Bench {
  public:
-  TestEncoder(const ModelConfig& config, DType dtype, double sink_scale = 1)
+  TestEncoder(const ModelConfig& config, DType dtype, double sink_scale = 1, double spread = 0.3)
       : Bench(dtype), encoder(config, "encoder", parameters) {
-    start(sink_scale);
+    start(sink_scale, spread);
   }
   Tensor forward(const TestChunk& chunk, bool training = true, bool keep = true);
   // From the gradient `weights_for(chunk)`.

@@ -315,7 +315,10 @@ TEST(Encoder, ShapesRolesAndShardsOfItsParameters) {
   EXPECT_EQ(describe(layer + "feed_forward.up.bias"), "bias 2fixed 12ffn/tp");
   EXPECT_EQ(describe(layer + "feed_forward.down.weight"), "weight 8model 12ffn/tp");
   EXPECT_EQ(describe("projection.weight"), "weight 5projection 8model");
-  EXPECT_EQ(encoder.token_table().name, "e.embeddings.tokens");
+  EXPECT_EQ(&encoder.token_table(), parameters.find("e.embeddings.tokens"));
+  EXPECT_EQ(encoder.position_table(), parameters.find("e.embeddings.positions"));
+  config.layers = 0;
+  EXPECT_EQ(Encoder(config, "static", parameters).position_table(), nullptr);
 }
 
 TEST(Encoder, InitialValues) {
