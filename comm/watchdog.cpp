@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <thread>
@@ -134,7 +135,7 @@ struct Watchdog::State {
 
   void run();
   bool tick(bool done);
-  bool tick_alone();
+  void tick_alone();
   Heartbeat own(bool done) const;
   void post_receive(int r);
   void send(int r, Heartbeat beat);
@@ -196,7 +197,7 @@ void Watchdog::State::receive_all(Clock::time_point now) {
       p.seen = h;
       post_receive(r);
       if (h.kind == kVerdict && verdict.empty()) {
-        verdict = "the watchdog on rank 0 ends the job";
+        verdict = "the watchdog of another rank ends the job";
         abort_at = now + kOthersGrace;
         Log::error_here("{}: {}\n{}", trace.phase(), verdict, trace.last_text(kShownCollectives));
       }
@@ -310,9 +311,10 @@ bool Watchdog::State::tick(bool done) {
   return false;
 }
 
-// Without messages: the main thread is asked to end the job; where it does not come by, this
-// process ends, and with it the job.
-bool Watchdog::State::tick_alone() {
+// Without messages: a main thread that waits in a collective is made to throw and ends the job. One
+// that is elsewhere is named here, and if it does not come by this process ends, and with it the
+// job.
+void Watchdog::State::tick_alone() {
   const auto now = Clock::now();
   Peer& self = peers[static_cast<size_t>(rank)];
   const Heartbeat beat = own(false);
@@ -320,17 +322,14 @@ bool Watchdog::State::tick_alone() {
   self.seen = beat;
   const double still = seconds(now - self.moved);
   if (verdict.empty() && still > limits.progress_seconds) {
-    verdict = fmt::format("{} has not moved for {:.1f} s (runtime.progress_seconds={}): {}",
-                          labels[static_cast<size_t>(rank)], still, limits.progress_seconds,
-                          describe(beat));
+    verdict = fmt::format("no progress for {:.1f} s (runtime.progress_seconds={}): {}", still,
+                          limits.progress_seconds, describe(beat));
     abort_at = now + kOthersGrace;
+    if (!beat.in_collective)
+      Log::error_here("{}: {}\n{}", trace.phase(), verdict, trace.last_text(kShownCollectives));
     trace.interrupt(verdict);
   }
-  if (!verdict.empty() && now >= abort_at) {
-    Log::error_here("{}: {}\n{}", trace.phase(), verdict, trace.last_text(kShownCollectives));
-    std::_Exit(kExitComm);
-  }
-  return false;
+  if (!verdict.empty() && now >= abort_at) std::_Exit(kExitComm);
 }
 
 void Watchdog::State::run() {
@@ -349,10 +348,12 @@ void Watchdog::State::run() {
         wake.wait_for(lock, pause, [&] { return finished && !sent_finished; });
         done = finished;
       }
-      if (comm != MPI_COMM_NULL)
+      if (comm != MPI_COMM_NULL) {
         over = tick(done);
-      else
-        over = done || tick_alone();
+      } else {
+        tick_alone();
+        over = done;
+      }
     }
   } catch (const std::exception& e) {
     abort_job(fmt::format("the heartbeat failed: {}", e.what()));

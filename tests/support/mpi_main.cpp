@@ -12,6 +12,13 @@ namespace {
 
 Runtime* current_runtime = nullptr;
 
+// Sanitizers slow everything down.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr double kSlowdown = 8;
+#else
+constexpr double kSlowdown = 1;
+#endif
+
 class RankListener : public ::testing::EmptyTestEventListener {
   void OnTestStart(const ::testing::TestInfo& test) override {
     test_runtime().set_phase(std::string(test.test_suite_name()) + "." + test.name());
@@ -36,8 +43,10 @@ int main(int argc, char** argv) {
   return amur::run_main(argc, argv, [&](amur::Runtime& runtime) {
     amur::current_runtime = &runtime;
     ::testing::InitGoogleTest(&argc, argv);
-    runtime.start_watchdog(
-        {.threads = 1, .liveness_seconds = 30, .progress_seconds = 55, .check_collectives = true});
+    runtime.start_watchdog({.threads = 1,
+                            .liveness_seconds = 30 * amur::kSlowdown,
+                            .progress_seconds = 55 * amur::kSlowdown,
+                            .check_collectives = true});
     auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
     if (runtime.rank() != 0) delete listeners.Release(listeners.default_result_printer());
     listeners.Append(new amur::RankListener);

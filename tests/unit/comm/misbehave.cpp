@@ -1,10 +1,12 @@
 // A job in which one rank misbehaves as the argument says; driven by test_robustness.py.
 //   misbehave KIND LIVENESS PROGRESS      (seconds; LIVENESS 0: no watchdog)
+#include <mpi.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <string>
 #include <thread>
 
 #include "comm/process_grid.h"
@@ -43,7 +45,7 @@ int work(Runtime& runtime, const std::string& kind, double liveness, double prog
   }
   if (kind == "mismatch" && rank == odd) world.barrier();
   if (kind == "other-group" && rank == odd) grid.node().barrier();
-  if (kind == "loop" && rank == odd)
+  if ((kind == "loop" || kind == "funneled") && rank == odd)
     for (;;) sleep_seconds(0.01);
   if (kind == "leave" && rank == odd) return 0;
   if (kind == "kill" && rank == odd) raise(SIGKILL);
@@ -70,6 +72,11 @@ int work(Runtime& runtime, const std::string& kind, double liveness, double prog
 }  // namespace amur
 
 int main(int argc, char** argv) {
+  if (argc > 1 && argv[1] == std::string("funneled")) {
+    // An MPI that does not give what the runtime would ask for.
+    int provided = 0;
+    MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  }
   return amur::run_main(argc, argv, [&](amur::Runtime& runtime) {
     if (argc != 4) throw amur::UsageError("misbehave KIND LIVENESS PROGRESS");
     return amur::work(runtime, argv[1], std::atof(argv[2]), std::atof(argv[3]));
