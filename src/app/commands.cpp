@@ -7,6 +7,7 @@ const std::vector<Command>& commands() {
       {"train", "train an encoder as a configuration says, or go on where it stopped", run_train},
       {"eval", "retrieval metrics of a checkpoint", run_eval},
       {"embed", "embeddings of the lines of a file", run_embed},
+      {"inspect", "what a checkpoint holds, and whether it is sound", run_inspect},
       {"verify-grad", "certify the gradients against an independent reference", run_verify_grad},
       {"doctor", "what this program found: libraries, processor, ranks, hosts", run_doctor},
   };

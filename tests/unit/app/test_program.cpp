@@ -1,0 +1,144 @@
+// The program `amur` from outside: what it prints where, and its exit codes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+
+#include "src/core/version.h"
+
+namespace amur {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+};
+
+class Program : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = std::filesystem::temp_directory_path() / "amur_program_XXXXXX";
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  std::string read(const std::string& name) const {
+    std::ostringstream text;
+    text << std::ifstream(folder_ / name).rdbuf();
+    return text.str();
+  }
+  Outcome shell(const std::string& command) const {
+    std::string line =
+        "cd " + folder_.string() + " && timeout -k 5 50 " + command + " > out 2> err";
+    int status = std::system(line.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("err")};
+  }
+  Outcome amur(const std::string& args) const { return shell(AMUR_PROGRAM " " + args); }
+  Outcome amur_on_two_ranks(const std::string& args) const {
+    return shell(AMUR_MPIEXEC " -n 2 " AMUR_PROGRAM " " + args);
+  }
+
+  std::filesystem::path folder_;
+};
+
+size_t count(const std::string& text, const std::string& part) {
+  size_t n = 0;
+  for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++n;
+  return n;
+}
+
+TEST_F(Program, NamesItselfAndItsCommands) {
+  Outcome version = amur("--version");
+  EXPECT_EQ(version.code, 0);
+  EXPECT_EQ(version.out, std::string("amur ") + kVersion + "\n");
+  EXPECT_THAT(version.err, IsEmpty());
+
+  Outcome help = amur("--help");
+  EXPECT_EQ(help.code, 0);
+  EXPECT_THAT(help.out, HasSubstr("doctor"));
+  Outcome nothing = amur("");
+  EXPECT_EQ(nothing.code, 2);
+  EXPECT_EQ(nothing.err, help.out);
+  EXPECT_THAT(nothing.out, IsEmpty());
+}
+
+TEST_F(Program, PrintsTheReference) {
+  Outcome reference = amur("help configuration");
+  EXPECT_EQ(reference.code, 0);
+  EXPECT_THAT(reference.out, StartsWith("# Configuration\n"));
+}
+
+TEST_F(Program, EveryCommandHasHelp) {
+  Outcome usage = amur("--help");
+  std::istringstream lines(usage.out.substr(usage.out.find("Commands\n")));
+  std::string line, name;
+  std::getline(lines, line);
+  int commands = 0;
+  while (std::getline(lines, line) && !line.empty()) {
+    std::istringstream(line) >> name;
+    Outcome help = amur(name + " --help");
+    EXPECT_EQ(help.code, 0) << name;
+    EXPECT_THAT(help.out, HasSubstr("Usage: amur " + name)) << help.err;
+    EXPECT_THAT(help.out, HasSubstr("--json"));
+    ++commands;
+  }
+  EXPECT_GE(commands, 5);
+}
+
+TEST_F(Program, SaysOnceWhatIsWrong) {
+  Outcome run = amur_on_two_ranks("trian x.yaml");
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("unknown command 'trian' (did you mean train?)"));
+  EXPECT_EQ(count(run.err, "unknown command"), 1u) << run.err;
+  EXPECT_THAT(run.out, IsEmpty());
+
+  run = amur("doctor --jsn");
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("unknown option --jsn (did you mean --json?)"));
+}
+
+TEST_F(Program, ReportsAConfigurationOnce) {
+  std::ofstream(folder_ / "x.yaml") << "train:\n  bach_size: 8\n  steps: many\n";
+  Outcome run = amur_on_two_ranks("train x.yaml");
+  EXPECT_EQ(run.code, 2);
+  EXPECT_EQ(count(run.err,
+                  "x.yaml:2: train.bach_size: unknown key (did you mean "
+                  "train.batch_size?)"),
+            1u)
+      << run.err;
+  EXPECT_EQ(count(run.err, "x.yaml:3: train.steps: expected a whole number"), 1u) << run.err;
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "runs"));
+}
+
+TEST_F(Program, DoctorGivesOneDocument) {
+  Outcome run = amur_on_two_ranks("doctor --json");
+  EXPECT_EQ(run.code, 0) << run.err;
+  auto report = nlohmann::json::parse(run.out, nullptr, false);
+  ASSERT_TRUE(report.is_object()) << run.out;
+  EXPECT_EQ(report["amur"], kVersion);
+  EXPECT_EQ(report["ranks"], 2);
+  EXPECT_THAT(report["hdf5"].get<std::string>(), HasSubstr("parallel"));
+}
+
+TEST_F(Program, FullDiskIsAnError) {
+  Outcome run = shell("sh -c '" AMUR_PROGRAM " help configuration > /dev/full'");
+  EXPECT_EQ(run.code, 4);
+  EXPECT_THAT(run.err, HasSubstr("cannot write to standard output"));
+  EXPECT_THAT(run.err, Not(HasSubstr("terminate")));
+}
+
+}  // namespace
+}  // namespace amur
