@@ -10,8 +10,10 @@ namespace amur::cpu {
 
 enum class Isa : uint8_t { baseline, avx2, avx512 };
 
-// The widest that this processor has and this build holds.
+// The widest that this processor has and this build holds, or the limit where that is lower.
 Isa instruction_set();
+// Use nothing wider from now on: for tests, and to get the bits of a lesser machine.
+void limit_instruction_set(Isa most);
 const char* name_of(Isa isa);
 
 template <class Table, Isa isa>

@@ -1,0 +1,214 @@
+#include "kernels/attention.h"
+#include "kernels/dropout_math.h"
+#include "tests/unit/kernels/kernel_test.h"
+
+namespace amur::test {
+namespace {
+
+class AttentionTest : public KernelTest {};
+
+constexpr DropoutSite kNoDropout{};
+const std::vector<int32_t> kLengths = {1, 7, 2, 16, 33, 5, 1, 70};
+
+struct Oracle {
+  Doubles output, lse, d_qkv;
+};
+
+Oracle oracle(const Sequences& sequences, int64_t heads, int64_t size, const Doubles& qkv,
+              double scale, const DropoutSite& dropout, const Doubles& d_output) {
+  const size_t h_count = static_cast<size_t>(heads), hd = static_cast<size_t>(size);
+  const size_t tokens = static_cast<size_t>(sequences.tokens());
+  Oracle o{Doubles(tokens * h_count * hd), Doubles(tokens * h_count), Doubles(qkv.size())};
+  const auto at = [&](size_t t, size_t part, size_t h) {
+    return ((t * 3 + part) * h_count + h) * hd;
+  };
+  for (size_t s = 0; s < sequences.count(); ++s) {
+    const size_t begin = static_cast<size_t>(sequences.starts[s]);
+    const size_t n = static_cast<size_t>(sequences.starts[s + 1]) - begin;
+    const uint64_t key = dropout_key(sequences.keys.as<int64_t>()[s], dropout.layer, dropout.site);
+    for (size_t h = 0; h < h_count; ++h) {
+      for (size_t t = 0; t < n; ++t) {
+        Doubles p(n), mask(n, 1.0), dp(n);
+        double sum = 0;
+        for (size_t u = 0; u < n; ++u) {
+          double score = 0;
+          for (size_t j = 0; j < hd; ++j)
+            score += qkv[at(begin + t, 0, h) + j] * qkv[at(begin + u, 1, h) + j];
+          p[u] = std::exp(scale * score);
+          sum += p[u];
+          if (dropout.probability > 0)
+            mask[u] = dropout_lane(key, t, h * 65536 + u) < dropout_threshold(dropout.probability)
+                          ? 0
+                          : 1 / (1 - dropout.probability);
+        }
+        o.lse[(begin + t) * h_count + h] = std::log(sum);
+        double along = 0;
+        for (size_t u = 0; u < n; ++u) {
+          p[u] /= sum;
+          for (size_t j = 0; j < hd; ++j) {
+            const double d = d_output[((begin + t) * h_count + h) * hd + j];
+            const double v = qkv[at(begin + u, 2, h) + j];
+            o.output[((begin + t) * h_count + h) * hd + j] += p[u] * mask[u] * v;
+            o.d_qkv[at(begin + u, 2, h) + j] += p[u] * mask[u] * d;
+            dp[u] += d * v * mask[u];
+          }
+          along += p[u] * dp[u];
+        }
+        for (size_t u = 0; u < n; ++u) {
+          const double ds = scale * p[u] * (dp[u] - along);
+          for (size_t j = 0; j < hd; ++j) {
+            o.d_qkv[at(begin + t, 0, h) + j] += ds * qkv[at(begin + u, 1, h) + j];
+            o.d_qkv[at(begin + u, 1, h) + j] += ds * qkv[at(begin + t, 0, h) + j];
+          }
+        }
+      }
+    }
+  }
+  return o;
+}
+
+TEST_P(AttentionTest, MatchesTheDefinition) {
+  const Sequences sequences(kLengths);
+  const int64_t tokens = sequences.tokens();
+  for (const auto& [heads, size] :
+       {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {4, 32}, {2, 64}, {1, 100}}) {
+    for (const DropoutSite& dropout : {kNoDropout, DropoutSite{0.3, 2, 5}}) {
+      const Tensor qkv = random_tensor({tokens, 3, heads, size}, dtype(), 1);
+      const Tensor d_output = random_tensor({tokens, heads, size}, dtype(), 2);
+      const double scale = 1 / std::sqrt(static_cast<double>(size));
+      const Oracle o =
+          oracle(sequences, heads, size, to_doubles(qkv), scale, dropout, to_doubles(d_output));
+      Tensor output({tokens, heads, size}, dtype()), lse({tokens, heads}, parameter());
+      Tensor d_qkv({tokens, 3, heads, size}, dtype());
+      attention_forward(sequences.packed, qkv, scale, dropout, output, lse);
+      attention_backward(sequences.packed, d_output, qkv, output, lse, scale, dropout, d_qkv);
+      const double tolerance = (dtype() == DType::bf16 ? 2 : 60) * rounding(dtype());
+      const std::string what =
+          fmt::format("{} heads of {}, p {}", heads, size, dropout.probability);
+      expect_near(output, o.output, tolerance, what);
+      expect_near(lse, o.lse, 60 * rounding(parameter()), what);
+      expect_near(d_qkv, o.d_qkv, tolerance, what + " gradient");
+    }
+  }
+}
+
+TEST_P(AttentionTest, SequencesDoNotSeeEachOther) {
+  // A sequence gives the same bits alone and among others.
+  const int64_t heads = 2, size = 24;
+  const Sequences all(kLengths), alone({kLengths[4]}, 1000 + 4);
+  const Tensor qkv = random_tensor({all.tokens(), 3, heads, size}, dtype(), 1);
+  const int64_t begin = all.starts[4], n = kLengths[4];
+  const DropoutSite dropout{0.2, 1, 1};
+  Tensor o_all({all.tokens(), heads, size}, dtype()), lse_all({all.tokens(), heads}, parameter());
+  Tensor o_one({n, heads, size}, dtype()), lse_one({n, heads}, parameter());
+  attention_forward(all.packed, qkv, 0.2, dropout, o_all, lse_all);
+  attention_forward(alone.packed, ConstTensorView(qkv).slice(begin, n), 0.2, dropout, o_one,
+                    lse_one);
+  EXPECT_TRUE(same_bits(o_all.view().slice(begin, n), o_one));
+  EXPECT_TRUE(same_bits(lse_all.view().slice(begin, n), lse_one));
+}
+
+TEST_P(AttentionTest, LargeScoresStayFinite) {
+  const Sequences sequences({9});
+  const Tensor qkv = random_tensor({9, 3, 1, 16}, dtype(), 1, 60);
+  Tensor output({9, 1, 16}, dtype()), lse({9, 1}, parameter()), d_qkv({9, 3, 1, 16}, dtype());
+  attention_forward(sequences.packed, qkv, 1, kNoDropout, output, lse);
+  attention_backward(sequences.packed, output, qkv, output, lse, 1, kNoDropout, d_qkv);
+  for (double v : to_doubles(output)) EXPECT_TRUE(std::isfinite(v));
+  for (double v : to_doubles(d_qkv)) EXPECT_TRUE(std::isfinite(v));
+}
+
+TEST_P(AttentionTest, EmptyAndThreads) {
+  const Sequences none(std::vector<int32_t>{});
+  Tensor nothing({0, 3, 2, 8}, dtype()), o({0, 2, 8}, dtype()), no_lse({0, 2}, parameter());
+  attention_forward(none.packed, nothing, 1, kNoDropout, o, no_lse);
+  attention_backward(none.packed, o, nothing, o, no_lse, 1, kNoDropout, nothing);
+
+  std::vector<int32_t> lengths;
+  for (int32_t i = 0; i < 60; ++i) lengths.push_back(1 + i * 7 % 23);
+  const Sequences sequences(lengths);
+  const int64_t tokens = sequences.tokens();
+  const Tensor qkv = random_tensor({tokens, 3, 2, 20}, dtype(), 1);
+  const DropoutSite dropout{0.1, 3, 1};
+  expect_same_for_any_threads([&] {
+    std::vector<Tensor> r;
+    r.emplace_back(Shape{tokens, 2, 20}, dtype());
+    r.emplace_back(Shape{tokens, 2}, parameter());
+    r.emplace_back(Shape{tokens, 3, 2, 20}, dtype());
+    attention_forward(sequences.packed, qkv, 0.3, dropout, r[0], r[1]);
+    attention_backward(sequences.packed, r[0], qkv, r[0], r[1], 0.3, dropout, r[2]);
+    return r;
+  });
+}
+
+TEST_P(AttentionTest, RotaryMatchesTheDefinitionAndTurnsBack) {
+  const Sequences sequences({1, 9, 40});
+  const int64_t tokens = sequences.tokens(), heads = 3;
+  for (const int64_t size : {2, 6, 32, 64}) {
+    const Tensor before = random_tensor({tokens, 3, heads, size}, dtype(), 1);
+    Tensor qkv({tokens, 3, heads, size}, dtype());
+    copy(qkv, before);
+    rotary(sequences.packed, 10000, false, qkv);
+    Doubles expected = to_doubles(before);
+    for (size_t s = 0; s < sequences.count(); ++s) {
+      for (int64_t t = sequences.starts[s]; t < sequences.starts[s + 1]; ++t) {
+        for (int64_t h = 0; h < 2 * heads; ++h) {
+          for (int64_t j = 0; j < size / 2; ++j) {
+            const double angle =
+                static_cast<double>(t - sequences.starts[s]) *
+                std::pow(10000.0, -2.0 * static_cast<double>(j) / static_cast<double>(size));
+            double& x = expected[static_cast<size_t>((t * 3 * heads + h) * size + j)];
+            double& y = expected[static_cast<size_t>((t * 3 * heads + h) * size + j + size / 2)];
+            const double rotated = x * std::cos(angle) - y * std::sin(angle);
+            y = y * std::cos(angle) + x * std::sin(angle);
+            x = rotated;
+          }
+        }
+      }
+    }
+    expect_near(qkv, expected, 4 * rounding(dtype()), "rotated");
+    rotary(sequences.packed, 10000, true, qkv);
+    expect_near(qkv, to_doubles(before), 8 * rounding(dtype()), "turned back");
+  }
+}
+
+AMUR_ALL_KERNEL_CASES(AttentionTest);
+
+TEST(AttentionDerivative, CentralDifferences) {
+  const Sequences sequences({3, 1, 6});
+  const int64_t tokens = sequences.tokens(), heads = 2, size = 5;
+  const Doubles qkv = random_doubles(tokens * 3 * heads * size, 1);
+  const Doubles weights = random_doubles(tokens * heads * size, 2);
+  const Doubles along = random_doubles(tokens * 3 * heads * size, 3);
+  const Shape shape{tokens, 3, heads, size};
+  for (const DropoutSite& dropout : {kNoDropout, DropoutSite{0.25, 1, 4}}) {
+    Tensor output({tokens, heads, size}, DType::f64), lse({tokens, heads}, DType::f64);
+    const auto loss = [&](const Doubles& at) {
+      attention_forward(sequences.packed, from_doubles(at, shape, DType::f64), 0.7, dropout, output,
+                        lse);
+      return dot(weights, to_doubles(output));
+    };
+    loss(qkv);
+    Tensor d_qkv(shape, DType::f64);
+    attention_backward(sequences.packed, from_doubles(weights, {tokens, heads, size}, DType::f64),
+                       from_doubles(qkv, shape, DType::f64), output, lse, 0.7, dropout, d_qkv);
+    EXPECT_NEAR(dot(to_doubles(d_qkv), along), slope_along(loss, qkv, along), 1e-7);
+  }
+}
+
+TEST(AttentionErrors, WrongBoundariesAreRefused) {
+  const Sequences sequences({3, 4});
+  Tensor qkv = Tensor::zeros({8, 3, 1, 4}, DType::f32), o({8, 1, 4}, DType::f32),
+         lse({8, 1}, DType::f32);
+  EXPECT_THROW(attention_forward(sequences.packed, qkv, 1, kNoDropout, o, lse), InternalError);
+  Tensor odd = Tensor::zeros({7, 3, 1, 3}, DType::f32);
+  EXPECT_THROW(rotary(sequences.packed, 10000, false, odd), InternalError);
+  PackedSequences no_keys = sequences.packed;
+  no_keys.dropout_keys = {};
+  Tensor fitting = Tensor::zeros({7, 3, 1, 4}, DType::f32), o7({7, 1, 4}, DType::f32),
+         lse7({7, 1}, DType::f32);
+  EXPECT_THROW(attention_forward(no_keys, fitting, 1, {0.1, 0, 0}, o7, lse7), InternalError);
+}
+
+}  // namespace
+}  // namespace amur::test

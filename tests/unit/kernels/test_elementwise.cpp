@@ -1,0 +1,225 @@
+#include "kernels/elementwise.h"
+
+#include "kernels/dropout_math.h"
+#include "tests/unit/kernels/kernel_test.h"
+
+namespace amur::test {
+namespace {
+
+class ElementwiseTest : public KernelTest {};
+
+TEST_P(ElementwiseTest, AxpyAndScale) {
+  for (const int64_t n : {0, 1, 15, 16, 1000, 40001}) {
+    const Tensor x = random_tensor({n}, dtype(), 1);
+    Tensor y = random_tensor({n}, dtype(), 2);
+    Doubles expected = to_doubles(y);
+    const Doubles in = to_doubles(x);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += 0.25 * in[i];
+    axpy(0.25, x, y);
+    expect_near(y, expected, rounding(dtype()), "axpy");
+    expected = to_doubles(y);
+    for (double& v : expected) v *= -3;
+    scale(-3, y);
+    expect_near(y, expected, 3 * rounding(dtype()), "scale");
+  }
+}
+
+TEST_P(ElementwiseTest, Cast) {
+  const Tensor from = random_tensor({1003}, dtype(), 1);
+  for (const DType to : {DType::f32, DType::bf16, DType::f64}) {
+    Tensor result({1003}, to);
+    cast(from, result);
+    const Doubles in = to_doubles(from), out = to_doubles(result);
+    for (size_t i = 0; i < in.size(); ++i) {
+      double expected = in[i];
+      if (to == DType::f32) expected = static_cast<float>(in[i]);
+      if (to == DType::bf16) expected = static_cast<double>(bf16(static_cast<float>(in[i])));
+      ASSERT_EQ(out[i], expected);
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, AddBias) {
+  for (const auto& [rows, width] :
+       {std::pair<int64_t, int64_t>{0, 5}, {1, 1}, {7, 33}, {70, 256}}) {
+    Tensor y = random_tensor({rows, width}, dtype(), 1);
+    const Tensor bias = random_tensor({width}, parameter(), 2);
+    const Doubles b = to_doubles(bias);
+    Doubles expected = to_doubles(y);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += b[i % static_cast<size_t>(width)];
+    add_bias(bias, y);
+    expect_near(y, expected, rounding(dtype()), "add_bias");
+  }
+}
+
+TEST_P(ElementwiseTest, ColumnSums) {
+  for (const auto& [rows, width] :
+       {std::pair<int64_t, int64_t>{0, 5}, {1, 1}, {7, 33}, {256, 64}, {1025, 150}}) {
+    const Tensor dy = random_tensor({rows, width}, dtype(), 1);
+    Tensor sink = filled({width}, parameter(), 7);
+    Doubles expected(static_cast<size_t>(width), 7);
+    const Doubles in = to_doubles(dy);
+    for (size_t i = 0; i < in.size(); ++i) expected[i % expected.size()] += 0.5 * in[i];
+    accumulate_column_sums(0.5, dy, sink);
+    expect_near(sink, expected, 500 * rounding(parameter()), "sums");
+  }
+  const Tensor dy = random_tensor({2000, 150}, dtype(), 1);
+  expect_same_for_any_threads([&] {
+    std::vector<Tensor> r;
+    r.push_back(Tensor::zeros({150}, parameter()));
+    accumulate_column_sums(1, dy, r[0]);
+    return r;
+  });
+}
+
+TEST_P(ElementwiseTest, SumOfSquares) {
+  for (const int64_t n : {0, 1, 17, 65536, 200001}) {
+    const Tensor x = random_tensor({n}, dtype(), 1);
+    double expected = 0;
+    for (double v : to_doubles(x)) expected += v * v;
+    EXPECT_NEAR(sum_of_squares(x), expected, 1e-12 * expected);
+    EXPECT_NEAR(root_mean_square(x), n == 0 ? 0 : std::sqrt(expected / static_cast<double>(n)),
+                1e-11);
+    const double one_thread = sum_of_squares(x);
+    set_compute_threads(3);
+    EXPECT_EQ(sum_of_squares(x), one_thread);
+    set_compute_threads(1);
+  }
+}
+
+TEST_P(ElementwiseTest, AllFinite) {
+  EXPECT_TRUE(all_finite(Tensor({0}, dtype())));
+  for (const double bad : {std::nan(""), double{INFINITY}, double{-INFINITY}}) {
+    for (const size_t at : {size_t{0}, size_t{65535}, size_t{65536}, size_t{70000}}) {
+      Doubles v = random_doubles(70001, 1, 1e6);
+      EXPECT_TRUE(all_finite(from_doubles(v, {70001}, dtype())));
+      v[at] = bad;
+      EXPECT_FALSE(all_finite(from_doubles(v, {70001}, dtype()))) << at;
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, DropoutFollowsItsDefinition) {
+  const Sequences sequences({3, 1, 9, 30});
+  const int64_t tokens = sequences.tokens();
+  for (const int64_t width : {1, 8, 13, 16, 17, 100, 384}) {
+    const DropoutSite site{0.3, 4, 2};
+    const Tensor x = random_tensor({tokens, width}, dtype(), 1);
+    const Tensor residual = random_tensor({tokens, width}, dtype(), 2);
+    Tensor y({tokens, width}, dtype()), dx({tokens, width}, dtype());
+    dropout_add_forward(sequences.packed, site, x, residual, y);
+    dropout_backward(sequences.packed, site, x, dx);
+    const Doubles in = to_doubles(x);
+    Doubles y_expected = to_doubles(residual), dx_expected(y_expected.size());
+    for (size_t s = 0; s < sequences.count(); ++s) {
+      // The definition of kernels/packed.h, spelled out once more.
+      const RandomKey key =
+          RandomKey(static_cast<uint64_t>(sequences.keys.as<int64_t>()[s])).fold(4).fold(2);
+      for (int32_t t = sequences.starts[s]; t < sequences.starts[s + 1]; ++t) {
+        for (int64_t j = 0; j < width; ++j) {
+          const uint64_t element = static_cast<uint64_t>(j), lane = element % 8;
+          const Philox p = key.at(static_cast<uint64_t>(t - sequences.starts[s]), element / 8);
+          const uint32_t bits = (p.v[lane / 2] >> (lane % 2 ? 16 : 0)) & 0xffff;
+          const size_t at = static_cast<size_t>(t * width + j);
+          if (bits >= 19661) dx_expected[at] = in[at] / 0.7;
+          y_expected[at] += dx_expected[at];
+        }
+      }
+    }
+    expect_near(y, y_expected, 4 * rounding(dtype()), "y");
+    expect_near(dx, dx_expected, 4 * rounding(dtype()), "dx");
+    Tensor in_place({tokens, width}, dtype());
+    copy(in_place, x);
+    dropout_backward(sequences.packed, site, in_place, in_place);
+    EXPECT_TRUE(same_bits(in_place, dx));
+    copy(in_place, residual);
+    dropout_add_forward(sequences.packed, site, x, in_place, in_place);
+    EXPECT_TRUE(same_bits(in_place, y));
+  }
+}
+
+TEST_P(ElementwiseTest, DropoutProperties) {
+  const int64_t width = 256;
+  const Sequences pair({40, 60}, 10), second({60}, 11), other_key({60}, 12);
+  const Tensor ones = filled({100, width}, dtype(), 1);
+  const ConstTensorView ones_60 = ConstTensorView(ones).slice(0, 60);
+  const auto mask = [&](const Sequences& s, const DropoutSite& site) {
+    Tensor y({s.tokens(), width}, dtype());
+    dropout_backward(s.packed, site, s.tokens() == 100 ? ConstTensorView(ones) : ones_60, y);
+    return y;
+  };
+  const DropoutSite site{0.25, 1, 1};
+  const Tensor in_pair = mask(pair, site), alone = mask(second, site);
+  // The mask belongs to the sequence, not to its place in the chunk.
+  EXPECT_TRUE(same_bits(in_pair.view().slice(40, 60), alone));
+  // Other keys, layers and sites give other masks, and both directions of a site the same one.
+  EXPECT_FALSE(same_bits(mask(other_key, site), alone));
+  EXPECT_FALSE(same_bits(mask(second, {0.25, 2, 1}), alone));
+  EXPECT_FALSE(same_bits(mask(second, {0.25, 1, 2}), alone));
+  Tensor forward({60, width}, dtype());
+  dropout_add_forward(second.packed, site, ones_60, {}, forward);
+  EXPECT_TRUE(same_bits(forward, alone));
+  // The share of survivors: 5 standard deviations of a binomial.
+  const int64_t n = 60 * width;
+  int64_t kept = 0;
+  for (double v : to_doubles(alone)) kept += v != 0;
+  EXPECT_NEAR(static_cast<double>(kept) / static_cast<double>(n), 0.75,
+              5 * std::sqrt(0.25 * 0.75 / static_cast<double>(n)));
+
+  // Probability 0 is the identity and reads no keys.
+  PackedSequences no_keys = second.packed;
+  no_keys.dropout_keys = {};
+  const Tensor x = random_tensor({60, width}, dtype(), 5),
+               r = random_tensor({60, width}, dtype(), 6);
+  Tensor y({60, width}, dtype());
+  dropout_add_forward(no_keys, {}, x, {}, y);
+  EXPECT_TRUE(same_bits(y, x));
+  dropout_add_forward(no_keys, {}, x, r, y);
+  Doubles sum = to_doubles(x);
+  const Doubles added = to_doubles(r);
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += added[i];
+  expect_near(y, sum, rounding(dtype()), "sum");
+  EXPECT_THROW(dropout_add_forward(no_keys, site, x, {}, y), InternalError);
+  EXPECT_THROW(dropout_add_forward(second.packed, {1.0, 0, 0}, x, {}, y), InternalError);
+}
+
+TEST_P(ElementwiseTest, DropoutThreadsAndEmpty) {
+  const Sequences none(std::vector<int32_t>{});
+  Tensor nothing({0, 16}, dtype());
+  dropout_add_forward(none.packed, {0.1, 0, 0}, nothing, {}, nothing);
+  std::vector<int32_t> lengths;
+  for (int32_t i = 0; i < 100; ++i) lengths.push_back(1 + i % 13);
+  const Sequences sequences(lengths);
+  const Tensor x = random_tensor({sequences.tokens(), 72}, dtype(), 1);
+  expect_same_for_any_threads([&] {
+    std::vector<Tensor> r;
+    r.emplace_back(Shape{sequences.tokens(), 72}, dtype());
+    dropout_backward(sequences.packed, {0.1, 0, 0}, x, r[0]);
+    return r;
+  });
+}
+
+AMUR_ALL_KERNEL_CASES(ElementwiseTest);
+
+TEST(CastRounding, ToNearestEvenWithNaNAndInfinity) {
+  for (const cpu::Isa isa : available_isas()) {
+    cpu::limit_instruction_set(isa);
+    const std::vector<std::pair<uint32_t, uint16_t>> cases = {
+        {0x3f808000, 0x3f80}, {0x3f818000, 0x3f82}, {0x3f808001, 0x3f81}, {0x3f807fff, 0x3f80},
+        {0x7f7fffff, 0x7f80}, {0x7f800000, 0x7f80}, {0xff800000, 0xff80}, {0x7f800001, 0x7fc0},
+        {0x00000001, 0x0000}, {0x80000000, 0x8000}};
+    Tensor from({static_cast<int64_t>(cases.size())}, DType::f32);
+    Tensor to({static_cast<int64_t>(cases.size())}, DType::bf16);
+    for (size_t i = 0; i < cases.size(); ++i)
+      from.as<float>()[i] = std::bit_cast<float>(cases[i].first);
+    cast(from, to);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      EXPECT_EQ(to.as<bf16>()[i].bits, cases[i].second) << i << " " << cpu::name_of(isa);
+      EXPECT_EQ(bf16(std::bit_cast<float>(cases[i].first)).bits, cases[i].second) << i;
+    }
+  }
+  cpu::limit_instruction_set(cpu::Isa::avx512);
+}
+
+}  // namespace
+}  // namespace amur::test

@@ -1,0 +1,224 @@
+#include "kernels/embedding.h"
+#include "tests/unit/kernels/kernel_test.h"
+
+namespace amur::test {
+namespace {
+
+class EmbeddingTest : public KernelTest {};
+
+std::vector<int32_t> random_ids(int64_t n, uint64_t rows) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < n; ++i)
+    ids.push_back(static_cast<int32_t>(RandomKey(3).below(static_cast<uint64_t>(i), rows)));
+  return ids;
+}
+
+TEST_P(EmbeddingTest, LookupAndScatter) {
+  const Sequences sequences({1, 5, 2, 12, 1});
+  const int64_t tokens = sequences.tokens(), vocabulary = 9, positions = 12;
+  const std::vector<int32_t> id = random_ids(tokens, 9);  // every id occurs more than once
+  const Tensor ids = integers(id);
+  for (const int64_t width : {1, 7, 64, 200}) {
+    const size_t w = static_cast<size_t>(width);
+    const Tensor table = random_tensor({vocabulary, width}, parameter(), 1);
+    const Tensor position_table = random_tensor({positions, width}, parameter(), 2);
+    const Tensor dy = random_tensor({tokens, width}, dtype(), 3);
+    Tensor y({tokens, width}, dtype()), y_tokens({tokens, width}, dtype());
+    Tensor sink = filled({vocabulary, width}, parameter(), 1);
+    Tensor position_sink = filled({positions, width}, parameter(), 2);
+    Tensor sink_only = filled({vocabulary, width}, parameter(), 1);
+    embedding_forward(sequences.packed, ids, table, position_table, y);
+    embedding_forward(sequences.packed, ids, table, {}, y_tokens);
+    embedding_backward(sequences.packed, ids, dy, 0.5, sink, position_sink);
+    embedding_backward(sequences.packed, ids, dy, 0.5, sink_only, {});
+    EXPECT_TRUE(same_bits(sink, sink_only));
+
+    const Doubles words = to_doubles(table), places = to_doubles(position_table),
+                  d = to_doubles(dy);
+    Doubles y_expected(static_cast<size_t>(tokens) * w), tokens_expected(y_expected.size());
+    Doubles sink_expected = Doubles(9 * w, 1), position_expected = Doubles(12 * w, 2);
+    for (size_t s = 0; s < sequences.count(); ++s) {
+      for (int32_t t = sequences.starts[s]; t < sequences.starts[s + 1]; ++t) {
+        for (size_t j = 0; j < w; ++j) {
+          const size_t at = static_cast<size_t>(t) * w + j;
+          const size_t row = static_cast<size_t>(id[static_cast<size_t>(t)]) * w + j;
+          const size_t place = static_cast<size_t>(t - sequences.starts[s]) * w + j;
+          tokens_expected[at] = words[row];
+          y_expected[at] = tokens_expected[at] + places[place];
+          sink_expected[row] += 0.5 * d[at];
+          position_expected[place] += 0.5 * d[at];
+        }
+      }
+    }
+    expect_near(y, y_expected, rounding(dtype()), "y");
+    expect_near(y_tokens, tokens_expected, rounding(dtype()), "y without positions");
+    expect_near(sink, sink_expected, 20 * rounding(parameter()), "tokens");
+    expect_near(position_sink, position_expected, 20 * rounding(parameter()), "positions");
+  }
+}
+
+TEST_P(EmbeddingTest, Sinusoidal) {
+  const Sequences sequences({1, 30, 4});
+  const int64_t tokens = sequences.tokens();
+  for (const int64_t width : {1, 6, 33}) {
+    Tensor y = random_tensor({tokens, width}, dtype(), 1);
+    Doubles expected = to_doubles(y);
+    for (size_t s = 0; s < sequences.count(); ++s)
+      for (int64_t t = sequences.starts[s]; t < sequences.starts[s + 1]; ++t)
+        for (int64_t j = 0; j < width; ++j) {
+          const double angle =
+              static_cast<double>(t - sequences.starts[s]) /
+              std::pow(10000.0, static_cast<double>(j - j % 2) / static_cast<double>(width));
+          expected[static_cast<size_t>(t * width + j)] += j % 2 ? std::cos(angle) : std::sin(angle);
+        }
+    add_sinusoidal_positions(sequences.packed, y);
+    expect_near(y, expected, 2 * rounding(dtype()), "y");
+  }
+}
+
+TEST_P(EmbeddingTest, Pooling) {
+  const Sequences sequences({1, 5, 2, 40});
+  const int64_t tokens = sequences.tokens(), count = 4;
+  for (const int64_t width : {1, 31, 128}) {
+    const size_t w = static_cast<size_t>(width);
+    const Tensor x = random_tensor({tokens, width}, dtype(), 1);
+    const Tensor dh = random_tensor({count, width}, parameter(), 2);
+    for (const PoolingKind kind : {PoolingKind::mean, PoolingKind::cls}) {
+      Tensor h({count, width}, parameter()), dx({tokens, width}, dtype());
+      pooling_forward(kind, sequences.packed, x, h);
+      pooling_backward(kind, sequences.packed, dh, dx);
+      const Doubles in = to_doubles(x), d = to_doubles(dh);
+      Doubles h_expected(4 * w), dx_expected(static_cast<size_t>(tokens) * w);
+      for (size_t s = 0; s < 4; ++s) {
+        const int32_t begin = sequences.starts[s];
+        const int32_t end = kind == PoolingKind::cls ? begin + 1 : sequences.starts[s + 1];
+        for (int32_t t = begin; t < end; ++t)
+          for (size_t j = 0; j < w; ++j) {
+            const size_t at = static_cast<size_t>(t) * w + j;
+            h_expected[s * w + j] += in[at] / (end - begin);
+            dx_expected[at] = d[s * w + j] / (end - begin);
+          }
+      }
+      expect_near(h, h_expected, 10 * rounding(parameter()), "h");
+      expect_near(dx, dx_expected, rounding(dtype()), "dx");
+    }
+  }
+}
+
+TEST_P(EmbeddingTest, EmptyAndThreads) {
+  const Sequences none(std::vector<int32_t>{});
+  Tensor nothing({0, 8}, dtype()), no_rows({0, 8}, parameter());
+  Tensor table = Tensor::zeros({3, 8}, parameter());
+  const Tensor no_ids = integers(std::vector<int32_t>{});
+  embedding_forward(none.packed, no_ids, table, {}, nothing);
+  embedding_backward(none.packed, no_ids, nothing, 1, table, {});
+  add_sinusoidal_positions(none.packed, nothing);
+  pooling_forward(PoolingKind::mean, none.packed, nothing, no_rows);
+  pooling_backward(PoolingKind::mean, none.packed, no_rows, nothing);
+
+  std::vector<int32_t> lengths;
+  for (int32_t i = 0; i < 200; ++i) lengths.push_back(1 + i % 9);
+  const Sequences sequences(lengths);
+  const int64_t tokens = sequences.tokens(), width = 300;
+  const Tensor ids = integers(random_ids(tokens, 10));
+  const Tensor dy = random_tensor({tokens, width}, dtype(), 1);
+  const Tensor words = random_tensor({10, width}, parameter(), 2);
+  expect_same_for_any_threads([&] {
+    std::vector<Tensor> r;
+    r.push_back(Tensor::zeros({10, width}, parameter()));
+    r.push_back(Tensor::zeros({9, width}, parameter()));
+    r.emplace_back(Shape{tokens, width}, dtype());
+    r.emplace_back(Shape{200, width}, parameter());
+    embedding_backward(sequences.packed, ids, dy, 0.1, r[0], r[1]);
+    embedding_forward(sequences.packed, ids, words, {}, r[2]);
+    pooling_forward(PoolingKind::mean, sequences.packed, r[2], r[3]);
+    return r;
+  });
+}
+
+AMUR_ALL_KERNEL_CASES(EmbeddingTest);
+
+TEST(Embedding, IdsAndPositionsAreChecked) {
+  const Sequences sequences({3});
+  const Tensor table = Tensor::zeros({5, 4}, DType::f32),
+               short_table = Tensor::zeros({2, 4}, DType::f32);
+  Tensor y({3, 4}, DType::f32);
+  for (const int32_t bad : {-1, 5}) {
+    const Tensor ids = integers(std::vector<int32_t>{0, bad, 1});
+    EXPECT_THROW(embedding_forward(sequences.packed, ids, table, {}, y), InternalError) << bad;
+  }
+  const Tensor ids = integers(std::vector<int32_t>{0, 4, 1});
+  EXPECT_THROW(embedding_forward(sequences.packed, ids, table, short_table, y), InternalError);
+}
+
+class NormaliseTest : public ::testing::TestWithParam<DType> {};
+
+TEST_P(NormaliseTest, MatchesTheDefinition) {
+  const DType dtype = GetParam();
+  for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {5, 3}, {9, 257}}) {
+    const size_t w = static_cast<size_t>(width);
+    const Tensor h = random_tensor({rows, width}, dtype, 1),
+                 dz = random_tensor({rows, width}, dtype, 2);
+    Tensor z({rows, width}, dtype), norm({rows}, dtype), dh({rows, width}, dtype);
+    normalise_forward(h, z, norm);
+    normalise_backward(dz, z, norm, dh);
+    Doubles z_expected = to_doubles(h), norm_expected(static_cast<size_t>(rows)),
+            dh_expected = to_doubles(dz);
+    for (size_t s = 0; s < norm_expected.size(); ++s) {
+      double square = 0, along = 0;
+      for (size_t j = 0; j < w; ++j) square += z_expected[s * w + j] * z_expected[s * w + j];
+      norm_expected[s] = std::sqrt(square);
+      for (size_t j = 0; j < w; ++j) {
+        z_expected[s * w + j] /= norm_expected[s];
+        along += z_expected[s * w + j] * dh_expected[s * w + j];
+      }
+      for (size_t j = 0; j < w; ++j)
+        dh_expected[s * w + j] =
+            (dh_expected[s * w + j] - z_expected[s * w + j] * along) / norm_expected[s];
+    }
+    expect_near(z, z_expected, 4 * rounding(dtype), "z");
+    expect_near(norm, norm_expected, 4 * rounding(dtype), "norm");
+    expect_near(dh, dh_expected, 20 * rounding(dtype), "dh");
+    Tensor in_place({rows, width}, dtype), d_in_place({rows, width}, dtype);
+    copy(in_place, h);
+    normalise_forward(in_place, in_place, norm);
+    copy(d_in_place, dz);
+    normalise_backward(d_in_place, z, norm, d_in_place);
+    EXPECT_TRUE(same_bits(in_place, z));
+    EXPECT_TRUE(same_bits(d_in_place, dh));
+  }
+}
+
+TEST_P(NormaliseTest, ZeroTinyAndHugeRows) {
+  const DType dtype = GetParam();
+  const double tiny = dtype == DType::f32 ? 1e-30 : 1e-150, huge = 1 / tiny;
+  const Tensor h = from_doubles({0, 0, 3 * tiny, 4 * tiny, 3 * huge, 4 * huge}, {3, 2}, dtype);
+  Tensor z({3, 2}, dtype), norm({3}, dtype), dh({3, 2}, dtype);
+  normalise_forward(h, z, norm);
+  expect_near(z, Doubles{0, 0, 0.6, 0.8, 0.6, 0.8}, 2 * rounding(dtype), "z");
+  EXPECT_EQ(to_doubles(norm)[0], 0);
+  const Tensor dz = filled({3, 2}, dtype, 1);
+  normalise_backward(dz, z, norm, dh);
+  EXPECT_EQ(to_doubles(dh)[0], 0);
+  EXPECT_EQ(to_doubles(dh)[1], 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, NormaliseTest, ::testing::Values(DType::f32, DType::f64),
+                         [](const auto& c) { return std::string(name_of(c.param)); });
+
+TEST(NormaliseDerivative, CentralDifferences) {
+  const Doubles h = random_doubles(12, 1), weights = random_doubles(12, 2),
+                along = random_doubles(12, 3);
+  const Shape shape{3, 4};
+  Tensor z(shape, DType::f64), norm({3}, DType::f64), dh(shape, DType::f64);
+  const auto loss = [&](const Doubles& at) {
+    normalise_forward(from_doubles(at, shape, DType::f64), z, norm);
+    return dot(weights, to_doubles(z));
+  };
+  loss(h);
+  normalise_backward(from_doubles(weights, shape, DType::f64), z, norm, dh);
+  EXPECT_NEAR(dot(to_doubles(dh), along), slope_along(loss, h, along), 1e-8);
+}
+
+}  // namespace
+}  // namespace amur::test

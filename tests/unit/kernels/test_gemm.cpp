@@ -1,0 +1,144 @@
+#include <thread>
+
+#include "tests/unit/kernels/kernel_test.h"
+
+namespace amur::test {
+namespace {
+
+struct Types {
+  DType ab, c;
+};
+constexpr Types kTypes[] = {{DType::f32, DType::f32},
+                            {DType::f64, DType::f64},
+                            {DType::bf16, DType::f32},
+                            {DType::bf16, DType::bf16}};
+constexpr Transpose kBoth[] = {Transpose::no, Transpose::yes};
+
+Doubles oracle(bool ta, bool tb, size_t m, size_t n, size_t k, double alpha, const Doubles& a,
+               const Doubles& b, double beta, const Doubles& c) {
+  Doubles out(m * n);
+  for (size_t i = 0; i < m; ++i)
+    for (size_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (size_t l = 0; l < k; ++l)
+        sum += (ta ? a[l * m + i] : a[i * k + l]) * (tb ? b[j * k + l] : b[l * n + j]);
+      out[i * n + j] = alpha * sum + (beta == 0 ? 0 : beta * c[i * n + j]);
+    }
+  return out;
+}
+
+TEST(Gemm, MatchesTheDefinition) {
+  for (const Types types : kTypes) {
+    for (const auto& [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1},
+                                  {5, 1, 7},
+                                  {1, 9, 64},
+                                  {33, 17, 5},
+                                  {64, 96, 128},
+                                  {130, 65, 257}}) {
+      for (const Transpose ta : kBoth) {
+        for (const Transpose tb : kBoth) {
+          const bool a_turned = ta == Transpose::yes, b_turned = tb == Transpose::yes;
+          const Tensor a = random_tensor(a_turned ? Shape{k, m} : Shape{m, k}, types.ab, 1);
+          const Tensor b = random_tensor(b_turned ? Shape{n, k} : Shape{k, n}, types.ab, 2);
+          for (const auto& [alpha, beta] :
+               {std::pair<double, double>{1, 0}, {1, 1}, {0.035, 1}, {-2, 0.5}, {0.75, 0}}) {
+            Tensor c = beta == 0 ? filled({m, n}, types.c, std::nan(""))
+                                 : random_tensor({m, n}, types.c, 3);
+            const Doubles expected = oracle(a_turned, b_turned, static_cast<size_t>(m),
+                                            static_cast<size_t>(n), static_cast<size_t>(k), alpha,
+                                            to_doubles(a), to_doubles(b), beta, to_doubles(c));
+            gemm(ta, tb, alpha, a, b, beta, c);
+            const double tolerance = std::max(
+                rounding(types.c), 60 * rounding(parameter_dtype(types.ab)) * std::sqrt(k));
+            expect_near(c, expected, tolerance,
+                        fmt::format("{} {} {}x{}x{} {} {}", name_of(types.ab), name_of(types.c), m,
+                                    n, k, alpha, beta));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Gemm, EmptyProducts) {
+  for (const Types types : kTypes) {
+    for (const auto& [m, n, k] :
+         {std::tuple<int64_t, int64_t, int64_t>{0, 3, 4}, {3, 0, 4}, {3, 4, 0}, {0, 0, 0}}) {
+      const Tensor a({m, k}, types.ab), b({k, n}, types.ab);
+      Tensor c = filled({m, n}, types.c, 2);
+      gemm(Transpose::no, Transpose::no, 1, a, b, 0.5, c);
+      for (double v : to_doubles(c)) EXPECT_EQ(v, 1);
+      c = filled({m, n}, types.c, std::nan(""));
+      gemm(Transpose::no, Transpose::no, 1, a, b, 0, c);
+      for (double v : to_doubles(c)) EXPECT_EQ(v, 0);
+    }
+  }
+}
+
+TEST(Gemm, HigherDimensionsAreSeenAsMatrices) {
+  const Tensor x = random_tensor({6, 2, 4}, DType::f32, 1),
+               w = random_tensor({3, 2, 4}, DType::f32, 2);
+  Tensor y({6, 3, 1}, DType::f32), flat({6, 3}, DType::f32);
+  gemm(Transpose::no, Transpose::yes, 1, x, w, 0, y);
+  gemm(Transpose::no, Transpose::yes, 1, x.view().reshape({6, 8}), w.view().reshape({3, 8}), 0,
+       flat);
+  EXPECT_TRUE(same_bits(y, flat));
+}
+
+TEST(Gemm, EqualShapesGiveEqualBits) {
+  for (const Types types : kTypes) {
+    const Tensor a = random_tensor({300, 96}, types.ab, 1),
+                 b = random_tensor({300, 200}, types.ab, 2);
+    Tensor first = Tensor::zeros({96, 200}, types.c);
+    gemm(Transpose::yes, Transpose::no, 0.1, a, b, 1, first);
+    for (int i = 0; i < 5; ++i) {
+      // From other addresses, and after other products have used the caches.
+      const Tensor a_again = random_tensor({300, 96}, types.ab, 1);
+      Tensor c = Tensor::zeros({96, 200}, types.c), other({96, 200}, types.c);
+      gemm(Transpose::yes, Transpose::no, 0.2, a, b, 0, other);
+      gemm(Transpose::yes, Transpose::no, 0.1, a_again, b, 1, c);
+      EXPECT_TRUE(same_bits(c, first));
+    }
+  }
+}
+
+TEST(Gemm, ThreadsAndConcurrentCallers) {
+  set_compute_threads(2);
+  EXPECT_EQ(compute_threads(), 2);
+  set_compute_threads(1);
+  EXPECT_EQ(compute_threads(), 1);
+  EXPECT_THROW(set_compute_threads(0), InternalError);
+  // More shapes than the cache of compiled products holds, from two threads.
+  const Tensor a = random_tensor({700, 8}, DType::bf16, 1),
+               b = random_tensor({8, 8}, DType::bf16, 2);
+  const Doubles expected = oracle(false, false, 700, 8, 8, 1, to_doubles(a), to_doubles(b), 0, {});
+  const auto run = [&] {
+    Tensor c({700, 8}, DType::f32);
+    for (int64_t rows = 1; rows <= 700; ++rows) {
+      gemm(Transpose::no, Transpose::no, 1, a.view().slice(0, rows), b, 0, c.view().slice(0, rows));
+      const Doubles last = to_doubles(c.view().slice(rows - 1, 1));
+      for (size_t j = 0; j < 8; ++j)
+        EXPECT_NEAR(last[j], expected[static_cast<size_t>(rows - 1) * 8 + j], 1e-5);
+    }
+  };
+  std::thread other(run);
+  run();
+  other.join();
+}
+
+TEST(Gemm, WrongShapesAndTypesAreRefused) {
+  const Tensor a({2, 3}, DType::f32), b({4, 5}, DType::f32), half({3, 5}, DType::bf16);
+  Tensor c({2, 5}, DType::f32), c_half({2, 5}, DType::bf16);
+  EXPECT_THROW(gemm(Transpose::no, Transpose::no, 1, a, b, 0, c), InternalError);
+  EXPECT_THROW(gemm(Transpose::no, Transpose::no, 1, a, half, 0, c), InternalError);
+  const Tensor fitting({3, 5}, DType::f32);
+  EXPECT_THROW(gemm(Transpose::no, Transpose::no, 1, a, fitting, 0, c_half), InternalError);
+}
+
+TEST(Gemm, LibrariesAreNamed) {
+  EXPECT_NE(gemm_library_text().find("OpenBLAS 0."), std::string::npos) << gemm_library_text();
+  EXPECT_NE(gemm_library_text().find("oneDNN "), std::string::npos) << gemm_library_text();
+}
+
+}  // namespace
+}  // namespace amur::test
