@@ -1,0 +1,39 @@
+// What the data tests share: a scratch folder, a small corpus, and a checksum.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "src/train/data.h"
+
+namespace amur::test {
+
+// A new folder, removed with its content at the end.
+class ScratchFolder {
+ public:
+  ScratchFolder();
+  ~ScratchFolder();
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+  std::string write(const std::string& name, std::string_view content) const;
+  std::vector<std::string> names() const;
+
+ private:
+  std::filesystem::path folder_;
+};
+
+std::string read_file(const std::string& path);
+// Hexadecimal, FIPS 180-4.
+std::string sha256(std::string_view bytes);
+
+// "query 7 ..." TAB "document 7 ..." lines of different lengths.
+std::string small_tsv(int lines);
+// A vocabulary of about a hundred pieces trained on `small_tsv`.
+const Tokenizer& small_tokenizer();
+
+}  // namespace amur::test
