@@ -2,8 +2,8 @@
 // the gradients of temperature and bias. The only place with collectives of embeddings.
 //
 // Sources: Su Jianlin, kexue.fm/archives/8471; Gao et al., GradCache (arXiv 2101.06983); Cheng et
-// al., Inf-CL (arXiv 2410.17243); Zhai et al., SigLIP (arXiv 2303.15343). docs/numerics.md derives
-// it.
+// al., Inf-CL (arXiv 2410.17243); Zhai et al., SigLIP (arXiv 2303.15343); derived in
+// docs/numerics.md.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,9 @@ struct ContrastiveInput {
   std::span<const uint64_t> query_ids;     // [b_r]
   std::span<const uint64_t> document_ids;  // [n_r]
   std::span<const int32_t> positive;       // [b_r] index into the local documents
-  std::span<const int32_t> other_first;    // [b_r + 1] or empty: further right documents of query i
-  std::span<const uint64_t>
-      other_positives;  // are other_positives[other_first[i]..other_first[i+1])
+  // Further right documents of query i are other_positives[other_first[i] .. other_first[i+1]-1].
+  std::span<const int32_t> other_first;  // [b_r + 1] or empty
+  std::span<const uint64_t> other_positives;
 };
 
 struct ContrastiveOutput {
@@ -39,8 +39,7 @@ struct ContrastiveOutput {
 
 // S_ij = s q_i.k_j + b.
 //   infonce: mean over the N global queries of -log softmax over documents at the positive;
-//   symmetric:
-//            half of that and half of the same over queries for each positive document
+//            symmetric: half of that and half of the same over queries for each positive document
 //   siglip:  -1/N sum_ij log sigmoid(y_ij S_ij)
 // Masked entries (where masking is on) have probability 0: documents equal to the positive of the
 // row, further right documents of the row, positives of a row with the same query text. A row left
@@ -55,8 +54,8 @@ struct ContrastiveOutput {
 // `dq` [b_r, e] and `dk` [n_r, e] are set to dL/dz of the local rows. A non-finite input makes the
 // loss non-finite on every rank. Collective over `dp`: one all-gather of documents (and ids), two
 // small all-reduces for the columns and one for the sums, one reduce-scatter, whatever the number
-// of chunks. Memory O(N_documents * e), never b x N. The same bits whenever called with the same
-// input, grid and instruction set, for any number of threads that leaves those of gemm alone.
+// of chunks. Memory O(N_documents * e), never b x N. The same input, grid, threads and instruction
+// set give the same bits.
 ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, double bias,
                                    const ContrastiveInput& input, TensorView dq, TensorView dk,
                                    Communicator& dp, Stream stream = {});
