@@ -34,6 +34,7 @@ TEST(Gemm, MatchesTheDefinition) {
                                   {1, 9, 64},
                                   {33, 17, 5},
                                   {64, 96, 128},
+                                  {512, 40, 64},
                                   {130, 65, 257}}) {
       for (const Transpose ta : kBoth) {
         for (const Transpose tb : kBoth) {
