@@ -41,7 +41,7 @@ struct DataConfig {
   EvalSplit eval_split = EvalSplit::test;  // of trans_de_en and wordnet; the other is not used
   int64_t eval_limit = 0;        // at most this many pairs; 0: all
   MalformedPolicy malformed = MalformedPolicy::refuse;
-  std::string cache_dir;         // of offset indexes; empty: beside the file, or the run folder
+  std::string cache_dir;         // of offset indexes; empty: beside the file
 };
 
 enum class LossKind : uint8_t { infonce, siglip };

@@ -263,8 +263,8 @@ void declare_data(Group& group) {
             {{"refuse", MalformedPolicy::refuse}, {"skip", MalformedPolicy::skip}},
             "lines that cannot be read end the run, or are counted and passed over", kFixed);
   key.text("cache_dir", &D::cache_dir,
-           "folder of the offset indexes; empty: beside the data file, or in the run folder where "
-           "that cannot be written");
+           "folder of the offset indexes of large files; empty: beside the data file, or in the "
+           "folder for temporary files where that cannot be written");
 }
 
 void declare_sources(Group& group) {
