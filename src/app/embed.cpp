@@ -18,7 +18,8 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
   line.option("input", embed.input, "FILE", "texts, one a line; - for standard input");
   line.option("output", embed.output, "FILE", "*.npy, or *.h5 with the data set /embeddings");
   line.choice("tower", tower, {"query", "document"}, "which side the texts are");
-  line.option("prefix", prefix, "TEXT", "put before every text; default: the side's prefix in training");
+  line.option("prefix", prefix, "TEXT",
+              "put before every text; default: the side's prefix in training");
   options.declare_set(line);
   options.declare_device(line);
   options.declare_json(line);
@@ -29,8 +30,8 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
   options.check_device();
   if (embed.input.empty()) throw UsageError("--input is missing: a file, or - for standard input");
   if (embed.output.empty()) throw UsageError("--output is missing: a name ending with .npy or .h5");
-  const auto grid = start_grid(checkpoint_config(checkpoint, options.overrides),
-                               CommBackend::automatic, runtime);
+  const auto grid =
+      start_grid(checkpoint_config(checkpoint, options.overrides), CommBackend::automatic, runtime);
   TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
   embed.tower = tower == "document" ? 1 : 0;
   if (prefix != "default")

@@ -9,7 +9,6 @@
 
 namespace amur {
 
-using config::find_group;
 using config::Group;
 using config::Key;
 using config::OnResume;
