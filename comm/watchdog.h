@@ -7,6 +7,7 @@
 // job is aborted. A job that was suspended as a whole goes on.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
