@@ -40,24 +40,7 @@ std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& d
           throw IoError("data.tokenizer_model: cannot open '{}'", config.data.tokenizer_model);
         bytes.assign(std::istreambuf_iterator<char>(file), {});
       } else {
-        int64_t id = 0;
-        size_t part = 0;
-        RawSample sample;
-        // Queries and all positives, one text after the other.
-        const auto next = [&](std::string& text) {
-          while (true) {
-            if (part == 0) {
-              if (id == data.samples()) return false;
-              sample = data.sample(id++);
-              text = sample.query;
-            } else {
-              text = sample.positives[part - 1];
-            }
-            part = part == sample.positives.size() ? 0 : part + 1;
-            return true;
-          }
-        };
-        bytes = Tokenizer::train(config.data, next)->serialised();
+        bytes = Tokenizer::train(config.data, vocabulary_texts(data))->serialised();
       }
     } catch (const Error& e) {
       error = e.what();

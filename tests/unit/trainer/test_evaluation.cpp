@@ -6,7 +6,7 @@
 #include "comm/process_grid.h"
 #include "comm/runtime.h"
 #include "src/train/evaluation.h"
-#include "tests/support/test_runtime.h"
+#include "tests/support/mpi_runtime.h"
 
 namespace amur {
 namespace {
@@ -26,7 +26,7 @@ Tensor unit_rows(int64_t rows, int64_t width, uint64_t seed) {
 }
 
 TEST(Evaluation, EqualsPlainLoops) {
-  Runtime& runtime = test::runtime();
+  Runtime& runtime = test_runtime();
   ProcessGrid grid(runtime, {runtime.size(), 1});
   constexpr int64_t kQueries = 300, kDocuments = 211, kWidth = 8;
   const Tensor queries = unit_rows(kQueries, kWidth, 1), documents = unit_rows(kDocuments, kWidth, 2);
@@ -77,7 +77,7 @@ TEST(Evaluation, EqualsPlainLoops) {
 }
 
 TEST(Evaluation, EqualScoresStandAtTheirExpectedPlace) {
-  Runtime& runtime = test::runtime();
+  Runtime& runtime = test_runtime();
   ProcessGrid grid(runtime, {runtime.size(), 1});
   // Four equal documents: the right one is expected at place 1 + 3/2.
   Tensor queries = Tensor::zeros({1, 2}, DType::f32), documents = Tensor::zeros({5, 2}, DType::f32);

@@ -6,7 +6,7 @@
 #include "src/train/session.h"
 #include "src/train/verify_gradient.h"
 #include "tests/support/small_data.h"
-#include "tests/support/test_runtime.h"
+#include "tests/support/mpi_runtime.h"
 
 namespace amur {
 namespace {
@@ -22,7 +22,7 @@ struct Case {
 class GradientTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    Runtime& runtime = test::runtime();
+    Runtime& runtime = test_runtime();
     grid_ = new ProcessGrid(runtime, {runtime.size(), 1});
     folder_ = new test::TemporaryFolder("amur_gradients_" + std::to_string(runtime.rank()));
     test::write_small_data(folder_->path("easy.jsonl"), 64, false);
@@ -51,7 +51,7 @@ class GradientTest : public ::testing::Test {
     const Dataset data(config.data, grid_->world(), grid_->node());
     const auto tokenizer = make_tokenizer(config, data, grid_->world());
     config.model.vocab = tokenizer->vocab_size();
-    return verify_gradient(config, data, *tokenizer, c.batch, fault, *grid_, test::runtime());
+    return verify_gradient(config, data, *tokenizer, c.batch, fault, *grid_, test_runtime());
   }
 
   static inline ProcessGrid* grid_ = nullptr;
@@ -115,7 +115,7 @@ TEST_F(GradientTest, SinglePrecisionAgreesBetweenGrids) {
       }
       const LocalBatch batch =
           BatchStream(data, *tokenizer, config, dp.rank(), dp.size(), {}).next();
-      TwoPass two_pass(model, config, dp, test::runtime());
+      TwoPass two_pass(model, config, dp, test_runtime());
       StepTimes times;
       EXPECT_TRUE(two_pass.pass1(batch, 0, times).finite);
       two_pass.pass2(times);
