@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 class FileDescriptor {
  public:
   FileDescriptor(const std::string& path, int flags)
-      : fd_(::open(path.c_str(), flags | O_CLOEXEC)) {
+      : fd_(::open(path.c_str(), flags | O_CLOEXEC, 0644)) {
     if (fd_ < 0) throw IoError("cannot open '{}': {}", path, std::strerror(errno));
   }
   ~FileDescriptor() { ::close(fd_); }
@@ -74,15 +74,16 @@ std::vector<uint64_t> checksums(const std::vector<StoredTensor>& tensors, Proces
   return sum_over_ranks(grid.world(), local);
 }
 
-// Takes the blocks of the whole file now, so that a full disk is met here, by one rank, and not
-// inside a collective write.
-void reserve_space(const std::string& file, int64_t uncompressed_bytes) {
-  const FileDescriptor fd(file, O_RDWR);
+// Takes the blocks of the whole file, so that a full disk is met here, by one rank, and not inside
+// HDF5 (which cannot give up a file whose end it could not write) or a collective transfer.
+void reserve_space(const std::string& file, int64_t bytes) {
+  const FileDescriptor fd(file, O_RDWR | O_CREAT);
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0)
     throw IoError("cannot examine '{}': {}", file, std::strerror(errno));
-  const off_t bytes = std::max<off_t>(status.st_size, uncompressed_bytes);
-  if (::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, bytes) == 0) return;
+  // An existing file keeps its size; blocks behind its end are given back when it is published.
+  const int mode = status.st_size > 0 ? FALLOC_FL_KEEP_SIZE : 0;
+  if (::fallocate(fd.get(), mode, 0, std::max<off_t>(status.st_size, bytes)) == 0) return;
   int reason = errno;
   if (reason == EOPNOTSUPP || reason == ENOSYS) {
     struct statvfs space {};
@@ -98,24 +99,41 @@ void reserve_space(const std::string& file, int64_t uncompressed_bytes) {
       file, static_cast<double>(bytes) / 1e6, std::strerror(reason));
 }
 
+int64_t bytes_of(const std::vector<StoredTensor>& tensors) {
+  int64_t bytes = 0;
+  for (const StoredTensor& t : tensors)
+    bytes += t.global.elements() * static_cast<int64_t>(size_of(t.value.dtype()));
+  return bytes;
+}
+
+// Not less than what everything but the elements of tensors takes.
+int64_t overhead_of(const CheckpointInfo& info, const std::vector<StoredTensor>& tensors) {
+  constexpr int64_t kStructure = 1 << 16, kPerObject = 1 << 12;
+  auto texts = info.config_yaml.size() + info.data_fingerprint.size();
+  for (const std::string& ancestor : info.lineage) texts += ancestor.size();
+  for (const auto& [kind, model] : info.tokenizer) texts += model.size();
+  const auto columns = static_cast<int64_t>(info.metrics.columns.size());
+  return kStructure + kPerObject * (static_cast<int64_t>(tensors.size()) + columns) +
+         static_cast<int64_t>(texts) + columns * info.metrics.rows() * 8;
+}
+
 // One rank writes everything but the tensors' elements.
 void lay_out(const std::string& file_name, const CheckpointInfo& info,
              const std::vector<StoredTensor>& tensors, const std::vector<uint64_t>& sums,
              int compression) {
   fs::remove(file_name);
+  reserve_space(file_name, bytes_of(tensors) + overhead_of(info, tensors));
   Hdf5File file(file_name, Hdf5File::Mode::create);
   write_info(file, info);
   file.create_group("/model");
   file.create_group(info.optimizer.empty() ? "/optimizer" : "/optimizer/" + info.optimizer);
-  int64_t bytes = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const StoredTensor& t = tensors[i];
     file.create_dataset(t.path, t.global, t.value.dtype(), compression);
     write_tensor_attributes(file, t, sums[i]);
-    bytes += t.global.elements() * static_cast<int64_t>(size_of(t.value.dtype()));
   }
   file.close();
-  reserve_space(file_name, bytes);
+  reserve_space(file_name, bytes_of(tensors));
 }
 
 void write_tensors(const std::string& file_name, const std::vector<StoredTensor>& tensors,

@@ -1,6 +1,9 @@
 // Checkpoints at every grid of the ranks at hand: what is loaded is what was saved, and every
 // mistake is one IoError on all ranks.
+#include <sys/resource.h>
+
 #include <algorithm>
+#include <csignal>
 #include <set>
 
 #include "src/train/checkpoint_format.h"
@@ -207,6 +210,40 @@ TEST(Checkpoint, FailuresAreOneErrorEverywhereAndLeaveNothing) {
               Checkpoint::load(folder.file("text.h5"), model.parameters, {}, grid);
             }).find("text.h5"),
             std::string::npos);
+}
+
+// A limit on the size of files stands for the full disk: on the rank that lays the file out, in the
+// middle of its structure and just before its end.
+TEST(Checkpoint, AFullDiskIsOneErrorEverywhereAndTheOldFileStays) {
+  ProcessGrid grid(test::runtime(), grids().front());
+  const test::ScratchFolder folder(&grid.world());
+  const std::string path = folder.file("a.h5");
+  SmallModel old(grid, 1), model(grid, 2);
+  const auto save = [&](SmallModel& m) {
+    Checkpoint::save(path, test::example_info(), m.parameters, m.slots(), 0, grid);
+  };
+  save(old);
+  const auto size = static_cast<rlim_t>(std::filesystem::file_size(path));
+  std::signal(SIGXFSZ, SIG_IGN);
+  for (const rlim_t limit : {rlim_t{4096}, size - 1}) {
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+    const rlimit tight{limit, before.rlim_max};
+    const bool limited = grid.world().rank() == 0;
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, limited ? &tight : &before), 0);
+    const std::string text = test::io_error_of([&] { save(model); });
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+    EXPECT_NE(text.find("File too large"), std::string::npos) << text;
+    grid.world().barrier();
+    EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
+    SmallModel loaded(grid, 3);
+    Checkpoint::load(path, loaded.parameters, loaded.slots(), grid);
+    EXPECT_EQ(loaded.bits(), old.bits());
+  }
+  save(model);  // and then there is room again
+  SmallModel loaded(grid, 3);
+  Checkpoint::load(path, loaded.parameters, loaded.slots(), grid);
+  EXPECT_EQ(loaded.bits(), model.bits());
 }
 
 TEST(Checkpoint, ReplacesAnOlderFileOfTheSameName) {
