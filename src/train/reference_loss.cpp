@@ -126,27 +126,30 @@ ReferenceLoss reference_loss(const LossConfig& config, double log_scale, double 
   std::vector<int64_t> owner(documents, -1);  // query whose positive a document is
   for (size_t i = 0; i < n; ++i) owner[static_cast<size_t>(batch.positive[i])] = static_cast<int64_t>(i);
   p.masked.assign(p.rows.size() * m, 0);
+  // Texts, and the text each is paired with.
+  struct Text {
+    uint64_t id = 0, partner = 0;
+    bool paired = false;
+  };
+  const auto query_text = [&](size_t q) {
+    return Text{batch.query_ids[q], batch.document_ids[static_cast<size_t>(batch.positive[q])], true};
+  };
+  const auto document_text = [&](size_t d) {
+    return Text{batch.document_ids[d],
+                owner[d] >= 0 ? batch.query_ids[static_cast<size_t>(owner[d])] : 0, owner[d] >= 0};
+  };
   for (size_t i = 0; i < p.rows.size(); ++i) {
-    const bool row_is_query = i < n;
-    const size_t q = row_is_query ? i : i - n;
-    const uint64_t query_id = batch.query_ids[q];
-    const uint64_t positive_id = batch.document_ids[static_cast<size_t>(batch.positive[q])];
+    const Text row =
+        i < n ? query_text(i) : document_text(static_cast<size_t>(batch.positive[i - n]));
     for (size_t j = 0; j < m; ++j) {
       if (static_cast<int64_t>(j) == p.right[i]) continue;
-      const bool column_is_query = all && j < n;
-      bool mask = false;
-      if (p.rows[i] == p.columns[j]) {
-        mask = true;  // itself
-      } else if (config.mask_duplicates) {
-        if (column_is_query) {
-          const uint64_t other_positive = batch.document_ids[static_cast<size_t>(batch.positive[j])];
-          mask = batch.query_ids[j] == query_id || other_positive == positive_id;
-        } else {
-          const size_t d = j - first_document;
-          mask = batch.document_ids[d] == positive_id ||
-                 (owner[d] >= 0 && batch.query_ids[static_cast<size_t>(owner[d])] == query_id);
-          for (uint64_t other : batch.other_positives[q]) mask |= batch.document_ids[d] == other;
-        }
+      const Text column = j < first_document ? query_text(j) : document_text(j - first_document);
+      bool mask = all && p.rows[i] == p.columns[j];  // itself
+      if (config.mask_duplicates) {
+        mask |= column.id == row.partner || (column.paired && column.partner == row.id) ||
+                (all && column.id == row.id);
+        if (i < n)
+          for (uint64_t other : batch.other_positives[i]) mask |= column.id == other;
       }
       p.masked[i * m + j] = mask;
     }

@@ -126,7 +126,8 @@ void Trainer::build() {
   model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, grid_->tp_rank(),
                                             grid_->shape().tp);
   apply_parameter_groups(config_.optimizer, model_->parameters());
-  optimizer_ = Optimizer::make(config_.optimizer, config_.loss, model_->parameters());
+  optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
+                               config_.loss.scale_learning_rate);
   if (resume_from_) {
     if (info_.optimizer != optimizer_->name())
       throw UsageError("optimizer.kind: '{}' was trained with {}, not {}", *resume_from_,

@@ -233,8 +233,8 @@ ContrastiveOutput faulty_loss(GradientFault fault, const Config& config, Embeddi
   const auto n = whole.queries.rows;
   ReferenceLoss wrong;
   if (fault == GradientFault::mean_of_local_means) {
-    // Two uneven parts stand for the ranks of a run on one.
-    if (counts.size() == 1) counts = {n / 3, n - n / 3};
+    // Only uneven ranks go wrong: where they are even, two uneven parts stand for them.
+    if (std::equal(counts.begin() + 1, counts.end(), counts.begin())) counts = {n / 3, n - n / 3};
     std::vector<double> weights;
     for (int64_t count : counts)
       weights.insert(weights.end(), static_cast<size_t>(count),

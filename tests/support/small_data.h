@@ -17,8 +17,10 @@ inline std::string small_text(RandomKey key, uint64_t longest) {
                                        "bank",  "paw",   "night", "moon",   "cub", "stone"};
   std::string text;
   const uint64_t words = 1 + key.below(0, longest);
-  for (uint64_t w = 0; w < words; ++w)
-    text += (w ? " " : "") + std::string(kWords[key.below(1 + w, std::size(kWords))]);
+  for (uint64_t w = 0; w < words; ++w) {
+    if (w > 0) text += ' ';
+    text += kWords[key.below(1 + w, std::size(kWords))];
+  }
   return text;
 }
 
