@@ -285,6 +285,9 @@ void Runtime::abort_job(int exit_code, const std::string& message) {
 int Runtime::fail_together(int exit_code, const std::string& message) {
   State& s = *state_;
   const std::string text = exit_code == kExitUsage ? message : s.failure_text(message);
+  // Where all ranks found the same fault of a file, their collectives say nothing about it.
+  const std::string shared_text =
+      exit_code == kExitIo ? fmt::format("{}: {}", s.trace.phase(), message) : text;
   // Ranks with the same message find each other by a non-blocking agreement of their own; a rank
   // that is still at work does not take part, and the wait for it ends.
   const auto hash = static_cast<int64_t>(fnv1a(message, mix64(static_cast<uint64_t>(exit_code))));
@@ -301,7 +304,7 @@ int Runtime::fail_together(int exit_code, const std::string& message) {
   if (!works || !done || most[0] != ~most[1]) s.end_job(exit_code, text);
   if (s.rank == 0) {
     Log::set_rank(0, "");
-    Log::error_here("{}", text);
+    Log::error_here("{}", shared_text);
   }
   return exit_code;
 }
