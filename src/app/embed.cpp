@@ -29,7 +29,9 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
   }
   options.check_device();
   if (embed.input.empty()) throw UsageError("--input is missing: a file, or - for standard input");
-  if (embed.output.empty()) throw UsageError("--output is missing: a name ending with .npy or .h5");
+  if (!embed.output.ends_with(".npy") && !embed.output.ends_with(".h5"))
+    throw UsageError("--output '{}': give a name ending with .npy or .h5", embed.output);
+  runtime.set_phase("reading the checkpoint");
   const auto grid =
       start_grid(checkpoint_config(checkpoint, options.overrides), CommBackend::automatic, runtime);
   TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
@@ -40,6 +42,7 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
     embed.prefix = embed.tower == 1 ? trained.config.data.sources[0].document_prefix
                                     : trained.config.data.sources[0].query_prefix;
   TextEmbedder embedder(*trained.model, *trained.tokenizer, trained.config, grid->dp(), runtime);
+  runtime.set_phase("embedding texts");
   const EmbedResult result = embed_file(embed, embedder, grid->dp());
   if (runtime.rank() != 0) return kExitOk;
   Log::info("{} texts ({} tokens, {} cut at {} tokens) in {:.1f} s: {:.0f} texts/s -> {}",

@@ -21,8 +21,6 @@ class EmbeddingFile {
  public:
   explicit EmbeddingFile(const std::string& path)
       : path_(path), temporary_(path + ".tmp"), file_(temporary_, std::ios::binary | std::ios::trunc) {
-    if (!path.ends_with(".npy") && !path.ends_with(".h5"))
-      throw UsageError("--output '{}': the name must end with .npy or .h5", path);
     file_.write(std::string(kNpyHeader, ' ').data(), kNpyHeader);
     check("create");
   }
@@ -160,10 +158,8 @@ EmbedResult embed_file(const EmbedOptions& options, TextEmbedder& embedder, Comm
                               static_cast<double>(result.texts) / seconds));
   }
   Log::progress("");
-  on_reader([&] {
-    if (result.texts == 0) throw UsageError("'{}' holds no texts", options.input);
-    output->finish();
-  });
+  if (result.texts == 0) throw UsageError("'{}' holds no texts", options.input);
+  on_reader([&] { output->finish(); });
   result.tokens = dp.sum(embedder.tokens());
   result.truncated = dp.sum(embedder.truncated());
   result.seconds = watch.elapsed();
