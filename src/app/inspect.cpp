@@ -20,9 +20,12 @@ int run_inspect(Runtime& runtime, const std::vector<std::string>& args) {
   run_options.declare_json(line);
   line.footer("Exit code 4: the file or one of its tensors is damaged.");
   const bool help = !line.parse(args);
-  if (runtime.rank() != 0) return kExitOk;
-  if (help) return print_text(line.help());
+  if (help) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
+  runtime.set_phase("reading the checkpoint");
   options.path = resolve_checkpoint(path);
+  // By every rank, so that a file that is none is refused by all of them together.
+  Checkpoint::read_info(options.path);
+  if (runtime.rank() != 0) return kExitOk;
   options.statistics = !brief;
   options.json = run_options.json;
   const InspectResult result = inspect(options);
