@@ -41,10 +41,12 @@ int run_eval(Runtime& runtime, const std::vector<std::string>& args) {
     return kExitOk;
   }
   options.check_device();
+  runtime.set_phase("reading the checkpoint");
   Config config = checkpoint_config(checkpoint, options.overrides);
   const auto grid = start_grid(config, CommBackend::automatic, runtime);
   TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
   if (!data_path.empty()) evaluate_on_file(trained.config, data_path);
+  runtime.set_phase("opening the data");
   const Dataset data(trained.config.data, grid->world(), grid->node());
   const EvalSet set = data.eval_set();
   if (set.queries.empty())

@@ -1,4 +1,5 @@
 // `amur COMMAND ...`: finds the subcommand. What a command does stands in its own file.
+#include <csignal>
 #include <cstdio>
 
 #include "src/app/commands.h"
@@ -42,6 +43,8 @@ int run_command(Runtime& runtime, const std::vector<std::string>& args) {
 
 int run(int argc, char** argv) {
   std::vector<std::string> args(argv + 1, argv + argc);
+  // A file that reaches the size limit is an error of that write, which is reported, not a signal.
+  std::signal(SIGXFSZ, SIG_IGN);
   // What needs no ranks is answered before MPI starts.
   if (args.empty()) {
     std::fputs(usage().c_str(), stderr);

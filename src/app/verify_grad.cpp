@@ -35,6 +35,7 @@ int run_verify_grad(Runtime& runtime, const std::vector<std::string>& args) {
                                               : GradientFault::none;
   Config config = load_config(config_path, options.overrides);
   const auto grid = start_grid(config, CommBackend::automatic, runtime);
+  runtime.set_phase("opening the data");
   const Dataset data(config.data, grid->world(), grid->node());
   const auto tokenizer = make_tokenizer(config, data, grid->world());
   config.model.vocab = tokenizer->vocab_size();

@@ -18,7 +18,7 @@ std::string io_error_text(F&& f) {
   } catch (const IoError& e) {
     return e.what();
   } catch (const std::filesystem::filesystem_error& e) {
-    return e.what();
+    return fmt::format("'{}': {}", e.path1().string(), e.code().message());
   } catch (const std::bad_alloc&) {
     return "not enough memory";
   }

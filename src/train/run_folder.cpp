@@ -220,7 +220,13 @@ FolderLock::~FolderLock() {
 
 RunFolder::RunFolder(const std::string& path, ProcessGrid& grid)
     : path_(path), world_(grid.world()) {
-  on_first_rank(world_, [&] { fs::create_directories(checkpoints_dir()); });
+  on_first_rank(world_, [&] {
+    std::error_code failure;
+    fs::create_directories(checkpoints_dir(), failure);
+    if (failure)
+      throw IoError("cannot create '{}': {}; choose another --run-dir", checkpoints_dir(),
+                    failure.message());
+  });
   check_visible();
   std::string refusal;
   on_first_rank(world_, [&] {

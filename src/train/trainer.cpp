@@ -105,6 +105,7 @@ void Trainer::check_resumed_config(const CheckpointInfo& saved) {
 
 void Trainer::build() {
   if (resume_from_) {
+    runtime_.set_phase("reading the checkpoint");
     info_ = Checkpoint::read_info(*resume_from_, grid_.get());
     check_resumed_config(info_);
   }
@@ -133,6 +134,7 @@ void Trainer::build() {
       throw UsageError("optimizer.kind: '{}' was trained with {}, not {}", *resume_from_,
                        info_.optimizer, optimizer_->name());
     const std::vector<OptimizerSlot> slots = optimizer_->slots();
+    runtime_.set_phase("reading the checkpoint");
     Checkpoint::load(*resume_from_, model_->parameters(), slots, *grid_);
   } else {
     model_->initialise(config_.train.seed);
@@ -362,6 +364,7 @@ TrainResult Trainer::run() {
 
 TrainResult train(Config config, const TrainOptions& options, CommBackend backend,
                   Runtime& runtime) {
+  runtime.set_phase("opening the run folder");
   return Trainer(std::move(config), options, backend, runtime).run();
 }
 
