@@ -1,0 +1,35 @@
+"""Every configuration of configs/ trains: two steps of each, small.
+
+test_configs.py FILE
+"""
+import os
+import sys
+
+import support
+
+BOUNDS = {"train.steps": 2, "train.batch_size": 64, "data.eval_limit": 100,
+          # Training a vocabulary on all texts would take most of a minute.
+          "data.tokenizer_model": "small.model"}
+
+
+class Configuration(support.EndToEnd):
+    file = ""
+
+    def test_two_steps(self):
+        import h5py
+
+        self.train("small", {"train.steps": 1})
+        with h5py.File(support.checkpoint(self.path("small"), 1), "r") as checkpoint:
+            with open(self.path("small.model"), "wb") as model:
+                model.write(checkpoint["/tokenizer/sentencepiece"][()].tobytes())
+        result = self.train("run", BOUNDS, "--json", ranks=2, limit=100, config=self.file).json()
+        self.assertEqual(result["steps"], 2)
+        self.assertEqual(len(support.metrics(self.path("run"))), 2)
+        self.assertGreater(result["evaluation"]["query_to_document"]["queries"], 50)
+        self.assertEqual(result["checkpoint"], support.checkpoint("run", 2))
+        self.assertTrue(os.path.exists(self.path(result["checkpoint"])))
+
+
+if __name__ == "__main__":
+    Configuration.file = os.path.abspath(sys.argv.pop(1))
+    support.main()

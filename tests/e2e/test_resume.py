@@ -1,0 +1,122 @@
+"""A run that stops and goes on is the run that did not stop."""
+import os
+import re
+import signal
+
+import numpy as np
+import support
+
+BASE = {"parallel.threads": 1, "train.steps": 40, "eval.every_steps": 20, "checkpoint.every_steps": 20,
+        "train.chunk_tokens": 128, "train.activation_budget": "100KB"}
+
+
+class Resume(support.EndToEnd):
+    def assert_same_state(self, a, b, step=40):
+        left = support.datasets(support.checkpoint(self.path(a), step))
+        right = support.datasets(support.checkpoint(self.path(b), step))
+        self.assertEqual(left.keys(), right.keys())
+        different = [name for name in left
+                     if np.asarray(left[name]).tobytes() != np.asarray(right[name]).tobytes()]
+        self.assertEqual(different, [])
+        self.assertGreater(len(left), 10)
+
+    def assert_same_columns(self, a, b):
+        self.assertEqual(support.columns(self.path(a)), support.columns(self.path(b)))
+
+    def steps_of(self, name):
+        return [line["step"] for line in support.metrics(self.path(name))]
+
+    def test_twenty_and_twenty(self):
+        self.train("straight", BASE, ranks=2)
+        # 700 samples are 11 batches: step 20 is inside the second epoch.
+        self.assertEqual(support.metrics(self.path("straight"))[19]["epoch"], 1)
+        halves = BASE | {"train.schedule_steps": 40}
+        self.train("halves", halves | {"train.steps": 20}, ranks=2)
+        self.assertEqual(self.steps_of("halves"), list(range(1, 21)))
+        again = self.train("halves", halves, ranks=2)
+        self.assertRegex(again.err, r"resumed from .*step-00000020\.h5 at step 20")
+        self.assertEqual(self.steps_of("halves"), list(range(1, 41)))
+        self.assert_same_columns("straight", "halves")
+        self.assert_same_state("straight", "halves")
+
+        # What the comparison can see: a run that begins from the weights alone.
+        self.train("other", BASE | {"train.seed": 9}, ranks=2)
+        with self.assertRaises(AssertionError):
+            self.assert_same_state("straight", "other")
+
+        # At other rank counts: the same samples, and the losses up to rounding.
+        straight = support.metrics(self.path("straight"))
+        for ranks in (1, 3):
+            name = f"on{ranks}"
+            self.train(name, BASE, "--resume", support.checkpoint(self.path("straight"), 20),
+                       ranks=ranks)
+            lines = support.metrics(self.path(name))
+            self.assertEqual([line["step"] for line in lines], list(range(21, 41)))
+            for line, reference in zip(lines, straight[20:], strict=True):
+                self.assertEqual(line["samples_seen"], reference["samples_seen"])
+                self.assertLessEqual(abs(line["loss"] - reference["loss"]), 1e-3 * reference["loss"])
+
+    def test_history_is_cut_back(self):
+        """Steps after the checkpoint that is gone on from do not stand twice."""
+        self.train("run", BASE | {"train.steps": 30, "train.schedule_steps": 40}, ranks=2)
+        os.remove(support.checkpoint(self.path("run"), 30))
+        self.train("run", BASE | {"train.schedule_steps": 40}, ranks=2)
+        self.assertEqual(self.steps_of("run"), list(range(1, 41)))
+        self.train("straight", BASE, ranks=2)
+        self.assert_same_columns("straight", "run")
+        self.assert_same_state("straight", "run")
+
+    def interrupt(self, name, values, sign, after):
+        job = self.start_in(*self.train_args(name, values), ranks=2)
+        support.wait_until(lambda: len(support.metrics(self.path(name))) >= after)
+        os.kill(job.pid, sign)
+        return support.finish(job)
+
+    def test_signal(self):
+        """SIGUSR1 in the middle: a checkpoint, exit code 75, and the same run afterwards."""
+        # A checkpoint each step makes the steps slow enough to be met.
+        values = BASE | {"checkpoint.every_steps": 1, "eval.every_steps": 0, "data.eval_limit": 0}
+        self.train("straight", values, ranks=2)
+        stops = []
+        for after in (6, 24):
+            outcome = self.interrupt("stopped", values, signal.SIGUSR1, after)
+            self.assertEqual(outcome.code, 75, outcome)
+            at = int(re.search(r"stopped by SIGUSR1 at step (\d+)", outcome.err).group(1))
+            stops.append(at)
+            self.assertEqual(os.readlink(self.path("stopped", "checkpoints", "latest")),
+                             f"step-{at:08}.h5")
+            self.assertEqual(self.steps_of("stopped"), list(range(1, at + 1)))
+        self.assertTrue(6 <= stops[0] < 24 <= stops[1] < 40, stops)
+        self.train("stopped", values, ranks=2)
+        self.assertEqual(self.steps_of("stopped"), list(range(1, 41)))
+        self.assert_same_columns("straight", "stopped")
+        self.assert_same_state("straight", "stopped")
+
+    def test_finished_run(self):
+        """Starting a finished run again changes nothing."""
+        self.train("run", BASE)
+        before = support.datasets(support.checkpoint(self.path("run"), 40))
+        again = self.train("run", BASE, "--json").json()
+        self.assertEqual((again["first_step"], again["steps"]), (40, 40))
+        self.assertEqual(self.steps_of("run"), list(range(1, 41)))
+        self.assertEqual(before.keys(),
+                         support.datasets(support.checkpoint(self.path("run"), 40)).keys())
+
+    def test_activation_budgets(self):
+        """Whether activations are kept or computed again changes no bit."""
+        recomputed = {}
+        for name, budget in (("none", "0"), ("half", "400KB"), ("all", "1GiB")):
+            self.train(name, BASE | {"train.activation_budget": budget}, ranks=2)
+            lines = support.metrics(self.path(name))
+            recomputed[name] = sum(line["recomputed_chunks"] for line in lines)
+            chunks = sum(line["chunks"] for line in lines)
+        self.assertEqual(recomputed["none"], chunks)
+        self.assertEqual(recomputed["all"], 0)
+        self.assertTrue(0 < recomputed["half"] < chunks, recomputed)
+        for name in ("half", "all"):
+            self.assert_same_columns("none", name)
+            self.assert_same_state("none", name)
+
+
+if __name__ == "__main__":
+    support.main()
