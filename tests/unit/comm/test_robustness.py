@@ -41,7 +41,7 @@ CASES = {
     "interrupted": (2, 30, 30, 15, 75, []),
     # One process needs no launcher, and is watched too.
     "alone-loop": (0, 10, 1, 20, 3, ["no rank has moved", "phase 'pass 1'", SITE]),
-    "alone-throw": (0, 10, 10, 15, 4, ["pass 1: disk full", SITE]),
+    "alone-throw": (0, 10, 10, 15, 4, ["error: pass 1: disk full"]),
     # srun without PMIx would make single runs of the tasks: task 0 says so, the others are silent.
     "srun-task-0": (0, 10, 10, 15, 2, ["srun started 4 tasks", "srun --mpi=pmix"]),
     "srun-task-3": (0, 10, 10, 15, 2, []),
