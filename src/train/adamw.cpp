@@ -9,7 +9,7 @@ AdamW::AdamW(const OptimizerConfig& config, ParameterSet& parameters, double sca
       first_moments_(zeros_like_parameters()),
       second_moments_(zeros_like_parameters()) {}
 
-void AdamW::update(size_t i, ConstTensorView gradient, int64_t step, double alpha) {
+void AdamW::update_parameter(size_t i, ConstTensorView gradient, int64_t step, double alpha) {
   Parameter& p = parameters()[i];
   adamw_update(gradient,
                {.rate = rate_of(p, alpha),

@@ -32,7 +32,7 @@ void BufferedOptimizer::begin_step(int64_t, double weight, std::span<TensorView>
   }
 }
 
-void BufferedOptimizer::finish_step(int64_t step, double alpha, Communicator& dp) {
+void BufferedOptimizer::sum_over_ranks(int64_t step, Communicator& dp) {
   require_finite_gradients(
       parameters_, step,
       [&](size_t i) { return !gradients_[i].defined() || all_finite(gradients_[i]); }, dp);
@@ -41,11 +41,14 @@ void BufferedOptimizer::finish_step(int64_t step, double alpha, Communicator& dp
     if (g.defined()) sums.push_back(g);
   if (!sums.empty()) dp.all_reduce(sums, ReduceOp::sum);
   dp.synchronize();
+}
+
+void BufferedOptimizer::update(int64_t step, double alpha) {
   double squares = 0;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (!gradients_[i].defined()) continue;
     squares += sum_of_squares(gradients_[i]);
-    update(i, gradients_[i], step, alpha);
+    update_parameter(i, gradients_[i], step, alpha);
   }
   norm_ = std::sqrt(squares);
 }

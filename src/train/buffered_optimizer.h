@@ -1,5 +1,5 @@
 // Base of the optimizers that need the gradient apart from their state: a buffer a parameter,
-// cleared at begin_step and summed over dp at finish_step.
+// cleared at begin_step and summed over dp at sum_over_ranks.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,8 @@ class BufferedOptimizer : public Optimizer {
  public:
   void begin_step(int64_t step, double weight, std::span<TensorView> touched,
                   Communicator& dp) override;
-  void finish_step(int64_t step, double alpha, Communicator& dp) override;
+  void sum_over_ranks(int64_t step, Communicator& dp) override;
+  void update(int64_t step, double alpha) override;
   double last_gradient_norm() const override { return norm_; }
 
  protected:
@@ -20,7 +21,7 @@ class BufferedOptimizer : public Optimizer {
                     double scalar_learning_rate);
 
   // Updates parameters()[i], which is not frozen, from its summed gradient.
-  virtual void update(size_t i, ConstTensorView gradient, int64_t step, double alpha) = 0;
+  virtual void update_parameter(size_t i, ConstTensorView gradient, int64_t step, double alpha) = 0;
 
   const OptimizerConfig& config() const { return config_; }
   ParameterSet& parameters() { return parameters_; }

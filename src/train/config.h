@@ -17,7 +17,7 @@ enum class Precision : uint8_t { fp32, bf16, fp64 };
 enum class SourceFormat : uint8_t { trans_de_en, wordnet, tsv, jsonl };
 enum class MalformedPolicy : uint8_t { refuse, skip };
 enum class EvalSplit : uint8_t { test, val };
-enum class TokenizerKind : uint8_t { sentencepiece };
+enum class TokenizerKind : uint8_t { sentencepiece, ngrams };
 
 // One entry of `data.sources`.
 struct SourceConfig {
@@ -31,6 +31,7 @@ struct SourceConfig {
 
 struct DataConfig {
   std::vector<SourceConfig> sources;
+  TokenizerKind tokenizer = TokenizerKind::sentencepiece;
   int64_t vocab_size = 16000;
   double character_coverage = 0.9995;
   bool lower_case = false;

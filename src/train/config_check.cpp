@@ -72,6 +72,8 @@ class Checker {
         report(prefix + "weight",
                "0, but other sources have a weight: give one to every source or to none");
     }
+    if (c_.data.subword_sampling > 0 && c_.data.tokenizer == TokenizerKind::ngrams)
+      report("data.subword_sampling", "n-grams have one segmentation only; set it to 0");
     if (c_.data.subword_sampling > 0 && c_.data.tokenizer_model.empty() && c_.data.vocab_size < 64)
       report("data.subword_sampling", "needs a larger data.vocab_size than {}", c_.data.vocab_size);
   }

@@ -239,8 +239,13 @@ void declare_data(Group& group) {
   Declare key(
       group, [](auto& config, size_t) -> auto& { return config.data; });
   using D = DataConfig;
+  key.words("tokenizer", &D::tokenizer,
+            {{"sentencepiece", TokenizerKind::sentencepiece}, {"ngrams", TokenizerKind::ngrams}},
+            "sentencepiece: a vocabulary trained on the training split; ngrams: words and their "
+            "character 3- to 5-grams hashed into vocab_size ids, for static models (0 layers)",
+            kFixed);
   key.whole("vocab_size", &D::vocab_size, between(16, 1 << 24),
-            "tokens of the SentencePiece vocabulary that is trained on the training split", kFixed);
+            "tokens of the vocabulary", kFixed);
   key.real("character_coverage", &D::character_coverage, between(0.5, 1),
            "share of the text's characters that the vocabulary covers", kFixed);
   key.flag("lower_case", &D::lower_case, "fold case before tokenization", kFixed);

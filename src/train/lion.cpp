@@ -9,7 +9,7 @@ Lion::Lion(const OptimizerConfig& config, ParameterSet& parameters, double scala
     : BufferedOptimizer(config, parameters, scalar_learning_rate),
       momenta_(zeros_like_parameters()) {}
 
-void Lion::update(size_t i, ConstTensorView gradient, int64_t, double alpha) {
+void Lion::update_parameter(size_t i, ConstTensorView gradient, int64_t, double alpha) {
   Parameter& p = parameters()[i];
   const bool scalar = p.kind == ParamKind::scalar;
   const LionStep step{.rate = scalar ? 0 : rate_of(p, alpha),

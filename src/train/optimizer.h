@@ -45,11 +45,16 @@ class Optimizer {
   virtual void begin_step(int64_t step, double weight, std::span<TensorView> touched,
                           Communicator& dp) = 0;
   // Checks that what was accumulated is finite (NumericError naming the first tensor and the first
-  // rank that holds it, on every rank), sums it over dp and updates the parameters with learning
-  // rate `alpha` = optimizer.learning_rate * schedule_factor. Collective. Parameters, momentum and
-  // last_step are bit-identical on all ranks afterwards. Scalars (temperature, bias) have been
-  // given their gradient by the caller through their sink on dp rank 0 only.
-  virtual void finish_step(int64_t step, double alpha, Communicator& dp) = 0;
+  // rank that holds it, on every rank) and sums it over dp. Scalars (temperature, bias) have been
+  // given their gradient by the caller through their sink on dp rank 0 only. Collective.
+  virtual void sum_over_ranks(int64_t step, Communicator& dp) = 0;
+  // Updates the parameters with learning rate `alpha` = optimizer.learning_rate * schedule_factor.
+  // Parameters, momentum and last_step are bit-identical on all ranks afterwards.
+  virtual void update(int64_t step, double alpha) = 0;
+  void finish_step(int64_t step, double alpha, Communicator& dp) {
+    sum_over_ranks(step, dp);
+    update(step, alpha);
+  }
 
   virtual std::vector<OptimizerSlot> slots() = 0;
   // Norm over all parameters (lazy tables: touched rows) of the gradient of the last step (adamw,

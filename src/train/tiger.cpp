@@ -93,7 +93,9 @@ bool Tiger::finite(const State& state) const {
                      [&](int64_t r) { return all_finite(state.momentum.view().slice(r, 1)); });
 }
 
-void Tiger::sum_over_ranks(Communicator& dp) {
+void Tiger::sum_over_ranks(int64_t step, Communicator& dp) {
+  require_finite_gradients(
+      parameters_, step, [&](size_t i) { return finite(states_[i]); }, dp);
   if (dp.size() == 1) return;
   std::vector<TensorView> whole;
   for (State& state : states_)
@@ -126,7 +128,7 @@ void Tiger::sum_over_ranks(Communicator& dp) {
   dp.synchronize();
 }
 
-void Tiger::update(Parameter& p, State& state, int64_t step, double alpha) const {
+void Tiger::update_parameter(Parameter& p, State& state, int64_t step, double alpha) const {
   const double rate = alpha * p.learning_rate_multiplier;
   const double decay = config_.weight_decay * p.decay_multiplier;
   switch (p.kind) {
@@ -148,12 +150,13 @@ void Tiger::update(Parameter& p, State& state, int64_t step, double alpha) const
         sign_update_by_row(state.momentum, rate, p.rms_floor, decay, p.value);
         break;
       }
+      const bool tokens = p.axes[0].role == AxisRole::vocab;
       std::vector<double> rates;
       rates.reserve(state.rows.size());
       for (int64_t r : state.rows) {
         int64_t& last = state.last_step.as<int64_t>()[r];
         const double pushes = std::min(static_cast<double>(step - last), tail_);
-        rates.push_back(rate * config_.embedding_rate * pushes);
+        rates.push_back(rate * (tokens ? config_.embedding_rate : 1) * pushes);
         last = step;
       }
       sign_update_of_rows(state.momentum, state.rows, rates, p.rms_floor, decay, p.value);
@@ -169,15 +172,12 @@ double Tiger::sum_of_squares_of(const State& state) const {
   return sum;
 }
 
-void Tiger::finish_step(int64_t step, double alpha, Communicator& dp) {
-  require_finite_gradients(
-      parameters_, step, [&](size_t i) { return finite(states_[i]); }, dp);
-  sum_over_ranks(dp);
+void Tiger::update(int64_t step, double alpha) {
   double squares = 0;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (!states_[i].momentum.defined()) continue;
     squares += sum_of_squares_of(states_[i]);
-    update(parameters_[i], states_[i], step, alpha);
+    update_parameter(parameters_[i], states_[i], step, alpha);
   }
   norm_ = std::sqrt(squares);
 }

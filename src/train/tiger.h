@@ -20,7 +20,8 @@
 //   m <- beta^n m + (1 - beta) g
 //   theta <- theta - alpha K min(n, T) max(RMS(row), rms_floor) (sign(m) + lambda theta)
 //
-// K = embedding_rate, T = embedding_tail (0: 1/(1 - beta), the pushes that the momentum would still
+// K = embedding_rate for token tables and 1 for position tables, which every text touches,
+// T = embedding_tail (0: 1/(1 - beta), the pushes that the momentum would still
 // have given). Dense rows are the published rule: every row at every step, K = T = 1.
 #pragma once
 
@@ -37,7 +38,8 @@ class Tiger : public Optimizer {
   const char* name() const override { return "tiger"; }
   void begin_step(int64_t step, double weight, std::span<TensorView> touched,
                   Communicator& dp) override;
-  void finish_step(int64_t step, double alpha, Communicator& dp) override;
+  void sum_over_ranks(int64_t step, Communicator& dp) override;
+  void update(int64_t step, double alpha) override;
   std::vector<OptimizerSlot> slots() override;
   double last_gradient_norm() const override { return norm_; }
   size_t state_bytes() const override;
@@ -52,8 +54,7 @@ class Tiger : public Optimizer {
 
   void open_rows(State& state, TensorView touched, int64_t step, bool owner) const;
   bool finite(const State& state) const;
-  void sum_over_ranks(Communicator& dp);
-  void update(Parameter& parameter, State& state, int64_t step, double alpha) const;
+  void update_parameter(Parameter& parameter, State& state, int64_t step, double alpha) const;
   double sum_of_squares_of(const State& state) const;
 
   OptimizerConfig config_;

@@ -13,6 +13,7 @@
 
 #include "src/core/error.h"
 #include "src/core/log.h"
+#include "src/train/ngram_tokenizer.h"
 #include "src/train/unigram_lattice.h"
 
 namespace amur {
@@ -50,6 +51,7 @@ class SentencePieceTokenizer final : public Tokenizer {
     }
   }
 
+  const char* kind() const override { return "sentencepiece"; }
   int64_t vocab_size() const override { return processor_.GetPieceSize(); }
   const std::string& serialised() const override { return bytes_; }
 
@@ -188,6 +190,7 @@ class Feed final : public sp::SentenceIterator {
 
 std::unique_ptr<Tokenizer> Tokenizer::train(const DataConfig& config,
                                             const std::function<bool(std::string&)>& next) {
+  if (config.tokenizer == TokenizerKind::ngrams) return make_ngram_tokenizer(config.vocab_size);
   const auto start = std::chrono::steady_clock::now();
   Log::info("vocabulary: training {} pieces", config.vocab_size);
   Feed feed(next);
@@ -220,6 +223,7 @@ std::unique_ptr<Tokenizer> Tokenizer::train(const DataConfig& config,
 }
 
 std::unique_ptr<Tokenizer> Tokenizer::from_bytes(std::string bytes, const std::string& origin) {
+  if (auto ngrams = read_ngram_tokenizer(bytes)) return ngrams;
   return std::make_unique<SentencePieceTokenizer>(std::move(bytes), origin);
 }
 

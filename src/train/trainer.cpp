@@ -140,7 +140,7 @@ void Trainer::build() {
     model_->initialise(config_.train.seed);
     info_.seed = config_.train.seed;
     info_.optimizer = optimizer_->name();
-    info_.tokenizer = {{"sentencepiece", tokenizer_->serialised()}};
+    info_.tokenizer = {{tokenizer_->kind(), tokenizer_->serialised()}};
     info_.data_fingerprint = data_->fingerprint();
   }
   info_.config_yaml = to_yaml(config_);
@@ -256,7 +256,9 @@ bool Trainer::step() {
     runtime_.set_phase(fmt::format("step {}, update", info_.step + 1));
     watch.lap();
     const double factor = schedule_factor(config_.optimizer, info_.step, schedule_steps_);
-    optimizer_->finish_step(info_.step, factor * config_.optimizer.learning_rate, grid_->dp());
+    optimizer_->sum_over_ranks(info_.step, grid_->dp());
+    report.times.sync = watch.lap();
+    optimizer_->update(info_.step, factor * config_.optimizer.learning_rate);
     model_->clamp_scale(config_.loss.scale_max);
     report.times.update += watch.lap();
     report.learning_rate = factor * config_.optimizer.learning_rate;

@@ -102,6 +102,7 @@ const Home kHomes[] = {
     {"boost/", "src/app/.*", 1},
     {"yaml-cpp/", "src/train/.*", 1},
     {"sentencepiece_", R"(src/train/tokenizer\.cpp)", 1},
+    {"unicode/", R"(src/train/ngram_tokenizer\.cpp)", 1},
     {"zlib.h", "src/train/.*", 1},
     {"nlohmann/", "src/(train|app)/.*", kAnyNumber},
     {"fmt/", ".*", kAnyNumber},
