@@ -81,10 +81,16 @@ void Trainer::find_resume_point() {
           options_.run_dir);
     return;
   }
-  if (options_.resume != "auto")
+  if (options_.resume != "auto") {
     resume_from_ = resolve_checkpoint(options_.resume);
-  else
-    resume_from_ = Checkpoint::newest_complete(folder_.checkpoints_dir());
+    return;
+  }
+  // One rank looks, so that all go on from the same file.
+  std::string newest;
+  if (grid_->world().rank() == 0)
+    newest = Checkpoint::newest_complete(folder_.checkpoints_dir()).value_or("");
+  grid_->world().broadcast(newest, 0);
+  if (!newest.empty()) resume_from_ = newest;
 }
 
 void Trainer::check_resumed_config(const CheckpointInfo& saved) {
