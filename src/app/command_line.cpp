@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "src/core/error.h"
-#include "src/train/config_schema.h"
+#include "src/train/config/config_schema.h"
 
 namespace amur {
 

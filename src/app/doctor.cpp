@@ -7,7 +7,7 @@
 #include "src/app/output.h"
 #include "src/core/device.h"
 #include "src/core/version.h"
-#include "src/train/hdf5_file.h"
+#include "src/train/checkpoint/hdf5_file.h"
 
 namespace amur {
 namespace {

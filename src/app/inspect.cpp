@@ -1,4 +1,4 @@
-#include "src/train/inspect.h"
+#include "src/train/checkpoint/inspect.h"
 
 #include "src/app/command_line.h"
 #include "src/app/commands.h"

@@ -6,8 +6,8 @@
 #include "src/app/output.h"
 #include "src/core/error.h"
 #include "src/core/version.h"
-#include "src/train/config.h"
-#include "src/train/config_schema.h"
+#include "src/train/config/config.h"
+#include "src/train/config/config_schema.h"
 
 namespace amur {
 namespace {

@@ -7,7 +7,7 @@
 #include <iostream>
 
 #include "src/core/log.h"
-#include "src/train/hdf5_file.h"
+#include "src/train/checkpoint/hdf5_file.h"
 #include "src/train/stopwatch.h"
 
 namespace amur {
@@ -20,7 +20,9 @@ constexpr size_t kNpyHeader = 128;
 class EmbeddingFile {
  public:
   explicit EmbeddingFile(const std::string& path)
-      : path_(path), temporary_(path + ".tmp"), file_(temporary_, std::ios::binary | std::ios::trunc) {
+      : path_(path),
+        temporary_(path + ".tmp"),
+        file_(temporary_, std::ios::binary | std::ios::trunc) {
     file_.write(std::string(kNpyHeader, ' ').data(), kNpyHeader);
     check("create");
   }

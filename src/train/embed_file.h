@@ -9,8 +9,8 @@ namespace amur {
 
 struct EmbedOptions {
   std::string input;   // file, or "-" for standard input
-  std::string output;  // *.npy (NumPy, version 1.0) or *.h5 (data set /embeddings); f32, or f64 for a
-                       // model in double precision
+  std::string output;  // *.npy (NumPy, version 1.0) or *.h5 (data set /embeddings); f32, or f64 for
+                       // a model in double precision
   std::string prefix;  // put before every text
   int tower = 0;       // 0 query, 1 document
 };

@@ -55,7 +55,9 @@ void EmbeddingModel::initialise(uint64_t seed) {
   if (loss_bias_) set_scalar(*loss_bias_, initial_bias_);
 }
 
-double EmbeddingModel::log_scale_value() const { return scalar_value(*log_scale_); }
+double EmbeddingModel::log_scale_value() const {
+  return scalar_value(*log_scale_);
+}
 
 double EmbeddingModel::loss_bias_value() const {
   return loss_bias_ ? scalar_value(*loss_bias_) : 0.0;
@@ -63,6 +65,24 @@ double EmbeddingModel::loss_bias_value() const {
 
 void EmbeddingModel::clamp_scale(double scale_max) {
   set_scalar(*log_scale_, std::clamp(log_scale_value(), 0.0, std::log(scale_max)));
+}
+
+std::map<std::string, double> EmbeddingModel::constants() {
+  std::map<std::string, double> values;
+  for (int which = 0; which < (separate_towers() ? 2 : 1); ++which)
+    for (const ModelConstant& c : tower(which).constants()) values[c.name] = *c.value;
+  return values;
+}
+
+void EmbeddingModel::set_constants(const std::map<std::string, double>& values) {
+  std::map<std::string, double*> own;
+  for (int which = 0; which < (separate_towers() ? 2 : 1); ++which)
+    for (const ModelConstant& c : tower(which).constants()) own[c.name] = c.value;
+  for (const auto& [name, value] : values) {
+    const auto it = own.find(name);
+    if (it == own.end()) throw UsageError("the model has no constant '{}'", name);
+    *it->second = value;
+  }
 }
 
 void EmbeddingModel::assign_from(EmbeddingModel& other) {

@@ -1,25 +1,31 @@
 // The model that is trained: one or two encoder towers, and the temperature and bias of the loss.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <string>
 
 #include "src/model/encoder.h"
-#include "src/train/config.h"
+#include "src/train/config/config.h"
 
 namespace amur {
 
 constexpr DType activation_dtype(Precision precision) {
   switch (precision) {
-    case Precision::fp32: return DType::f32;
-    case Precision::bf16: return DType::bf16;
-    case Precision::fp64: return DType::f64;
+    case Precision::fp32:
+      return DType::f32;
+    case Precision::bf16:
+      return DType::bf16;
+    case Precision::fp64:
+      return DType::f64;
   }
   return DType::f32;
 }
 
 class EmbeddingModel {
  public:
-  // Allocates the parameters for tp rank `tp_rank`, not initialised. `config.model.vocab` must be set.
+  // Allocates the parameters for tp rank `tp_rank`, not initialised. `config.model.vocab` must be
+  // set.
   EmbeddingModel(const Config& config, Precision precision, int tp_rank = 0, int tp_size = 1);
 
   // Fills the parameters from the seed; temperature and bias from `loss.*`.
@@ -30,8 +36,8 @@ class EmbeddingModel {
   Encoder& tower(int which) { return which == 1 && document_ ? *document_ : *query_; }
   bool separate_towers() const { return document_ != nullptr; }
   int64_t embedding_size() const { return query_->embedding_size(); }
-  DType dtype() const { return dtype_; }                               // of activations
-  DType parameters_dtype() const { return parameter_dtype(dtype_); }   // and of embeddings
+  DType dtype() const { return dtype_; }                              // of activations
+  DType parameters_dtype() const { return parameter_dtype(dtype_); }  // and of embeddings
 
   // t = log of the scale, and the bias of SigLIP: parameters of kind scalar.
   Parameter& log_scale() { return *log_scale_; }
@@ -40,6 +46,12 @@ class EmbeddingModel {
   double loss_bias_value() const;
   // Keeps t in [0, log(scale_max)].
   void clamp_scale(double scale_max);
+
+  // Numbers that are no parameters but belong to the function (see ModelConstant), by name: stored
+  // with a checkpoint, because growth may change them.
+  std::map<std::string, double> constants();
+  // Sets those given, keeps the others; UsageError for a name that this model does not have.
+  void set_constants(const std::map<std::string, double>& values);
 
   // Copies all parameters from a model of the same configuration and another precision.
   void assign_from(EmbeddingModel& other);

@@ -49,8 +49,9 @@ void add_query(const T* scores, int64_t documents, const std::vector<int32_t>& r
 }
 
 nlohmann::ordered_json json_of(const RetrievalScores& s) {
-  return {{"recall@1", s.recall_1}, {"recall@5", s.recall_5}, {"recall@10", s.recall_10},
-          {"mrr", s.mrr},           {"ndcg@10", s.ndcg_10},   {"queries", s.queries},
+  return {{"recall@1", s.recall_1},   {"recall@5", s.recall_5},
+          {"recall@10", s.recall_10}, {"mrr", s.mrr},
+          {"ndcg@10", s.ndcg_10},     {"queries", s.queries},
           {"documents", s.documents}};
 }
 
@@ -86,10 +87,16 @@ RetrievalScores score_retrieval(ConstTensorView queries, ConstTensorView documen
   double total[kMetrics] = {};
   for (int64_t b = 0; b < blocks; ++b)
     for (int64_t k = 0; k < kMetrics; ++k) total[k] += partial.as<double>()[b * kMetrics + k];
-  const auto answered = std::count_if(right.begin(), right.end(), [](auto& r) { return !r.empty(); });
+  const auto answered =
+      std::count_if(right.begin(), right.end(), [](auto& r) { return !r.empty(); });
   const double scale = answered > 0 ? 1.0 / static_cast<double>(answered) : 0.0;
-  return {total[0] * scale, total[1] * scale, total[2] * scale, total[3] * scale,
-          total[4] * scale, answered,         m};
+  return {total[0] * scale,
+          total[1] * scale,
+          total[2] * scale,
+          total[3] * scale,
+          total[4] * scale,
+          answered,
+          m};
 }
 
 Evaluation evaluate(TextEmbedder& embedder, const EvalSet& set, Communicator& dp) {
@@ -121,9 +128,9 @@ std::string to_table(const Evaluation& e) {
                                  "R@1", "R@5", "R@10", "MRR", "nDCG@10", "queries", "documents");
   for (const auto& [name, s] : {std::pair{"query -> document", e.query_to_document},
                                 std::pair{"document -> query", e.document_to_query}})
-    text += fmt::format("{:<20} {:8.4f} {:8.4f} {:8.4f} {:8.4f} {:8.4f} {:9} {:10}\n", name,
-                        s.recall_1, s.recall_5, s.recall_10, s.mrr, s.ndcg_10, s.queries,
-                        s.documents);
+    text +=
+        fmt::format("{:<20} {:8.4f} {:8.4f} {:8.4f} {:8.4f} {:8.4f} {:9} {:10}\n", name, s.recall_1,
+                    s.recall_5, s.recall_10, s.mrr, s.ndcg_10, s.queries, s.documents);
   return text;
 }
 

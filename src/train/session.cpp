@@ -24,8 +24,8 @@ std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backen
                      config.parallel.tp);
   GridShape shape;
   shape.tp = static_cast<int>(config.parallel.tp);
-  shape.dp = config.parallel.dp > 0 ? static_cast<int>(config.parallel.dp)
-                                    : runtime.size() / shape.tp;
+  shape.dp =
+      config.parallel.dp > 0 ? static_cast<int>(config.parallel.dp) : runtime.size() / shape.tp;
   return std::make_unique<ProcessGrid>(runtime, shape, backend);
 }
 
@@ -60,7 +60,8 @@ std::string resolve_checkpoint(const std::string& path) {
   for (const fs::path& dir : {fs::path(path) / "checkpoints", fs::path(path)})
     if (fs::is_directory(dir, ignored))
       if (auto newest = Checkpoint::newest_complete(dir.string())) return *newest;
-  throw UsageError("'{}' holds no complete checkpoint: give a checkpoint file or a run folder", path);
+  throw UsageError("'{}' holds no complete checkpoint: give a checkpoint file or a run folder",
+                   path);
 }
 
 Config checkpoint_config(const std::string& path, const std::vector<std::string>& overrides) {
@@ -87,6 +88,7 @@ TrainedModel load_trained_model(const std::string& path, const std::vector<std::
   t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, grid.tp_rank(),
                                              grid.shape().tp);
   Checkpoint::load(file, t.model->parameters(), {}, grid);
+  t.model->set_constants(t.info.constants);
   return t;
 }
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "comm/process_grid.h"
-#include "src/train/checkpoint.h"
-#include "src/train/data.h"
+#include "src/train/checkpoint/checkpoint.h"
+#include "src/train/data/data.h"
 #include "src/train/embedding_model.h"
 
 namespace amur {
@@ -18,7 +18,8 @@ class Runtime;
 std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend,
                                         Runtime& runtime);
 
-// The vocabulary of `data.tokenizer_model`, or one trained on the training split by rank 0. Collective.
+// The vocabulary of `data.tokenizer_model`, or one trained on the training split by rank 0.
+// Collective.
 std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& data,
                                           Communicator& world);
 

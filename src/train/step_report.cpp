@@ -99,17 +99,18 @@ void StepReporter::add(const StepReport& r, Communicator& dp) {
   for (double StepTimes::*part : {&StepTimes::data, &StepTimes::pass1, &StepTimes::loss,
                                   &StepTimes::pass2, &StepTimes::sync, &StepTimes::update})
     sum_.*part += r.times.*part;
-  if (std::isfinite(loss))
-    smooth_loss_ = steps_ == 1 ? loss : 0.95 * smooth_loss_ + 0.05 * loss;
+  if (std::isfinite(loss)) smooth_loss_ = steps_ == 1 ? loss : 0.95 * smooth_loss_ + 0.05 * loss;
 
-  const double left = seconds_ / static_cast<double>(steps_) * static_cast<double>(total_steps_ - r.step);
+  const double left =
+      seconds_ / static_cast<double>(steps_) * static_cast<double>(total_steps_ - r.step);
   const std::string text = fmt::format(
       "step {}/{} | loss {:.4f} ({:.4f}) | scale {:.2f} | lr {:.2e} | {:.0f} pairs/s | {:.0f} "
       "tokens/s | {:.0f} MB | {} left",
       r.step, total_steps_, loss, smooth_loss_, r.scale, r.learning_rate, pairs / seconds,
       tokens / seconds, memory * 1e-6, duration_text(left));
   Log::progress(text);
-  if (!Log::on_terminal() && (r.step % log_every_ == 0 || r.step == total_steps_ || r.step == first_step_ + 1))
+  if (!Log::on_terminal() &&
+      (r.step % log_every_ == 0 || r.step == total_steps_ || r.step == first_step_ + 1))
     Log::info("{}", text);
 }
 
@@ -117,7 +118,8 @@ void StepReporter::summary() const {
   if (steps_ == 0) return;
   const auto share = [&](double part) { return 100 * part / seconds_; };
   Log::info(
-      "{} steps in {}: {:.0f} pairs/s, {:.0f} tokens/s, {:.1f} model GFLOP/s; data {:.0f} %, pass 1 "
+      "{} steps in {}: {:.0f} pairs/s, {:.0f} tokens/s, {:.1f} model GFLOP/s; data {:.0f} %, pass "
+      "1 "
       "{:.0f} %, loss {:.0f} %, pass 2 {:.0f} %, sync {:.0f} %, update {:.0f} %",
       steps_, duration_text(seconds_), pairs_ / seconds_, tokens_ / seconds_,
       flops_ / seconds_ * 1e-9, share(sum_.data), share(sum_.pass1), share(sum_.loss),

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "src/train/checkpoint.h"
+#include "src/train/checkpoint/checkpoint.h"
 #include "src/train/two_pass.h"
 
 namespace amur {
@@ -11,7 +11,7 @@ namespace amur {
 struct StepReport {
   int64_t step = 0;  // steps done, this one included
   DataPosition position;
-  double loss = 0;   // mean over the batches of the step; NaN where it was skipped
+  double loss = 0;  // mean over the batches of the step; NaN where it was skipped
   double scale = 0, learning_rate = 0;
   double gradient_norm = 0, momentum_change = 0;
   double seconds = 0;

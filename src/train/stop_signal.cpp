@@ -35,14 +35,20 @@ StopSignal::~StopSignal() {
   for (int signal : kSignals) std::signal(signal, SIG_DFL);
 }
 
-bool StopSignal::received() { return received_signal != 0; }
+bool StopSignal::received() {
+  return received_signal != 0;
+}
 
 const char* StopSignal::name() {
   switch (received_signal) {
-    case SIGINT: return "SIGINT";
-    case SIGTERM: return "SIGTERM";
-    case SIGUSR1: return "SIGUSR1";
-    default: return "";
+    case SIGINT:
+      return "SIGINT";
+    case SIGTERM:
+      return "SIGTERM";
+    case SIGUSR1:
+      return "SIGUSR1";
+    default:
+      return "";
   }
 }
 

@@ -3,8 +3,8 @@
 
 namespace amur {
 
-// While one lives, the three signals set a flag instead of ending the process; a second SIGINT ends it
-// at once. At most one at a time.
+// While one lives, the three signals set a flag instead of ending the process; a second SIGINT ends
+// it at once. At most one at a time.
 class StopSignal {
  public:
   StopSignal();

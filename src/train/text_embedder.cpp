@@ -7,7 +7,7 @@
 #include "comm/runtime.h"
 #include "kernels/embedding.h"
 #include "kernels/rows.h"
-#include "src/train/batch.h"
+#include "src/train/data/batch.h"
 
 namespace amur {
 namespace {
@@ -70,7 +70,8 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
     for (size_t i = starts[c]; i < starts[c + 1]; ++i) {
       TextUnit unit;
       unit.first = static_cast<int32_t>(batch.tokens.size());
-      truncated_ += tokenizer_.encode(texts[static_cast<size_t>(order[i])], max_length, batch.tokens);
+      truncated_ +=
+          tokenizer_.encode(texts[static_cast<size_t>(order[i])], max_length, batch.tokens);
       unit.length = static_cast<int32_t>(batch.tokens.size()) - unit.first;
       chunk.units.push_back(static_cast<int32_t>(batch.queries.size()));
       batch.queries.push_back(unit);

@@ -5,8 +5,8 @@
 #include <string>
 
 #include "comm/communicator.h"
+#include "src/train/data/tokenizer.h"
 #include "src/train/embedding_model.h"
-#include "src/train/tokenizer.h"
 
 namespace amur {
 
@@ -18,8 +18,8 @@ class TextEmbedder {
                Communicator& dp, Runtime& runtime);
 
   // Unit vectors [texts, e] in input order, on every rank, in the parameter dtype. `tower` is 0 for
-  // queries and 1 for documents. Every rank passes the same texts and tokenizes and encodes its share.
-  // Chunks are cut from the texts alone, so a row has the same bits at any number of ranks.
+  // queries and 1 for documents. Every rank passes the same texts and tokenizes and encodes its
+  // share. Chunks are cut from the texts alone, so a row has the same bits at any number of ranks.
   Tensor embed(std::span<const std::string> texts, int tower);
 
   int64_t truncated() const { return truncated_; }  // texts that this rank cut at max_length

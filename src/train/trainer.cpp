@@ -9,8 +9,8 @@
 #include "comm/runtime.h"
 #include "src/core/log.h"
 #include "src/core/process.h"
-#include "src/train/optimizer.h"
-#include "src/train/run_folder.h"
+#include "src/train/checkpoint/run_folder.h"
+#include "src/train/optimizer/optimizer.h"
 #include "src/train/session.h"
 #include "src/train/step_report.h"
 #include "src/train/stop_signal.h"
@@ -104,7 +104,8 @@ void Trainer::check_resumed_config(const CheckpointInfo& saved) {
   }
   if (!fixed.empty())
     throw UsageError(
-        "'{}' was trained with other values of keys that fix the model or the order of the data:{}\n"
+        "'{}' was trained with other values of keys that fix the model or the order of the "
+        "data:{}\n"
         "use the same values, or another --run-dir",
         *resume_from_, fixed);
 }
@@ -133,8 +134,8 @@ void Trainer::build() {
   model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, grid_->tp_rank(),
                                             grid_->shape().tp);
   apply_parameter_groups(config_.optimizer, model_->parameters());
-  optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
-                               config_.loss.scale_learning_rate);
+  optimizer_ =
+      Optimizer::make(config_.optimizer, model_->parameters(), config_.loss.scale_learning_rate);
   if (resume_from_) {
     if (info_.optimizer != optimizer_->name())
       throw UsageError("optimizer.kind: '{}' was trained with {}, not {}", *resume_from_,
@@ -142,6 +143,7 @@ void Trainer::build() {
     const std::vector<OptimizerSlot> slots = optimizer_->slots();
     runtime_.set_phase("reading the checkpoint");
     Checkpoint::load(*resume_from_, model_->parameters(), slots, *grid_);
+    model_->set_constants(info_.constants);
   } else {
     model_->initialise(config_.train.seed);
     info_.seed = config_.train.seed;
@@ -150,17 +152,18 @@ void Trainer::build() {
     info_.data_fingerprint = data_->fingerprint();
   }
   info_.config_yaml = to_yaml(config_);
+  info_.constants = model_->constants();
   info_.written_by = kWrittenBy;
   info_.world_size = grid_->world().size();
   info_.dp = grid_->shape().dp;
   info_.tp = grid_->shape().tp;
 
   const int64_t per_epoch = BatchStream::batches_per_epoch(*data_, config_);
-  total_steps_ = config_.train.steps > 0
-                     ? config_.train.steps
-                     : static_cast<int64_t>(std::ceil(
-                           config_.train.epochs * static_cast<double>(per_epoch) /
-                           static_cast<double>(config_.train.accumulate)));
+  total_steps_ =
+      config_.train.steps > 0
+          ? config_.train.steps
+          : static_cast<int64_t>(std::ceil(config_.train.epochs * static_cast<double>(per_epoch) /
+                                           static_cast<double>(config_.train.accumulate)));
   schedule_steps_ = config_.train.schedule_steps > 0 ? config_.train.schedule_steps : total_steps_;
   first_step_ = saved_step_ = info_.step;
   if (!resume_from_) saved_step_ = -1;
@@ -177,20 +180,20 @@ void Trainer::build() {
 
 void Trainer::print_banner() {
   const int64_t parameters = model_->parameters().global_elements();
-  Log::info("model: {} layers, width {}, vocabulary {}, {:.2f} M parameters; for Hugging Face tools: {}",
-            config_.model.layers, config_.model.hidden, config_.model.vocab,
-            static_cast<double>(parameters) * 1e-6,
-            EmbeddingModel::interchange_class(config_.model));
+  Log::info(
+      "model: {} layers, width {}, vocabulary {}, {:.2f} M parameters; for Hugging Face tools: {}",
+      config_.model.layers, config_.model.hidden, config_.model.vocab,
+      static_cast<double>(parameters) * 1e-6, EmbeddingModel::interchange_class(config_.model));
   Log::info("training state: {:.1f} MB of weights, {:.1f} MB of {}",
-            static_cast<double>(parameters) * static_cast<double>(size_of(model_->parameters_dtype())) * 1e-6,
+            static_cast<double>(parameters) *
+                static_cast<double>(size_of(model_->parameters_dtype())) * 1e-6,
             static_cast<double>(optimizer_->state_bytes()) * 1e-6, optimizer_->name());
   Log::info("{} ranks (dp {}, tp {}), {}", grid_->world().size(), grid_->shape().dp,
             grid_->shape().tp, runtime_.threads_text());
   Log::info("{} steps of {} x {} pairs, {} steps an epoch, from step {}", total_steps_,
             config_.train.accumulate, config_.train.batch_size,
             BatchStream::batches_per_epoch(*data_, config_), first_step_);
-  if (grid_->node().size() != grid_->world().size())
-    Log::info("hosts: {}", runtime_.nodes());
+  if (grid_->node().size() != grid_->world().size()) Log::info("hosts: {}", runtime_.nodes());
 }
 
 // Marks the embedding rows that this batch will touch.
@@ -242,7 +245,8 @@ bool Trainer::step() {
   for (const LocalBatch& batch : batches) {
     const BatchGradient gradient = two_pass_->pass1(batch, info_.step, report.times);
     if (gradient.abandoned) {
-      // With several batches a step, sums already begun cannot be undone: finish with what there is.
+      // With several batches a step, sums already begun cannot be undone: finish with what there
+      // is.
       if (!begun) return false;
       break;
     }
@@ -272,7 +276,8 @@ bool Trainer::step() {
     skipped_ = 0;
   }
   if (finite < k)
-    skip_step(fmt::format("the loss or its gradient is not finite in {} of {} batches", k - finite, k));
+    skip_step(
+        fmt::format("the loss or its gradient is not finite in {} of {} batches", k - finite, k));
   ++info_.step;
   info_.position = batches.back().end;
   report.step = info_.step;

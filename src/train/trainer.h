@@ -5,7 +5,7 @@
 #include <string>
 
 #include "comm/process_grid.h"
-#include "src/train/config.h"
+#include "src/train/config/config.h"
 #include "src/train/evaluation.h"
 
 namespace amur {
@@ -14,7 +14,8 @@ class Runtime;
 
 struct TrainOptions {
   std::string run_dir;
-  std::string resume = "auto";  // auto: the run folder's newest checkpoint if there is one; never; path
+  std::string resume =
+      "auto";  // auto: the run folder's newest checkpoint if there is one; never; path
 };
 
 struct TrainResult {

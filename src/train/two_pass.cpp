@@ -7,7 +7,7 @@
 #include "comm/runtime.h"
 #include "kernels/elementwise.h"
 #include "kernels/rows.h"
-#include "src/train/optimizer.h"
+#include "src/train/optimizer/optimizer.h"
 #include "src/train/stopwatch.h"
 
 namespace amur {
@@ -35,13 +35,12 @@ Context TwoPass::context(const ChunkView& view, bool keep) {
   return c;
 }
 
-// Cuts the batch into chunks and decides which of them keep their activations: the last ones of pass
-// 1, as many as the budget holds.
+// Cuts the batch into chunks and decides which of them keep their activations: the last ones of
+// pass 1, as many as the budget holds.
 void TwoPass::plan() {
   const auto queries = static_cast<int32_t>(batch_->queries.size());
   chunks_.clear();
-  for (Chunk& chunk :
-       plan_chunks(*batch_, config_.train.chunk_tokens, model_.separate_towers())) {
+  for (Chunk& chunk : plan_chunks(*batch_, config_.train.chunk_tokens, model_.separate_towers())) {
     PlannedChunk planned;
     planned.tower = chunk.units.front() < queries ? 0 : 1;
     planned.chunk = std::move(chunk);
@@ -93,7 +92,8 @@ BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& t
   bool stop = false;
   for (size_t i = 0; i < chunks_.size() && !stop; ++i) {
     PlannedChunk& planned = chunks_[i];
-    runtime_.set_phase(fmt::format("step {}, pass 1, chunk {}/{}", step + 1, i + 1, chunks_.size()));
+    runtime_.set_phase(
+        fmt::format("step {}, pass 1, chunk {}/{}", step + 1, i + 1, chunks_.size()));
     forward(planned, planned.keep);
     result.tokens += planned.chunk.tokens;
     if (!planned.keep) ++result.recomputed;
@@ -104,7 +104,8 @@ BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& t
                                  : batch.documents[unit - batch.queries.size()].length;
       squares += length * length;
     }
-    result.forward_flops += model_.tower(planned.tower).forward_flops(planned.chunk.tokens, squares);
+    result.forward_flops +=
+        model_.tower(planned.tower).forward_flops(planned.chunk.tokens, squares);
     stop = stop_requested_ && stop_requested_();
   }
   times.pass1 += watch.lap();

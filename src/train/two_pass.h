@@ -1,9 +1,9 @@
 // The gradient of one global batch in two passes (GradCache, arXiv 2101.06983): embeddings of all
 // chunks, one loss stage, then each chunk backward from its cached gradient.
 //
-// Exact for any number of ranks and chunks: the loss sees the whole global batch, chunk gradients are
-// summed, and dropout masks are the same in both passes. Chunks are visited in reverse order in pass
-// 2 and the chunks that keep their activations are the last ones of pass 1, so the order of
+// Exact for any number of ranks and chunks: the loss sees the whole global batch, chunk gradients
+// are summed, and dropout masks are the same in both passes. Chunks are visited in reverse order in
+// pass 2 and the chunks that keep their activations are the last ones of pass 1, so the order of
 // accumulation, and with it every bit of the result, does not depend on the activation budget.
 #pragma once
 
@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "comm/communicator.h"
-#include "src/train/batch.h"
-#include "src/train/contrastive_loss.h"
+#include "src/train/data/batch.h"
 #include "src/train/embedding_model.h"
+#include "src/train/loss/contrastive_loss.h"
 
 namespace amur {
 
@@ -28,10 +28,10 @@ struct StepTimes {
 
 struct BatchGradient {
   ContrastiveOutput loss;
-  bool finite = true;       // false, on every rank: nothing was accumulated
-  bool abandoned = false;   // a stop was asked for during pass 1, on some rank: nothing was done
-  double gradient_norm = 0; // global norm of dL/dh over all texts, before clipping
-  double clip = 1;          // factor that was applied
+  bool finite = true;        // false, on every rank: nothing was accumulated
+  bool abandoned = false;    // a stop was asked for during pass 1, on some rank: nothing was done
+  double gradient_norm = 0;  // global norm of dL/dh over all texts, before clipping
+  double clip = 1;           // factor that was applied
   int64_t chunks = 0, recomputed = 0;  // of this rank
   int64_t tokens = 0, texts = 0;       // of this rank
   double forward_flops = 0;            // of one forward, this rank
@@ -45,8 +45,8 @@ class TwoPass {
 
   // Pass 1 and the loss stage. The batch must stay alive until `pass2`. Collective.
   BatchGradient pass1(const LocalBatch& batch, int64_t step, StepTimes& times);
-  // Pass 2: adds this rank's gradients to the sinks of the parameters; temperature and bias (complete
-  // in the loss stage) on dp rank 0 only. Not collective. Must follow a finite pass 1.
+  // Pass 2: adds this rank's gradients to the sinks of the parameters; temperature and bias
+  // (complete in the loss stage) on dp rank 0 only. Not collective. Must follow a finite pass 1.
   void pass2(StepTimes& times);
 
   // Replaces `contrastive_loss`: how `amur verify-grad --break` makes the mistakes that its

@@ -8,7 +8,7 @@
 #include "comm/runtime.h"
 #include "kernels/elementwise.h"
 #include "src/core/hash.h"
-#include "src/train/reference_loss.h"
+#include "src/train/loss/reference_loss.h"
 
 namespace amur {
 namespace {
@@ -17,9 +17,12 @@ constexpr int kDirections = 3;
 
 double bound_of(Precision precision) {
   switch (precision) {
-    case Precision::fp64: return 1e-12;
-    case Precision::fp32: return 1e-5;
-    case Precision::bf16: return 5e-2;
+    case Precision::fp64:
+      return 1e-12;
+    case Precision::fp32:
+      return 1e-5;
+    case Precision::bf16:
+      return 5e-2;
   }
   return 0;
 }
@@ -67,11 +70,11 @@ class Reference {
       chunk.units.push_back(u);
       chunk.tokens += unit.length;
     }
-    const RandomKey key = RandomKey(config.train.seed)
-                              .fold(static_cast<uint64_t>(RandomPurpose::dropout))
-                              .fold(0);
+    const RandomKey key =
+        RandomKey(config.train.seed).fold(static_cast<uint64_t>(RandomPurpose::dropout)).fold(0);
     for (const Chunk& chunk : all)
-      if (!chunk.units.empty()) packed_.push_back(std::make_unique<PackedChunk>(batch, chunk, &key));
+      if (!chunk.units.empty())
+        packed_.push_back(std::make_unique<PackedChunk>(batch, chunk, &key));
     rows_.queries = {{}, queries, model.embedding_size()};
     rows_.documents = {{}, documents, model.embedding_size()};
     for (const TextUnit& u : batch.queries) rows_.query_ids.push_back(u.text_id);
@@ -140,8 +143,8 @@ class Reference {
         for (int64_t k = 0; k < width; ++k) unit_vectors_.push_back(x[k] / norms_.back());
       }
     }
-    const auto split = unit_vectors_.begin() +
-                       static_cast<long>(batch_.queries.size()) * static_cast<long>(width);
+    const auto split =
+        unit_vectors_.begin() + static_cast<long>(batch_.queries.size()) * static_cast<long>(width);
     rows_.queries.values.assign(unit_vectors_.begin(), split);
     rows_.documents.values.assign(split, unit_vectors_.end());
     return reference_loss(config_.loss, model_.log_scale_value(), model_.loss_bias_value(), rows_);
@@ -168,8 +171,8 @@ ReferenceBatch gather_rows_of(const ContrastiveInput& input, Communicator& dp,
     Tensor full({std::accumulate(counts.begin(), counts.end(), int64_t{0}), local.columns()},
                 DType::f64);
     dp.all_gather(wide, full, counts);
-    return ReferenceRows{{full.as<double>(), full.as<double>() + full.elements()}, full.shape()[0],
-                         full.shape()[1]};
+    return ReferenceRows{
+        {full.as<double>(), full.as<double>() + full.elements()}, full.shape()[0], full.shape()[1]};
   };
   const auto gathered_ids = [&](std::span<const uint64_t> ids, std::span<const int64_t> counts) {
     const ConstTensorView local(ids.data(), {static_cast<int64_t>(ids.size())}, DType::i64);
@@ -183,8 +186,8 @@ ReferenceBatch gather_rows_of(const ContrastiveInput& input, Communicator& dp,
   all.documents = gathered(input.documents, document_counts);
   all.query_ids = gathered_ids(input.query_ids, query_counts);
   all.document_ids = gathered_ids(input.document_ids, document_counts);
-  const int64_t offset = std::accumulate(document_counts.begin(),
-                                         document_counts.begin() + dp.rank(), int64_t{0});
+  const int64_t offset =
+      std::accumulate(document_counts.begin(), document_counts.begin() + dp.rank(), int64_t{0});
   std::vector<uint64_t> positive;
   for (int32_t p : input.positive) positive.push_back(static_cast<uint64_t>(p + offset));
   for (uint64_t p : gathered_ids(positive, query_counts))
@@ -199,12 +202,13 @@ ReferenceBatch part_of(const ReferenceBatch& whole, int64_t first, int64_t count
   ReferenceBatch part;
   const auto at = [](int64_t i) { return static_cast<size_t>(i); };
   first_document = whole.positive[at(first)];
-  const int64_t end = first + count < whole.queries.rows ? whole.positive[at(first + count)]
-                                                         : whole.documents.rows;
+  const int64_t end =
+      first + count < whole.queries.rows ? whole.positive[at(first + count)] : whole.documents.rows;
   const auto rows = [&](const ReferenceRows& from, int64_t begin, int64_t stop) {
-    return ReferenceRows{{from.values.begin() + begin * from.width,
-                          from.values.begin() + stop * from.width},
-                         stop - begin, from.width};
+    return ReferenceRows{
+        {from.values.begin() + begin * from.width, from.values.begin() + stop * from.width},
+        stop - begin,
+        from.width};
   };
   part.queries = rows(whole.queries, first, first + count);
   part.documents = rows(whole.documents, first_document, end);
@@ -320,9 +324,9 @@ double direction_error(EmbeddingModel& model, Reference& reference, size_t index
       return reference.loss().loss;
     };
     // Fourth order, so that the step can be large against rounding.
-    const double slope = (8 * (loss_at(step) - loss_at(-step)) -
-                          (loss_at(2 * step) - loss_at(-2 * step))) /
-                         (12 * step);
+    const double slope =
+        (8 * (loss_at(step) - loss_at(-step)) - (loss_at(2 * step) - loss_at(-2 * step))) /
+        (12 * step);
     std::copy(saved.begin(), saved.end(), values);
     const double expected = std::inner_product(v.begin(), v.end(), gradient.begin(), 0.0);
     worst = std::max(worst, std::abs(slope - expected) / std::max(norm_of(gradient), floor));
@@ -342,7 +346,8 @@ GradientCheck check_precision(Precision precision, EmbeddingModel& model, const 
     });
   StepTimes times;
   const BatchGradient gradient = two_pass.pass1(batch, 0, times);
-  if (!gradient.finite) throw NumericError("the loss or its gradient is not finite at the first batch");
+  if (!gradient.finite)
+    throw NumericError("the loss or its gradient is not finite at the first batch");
   two_pass.pass2(times);
   chunks = grid.dp().sum(gradient.chunks);
 
@@ -372,7 +377,8 @@ GradientCertificate verify_gradient(const Config& user_config, const Dataset& da
   // The certificate is of the gradient, so neither clipped nor frozen.
   config.optimizer.clip = ClipKind::none;
   const LocalBatch whole = BatchStream(data, tokenizer, config, 0, 1, {}).next();
-  const LocalBatch own = BatchStream(data, tokenizer, config, grid.dp_rank(), grid.shape().dp, {}).next();
+  const LocalBatch own =
+      BatchStream(data, tokenizer, config, grid.dp_rank(), grid.shape().dp, {}).next();
 
   // The weights of the configured precision, exactly, in both models.
   EmbeddingModel model(config, config.train.precision);

@@ -1,9 +1,9 @@
 // The gradient certificate: the trainer's gradient of one global batch against an independent
 // reference.
 //
-// The reference runs the encoder once over the whole batch in double precision and computes the loss
-// from the materialised matrix of all scores in plain loops: it shares no loss, tiling, caching,
-// chunking or collective code with the trainer. The reference itself is checked by central
+// The reference runs the encoder once over the whole batch in double precision and computes the
+// loss from the materialised matrix of all scores in plain loops: it shares no loss, tiling,
+// caching, chunking or collective code with the trainer. The reference itself is checked by central
 // differences in random directions of every tensor.
 #pragma once
 
@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "comm/process_grid.h"
-#include "src/train/data.h"
+#include "src/train/data/data.h"
 #include "src/train/two_pass.h"
 
 namespace amur {
@@ -50,9 +50,9 @@ struct GradientCertificate {
 };
 
 // The certificate of the first global batch of `data`, with at most `samples` samples, at freshly
-// initialised weights. The relative error of a tensor is |g - g*| / max(|g*|, 1e-3 sqrt(n) R), R the
-// root mean square over all gradients; of temperature and bias, against the sum of the magnitudes of
-// their terms. Collective.
+// initialised weights. The relative error of a tensor is |g - g*| / max(|g*|, 1e-3 sqrt(n) R), R
+// the root mean square over all gradients; of temperature and bias, against the sum of the
+// magnitudes of their terms. Collective.
 GradientCertificate verify_gradient(const Config& config, const Dataset& data,
                                     const Tokenizer& tokenizer, int64_t samples,
                                     GradientFault fault, ProcessGrid& grid, Runtime& runtime);

@@ -20,8 +20,8 @@ namespace fs = std::filesystem;
 using ::testing::IsEmpty;
 
 struct Include {
-  std::string file;    // "src/train/config.cpp"
-  std::string header;  // "src/train/config.h" or "yaml-cpp/yaml.h"
+  std::string file;    // "src/train/config/config.cpp"
+  std::string header;  // "src/train/config/config.h" or "yaml-cpp/yaml.h"
   bool ours = false;   // in quotes
 };
 
@@ -92,7 +92,7 @@ constexpr size_t kAnyNumber = 1000;
 const Home kHomes[] = {
     {"mpi.h", "comm/.*", kAnyNumber},
     {"nccl.h", "comm/.*", 1},
-    {"hdf5.h", R"(src/train/hdf5_file\.(h|cpp))", 2},
+    {"hdf5.h", R"(src/train/checkpoint/hdf5_file\.(h|cpp))", 2},
     {"cblas.h", "kernels/cpu/.*", 1},
     {"dnnl.hpp", "kernels/cpu/.*", 1},
     {"cublasLt.h", "kernels/cuda/.*", 1},
@@ -101,8 +101,8 @@ const Home kHomes[] = {
     {"immintrin.h", "kernels/.*", kAnyNumber},
     {"boost/", "src/app/.*", 1},
     {"yaml-cpp/", "src/train/.*", 1},
-    {"sentencepiece_", R"(src/train/tokenizer\.cpp)", 1},
-    {"unicode/", R"(src/train/ngram_tokenizer\.cpp)", 1},
+    {"sentencepiece_", R"(src/train/data/tokenizer\.cpp)", 1},
+    {"unicode/", R"(src/train/data/ngram_tokenizer\.cpp)", 1},
     {"zlib.h", "src/train/.*", 1},
     {"nlohmann/", "src/(train|app)/.*", kAnyNumber},
     {"fmt/", ".*", kAnyNumber},
@@ -154,12 +154,12 @@ TEST(Architecture, LayersSeeOnlyWhatLiesBelow) {
 }
 
 TEST(Architecture, LayerRuleCatchesViolations) {
-  EXPECT_EQ(layer_problem({"src/train/data.h", "kernels/gemm.h", true}), "");
+  EXPECT_EQ(layer_problem({"src/train/data/data.h", "kernels/gemm.h", true}), "");
   EXPECT_NE(layer_problem({"kernels/gemm.h", "comm/runtime.h", true}), "");
   EXPECT_NE(layer_problem({"comm/runtime.h", "kernels/gemm.h", true}), "");
   EXPECT_NE(layer_problem({"src/core/log.h", "kernels/gemm.h", true}), "");
-  EXPECT_NE(layer_problem({"src/model/encoder.h", "src/train/config.h", true}), "");
-  EXPECT_NE(layer_problem({"src/train/data.h", "src/app/commands.h", true}), "");
+  EXPECT_NE(layer_problem({"src/model/encoder.h", "src/train/config/config.h", true}), "");
+  EXPECT_NE(layer_problem({"src/train/data/data.h", "src/app/commands.h", true}), "");
   EXPECT_NE(layer_problem({"src/app/main.cpp", "commands.h", true}), "");
 }
 
@@ -182,11 +182,11 @@ TEST(Architecture, ThirdPartyHeadersStayAtHome) {
 
 TEST(Architecture, HomeRuleCatchesViolations) {
   EXPECT_EQ(home_problem({"comm/runtime.cpp", "mpi.h", false}), "");
-  EXPECT_EQ(home_problem({"src/train/data.cpp", "sys/stat.h", false}), "");
-  EXPECT_NE(home_problem({"src/train/data.cpp", "mpi.h", false}), "");
-  EXPECT_NE(home_problem({"src/train/checkpoint.cpp", "hdf5.h", false}), "");
-  EXPECT_NE(home_problem({"src/train/data.cpp", "boost/program_options.hpp", false}), "");
-  EXPECT_NE(home_problem({"src/train/data.cpp", "stranger/library.h", false}), "");
+  EXPECT_EQ(home_problem({"src/train/data/data.cpp", "sys/stat.h", false}), "");
+  EXPECT_NE(home_problem({"src/train/data/data.cpp", "mpi.h", false}), "");
+  EXPECT_NE(home_problem({"src/train/checkpoint/checkpoint.cpp", "hdf5.h", false}), "");
+  EXPECT_NE(home_problem({"src/train/data/data.cpp", "boost/program_options.hpp", false}), "");
+  EXPECT_NE(home_problem({"src/train/data/data.cpp", "stranger/library.h", false}), "");
 }
 
 TEST(Architecture, FilesStayShort) {

@@ -1,7 +1,7 @@
 // Writes checkpoints into a folder until it is killed: step-<n> for n = 1, 2, ...
 #include <unistd.h>
 
-#include "src/train/run_folder.h"
+#include "src/train/checkpoint/run_folder.h"
 #include "tests/unit/checkpoint/fixture.h"
 
 int main(int argc, char** argv) {

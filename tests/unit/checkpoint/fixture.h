@@ -12,7 +12,7 @@
 
 #include "comm/process_grid.h"
 #include "comm/runtime.h"
-#include "src/train/checkpoint.h"
+#include "src/train/checkpoint/checkpoint.h"
 
 namespace amur::test {
 

@@ -6,7 +6,7 @@
 #include <csignal>
 #include <set>
 
-#include "src/train/checkpoint_format.h"
+#include "src/train/checkpoint/checkpoint_format.h"
 #include "tests/unit/checkpoint/fixture.h"
 
 namespace amur {

@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "src/core/random.h"
-#include "src/train/checkpoint_format.h"
-#include "src/train/inspect.h"
+#include "src/train/checkpoint/checkpoint_format.h"
+#include "src/train/checkpoint/inspect.h"
 #include "tests/unit/checkpoint/fixture.h"
 
 namespace amur {

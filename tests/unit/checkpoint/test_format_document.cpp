@@ -2,7 +2,7 @@
 #include <fstream>
 #include <set>
 
-#include "src/train/hdf5_file.h"
+#include "src/train/checkpoint/hdf5_file.h"
 #include "tests/unit/checkpoint/fixture.h"
 
 namespace amur {

@@ -10,8 +10,8 @@
 #include <random>
 #include <thread>
 
-#include "src/train/inspect.h"
-#include "src/train/run_folder.h"
+#include "src/train/checkpoint/inspect.h"
+#include "src/train/checkpoint/run_folder.h"
 
 namespace amur {
 namespace {

@@ -1,5 +1,5 @@
 // Run folders: names, pruning, cutting back, locks, and what a start finds after a crash.
-#include "src/train/run_folder.h"
+#include "src/train/checkpoint/run_folder.h"
 
 #include <signal.h>
 #include <sys/wait.h>

@@ -1,7 +1,7 @@
 // A run folder opened by all ranks, with checkpoints in it.
 #include <fstream>
 
-#include "src/train/run_folder.h"
+#include "src/train/checkpoint/run_folder.h"
 #include "tests/unit/checkpoint/fixture.h"
 
 namespace amur {

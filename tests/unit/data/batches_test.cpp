@@ -9,8 +9,8 @@
 #include "comm/mpi_communicator.h"
 #include "comm/trace.h"
 #include "src/core/error.h"
-#include "src/train/pair_source.h"
-#include "src/train/sample_order.h"
+#include "src/train/data/pair_source.h"
+#include "src/train/data/sample_order.h"
 #include "tests/unit/data/data_fixture.h"
 
 namespace amur {

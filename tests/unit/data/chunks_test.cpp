@@ -1,4 +1,4 @@
-#include "src/train/batch.h"
+#include "src/train/data/batch.h"
 
 #include <gtest/gtest.h>
 

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "src/train/data.h"
+#include "src/train/data/data.h"
 
 namespace amur::test {
 

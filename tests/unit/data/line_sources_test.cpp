@@ -8,9 +8,9 @@
 #include <set>
 
 #include "src/core/error.h"
-#include "src/train/line_format.h"
-#include "src/train/line_source.h"
-#include "src/train/sample_index.h"
+#include "src/train/data/line_format.h"
+#include "src/train/data/line_source.h"
+#include "src/train/data/sample_index.h"
 #include "tests/unit/data/data_fixture.h"
 
 namespace amur {

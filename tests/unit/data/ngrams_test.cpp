@@ -6,7 +6,7 @@
 
 #include "src/core/error.h"
 #include "src/core/hash.h"
-#include "src/train/ngram_tokenizer.h"
+#include "src/train/data/ngram_tokenizer.h"
 
 namespace amur {
 namespace {

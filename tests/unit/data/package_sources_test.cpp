@@ -2,7 +2,7 @@
 #include <array>
 
 #include "src/core/error.h"
-#include "src/train/package_source.h"
+#include "src/train/data/package_source.h"
 #include "tests/unit/data/data_fixture.h"
 
 namespace amur {

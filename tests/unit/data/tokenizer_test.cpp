@@ -1,4 +1,4 @@
-#include "src/train/tokenizer.h"
+#include "src/train/data/tokenizer.h"
 
 #include <cmath>
 #include <map>
@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "src/core/error.h"
-#include "src/train/unigram_lattice.h"
+#include "src/train/data/unigram_lattice.h"
 #include "tests/unit/data/data_fixture.h"
 
 namespace amur {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "src/core/random.h"
-#include "src/train/optimizer.h"
+#include "src/train/optimizer/optimizer.h"
 #include "tests/unit/loss/dp_group.h"
 
 namespace amur {

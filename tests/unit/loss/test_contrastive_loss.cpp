@@ -9,7 +9,7 @@
 #include <string>
 
 #include "src/core/random.h"
-#include "src/train/contrastive_loss.h"
+#include "src/train/loss/contrastive_loss.h"
 #include "tests/unit/loss/dp_group.h"
 #include "tests/unit/loss/naive_contrastive.h"
 

@@ -1,7 +1,7 @@
 // Schedules, clipping and parameter groups as tables.
 #include <gtest/gtest.h>
 
-#include "src/train/optimizer.h"
+#include "src/train/optimizer/optimizer.h"
 
 namespace amur {
 namespace {

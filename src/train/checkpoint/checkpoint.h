@@ -1,0 +1,63 @@
+// Checkpoints: one HDF5 file each, version 1 (docs/checkpoint-format.md), written in parallel by
+// all ranks and holding logical tensors at their global shapes. Nothing per rank is stored.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm/process_grid.h"
+#include "src/model/parameter.h"
+#include "src/train/data/batch.h"
+#include "src/train/optimizer/optimizer.h"
+
+namespace amur {
+
+// History of a run: one row a step, columns by name. NaN where a column had no value.
+struct MetricsHistory {
+  std::vector<std::string> columns;
+  std::vector<std::vector<double>> values;  // [columns][rows]
+  int64_t rows() const { return values.empty() ? 0 : static_cast<int64_t>(values[0].size()); }
+};
+
+// Everything of a checkpoint that is not a sharded tensor.
+struct CheckpointInfo {
+  int64_t step = 0;
+  DataPosition position;
+  uint64_t seed = 0;
+  std::string config_yaml;                       // resolved
+  std::map<std::string, std::string> tokenizer;  // "sentencepiece" -> model bytes
+  std::string data_fingerprint;
+  MetricsHistory metrics;
+  std::map<std::string, std::string> measured_choices;  // made by timing; reused on resume
+  std::map<std::string, double> best;       // best evaluation so far, e.g. {"recall@1", 0.55}
+  std::map<std::string, double> constants;  // of the model, see ModelConstant: eps, scales
+  std::string optimizer;                    // "tiger"
+  std::vector<std::string> lineage;         // JSON objects, oldest first: what it grew from
+  // Information only, not used by load:
+  std::string written_by;  // "amur 0.1.0"
+  int world_size = 1;
+  int dp = 1, tp = 1;
+};
+
+class Checkpoint {
+ public:
+  // Writes to a temporary name, flushes, closes, agrees, verifies, renames. Collective over world;
+  // on failure (IoError on every rank) nothing exists under `path` that was not there before.
+  static void save(const std::string& path, const CheckpointInfo& info, ParameterSet& parameters,
+                   std::span<const OptimizerSlot> slots, int compression, ProcessGrid& grid);
+
+  // Checks format, version, completeness; collective where a grid is given.
+  static CheckpointInfo read_info(const std::string& path, ProcessGrid* grid = nullptr);
+  // Fills the parameters and, unless `slots` is empty, the optimizer state, of this rank's shards;
+  // verifies checksums. Reports all missing, unexpected and mis-shaped tensors at once (IoError).
+  static void load(const std::string& path, ParameterSet& parameters,
+                   std::span<const OptimizerSlot> slots, ProcessGrid& grid);
+
+  // The newest complete checkpoint of a run folder: the one that `latest` names if it is readable,
+  // otherwise the highest step that is. Names the ones it passed over in the log.
+  static std::optional<std::string> newest_complete(const std::string& checkpoints_dir);
+};
+
+}  // namespace amur

@@ -1,0 +1,146 @@
+// What the values of several keys mean together.
+#include <algorithm>
+
+#include "src/train/config/config_schema.h"
+
+namespace amur::config {
+namespace {
+
+class Checker {
+ public:
+  explicit Checker(const Config& config) : c_(config) {}
+
+  std::vector<Problem> run() {
+    model();
+    data();
+    loss();
+    optimizer();
+    train();
+    return std::move(problems_);
+  }
+
+ private:
+  template <class... A>
+  void report(std::string key, fmt::format_string<A...> format, A&&... a) {
+    problems_.push_back({std::move(key), fmt::format(format, std::forward<A>(a)...)});
+  }
+
+  void model() {
+    const ModelConfig& m = c_.model;
+    if (m.layers > 0) {
+      if (m.head_size == 0 && m.hidden % m.heads != 0)
+        report("model.heads", "{} heads do not divide model.hidden {}; set model.head_size",
+               m.heads, m.hidden);
+      else if (m.position == PositionKind::rotary &&
+               (m.head_size ? m.head_size : m.hidden / m.heads) % 2 != 0)
+        report("model.position",
+               "rotary positions turn pairs of numbers, but a head has {}; make "
+               "model.head_size even",
+               m.head_size ? m.head_size : m.hidden / m.heads);
+      if (m.position == PositionKind::sinusoidal && m.hidden % 2 != 0)
+        report("model.position", "sinusoidal positions need an even model.hidden, which is {}",
+               m.hidden);
+    } else if (m.pooling == PoolingKind::cls) {
+      report("model.pooling",
+             "with model.layers 0 the first token of every text is the same marker: use mean");
+    }
+    if (m.key_bias && !m.bias)
+      report("model.key_bias",
+             "true, but model.bias is false: a model has both or neither other bias");
+    if (m.max_length < 3)
+      report("model.max_length", "{} leaves no room for a text between its two markers",
+             m.max_length);
+  }
+
+  void data() {
+    const auto& sources = c_.data.sources;
+    if (sources.empty())
+      report("data.sources", "there is nothing to train on: give at least one source");
+    int64_t weighted = std::count_if(sources.begin(), sources.end(),
+                                     [](const SourceConfig& s) { return s.weight > 0; });
+    for (size_t i = 0; i < sources.size(); ++i) {
+      const SourceConfig& s = sources[i];
+      std::string prefix = fmt::format("data.sources.{}.", i);
+      bool packaged = s.format == SourceFormat::trans_de_en || s.format == SourceFormat::wordnet;
+      if (!packaged && s.path.empty())
+        report(prefix + "path", "a tsv or jsonl source needs the path of its file");
+      if (packaged && !s.eval_path.empty())
+        report(prefix + "eval_path", "this format brings its own split; leave eval_path out");
+      if (s.all_alternatives && s.format != SourceFormat::trans_de_en)
+        report(prefix + "all_alternatives", "only trans-de-en has alternatives");
+      if (weighted > 0 && s.weight == 0)
+        report(prefix + "weight",
+               "0, but other sources have a weight: give one to every source or to none");
+    }
+    if (c_.data.subword_sampling > 0 && c_.data.tokenizer == TokenizerKind::ngrams)
+      report("data.subword_sampling", "n-grams have one segmentation only; set it to 0");
+    if (c_.data.subword_sampling > 0 && c_.data.tokenizer_model.empty() && c_.data.vocab_size < 64)
+      report("data.subword_sampling", "needs a larger data.vocab_size than {}", c_.data.vocab_size);
+  }
+
+  void loss() {
+    const LossConfig& l = c_.loss;
+    if (l.scale_max < l.scale)
+      report("loss.scale_max", "{} is below the initial loss.scale {}", l.scale_max, l.scale);
+    if (l.candidates == LossCandidates::all) {
+      if (c_.model.towers == TowerKind::separate)
+        report("loss.candidates",
+               "all compares queries with queries, which needs model.towers shared");
+      if (l.kind == LossKind::siglip)
+        report("loss.candidates", "all is a choice of infonce; siglip takes documents");
+    }
+  }
+
+  void optimizer() {
+    const OptimizerConfig& o = c_.optimizer;
+    const auto& points = o.schedule_points;
+    if (o.schedule == ScheduleKind::piecewise && points.empty())
+      report("optimizer.schedule_points",
+             "optimizer.schedule is piecewise, but there are no points");
+    if (o.schedule == ScheduleKind::cosine && !points.empty())
+      report("optimizer.schedule_points",
+             "only used with optimizer.schedule piecewise, which is cosine");
+    for (size_t i = 1; i < points.size(); ++i) {
+      if (points[i].first <= points[i - 1].first)
+        report(fmt::format("optimizer.schedule_points.{}.step", i),
+               "{} does not come after the step before it, {}", points[i].first,
+               points[i - 1].first);
+    }
+    for (size_t i = 0; i < o.groups.size(); ++i) {
+      if (o.groups[i].layer >= c_.model.layers)
+        report(fmt::format("optimizer.groups.{}.layer", i),
+               "{} matches nothing: the model has {} layers, counted from 0", o.groups[i].layer,
+               c_.model.layers);
+    }
+  }
+
+  void train() {
+    const TrainConfig& t = c_.train;
+    if (t.steps == 0 && t.epochs == 0)
+      report("train.epochs", "0, and train.steps too: the run has no length");
+    if (t.batch_size == 1 && c_.loss.kind == LossKind::infonce && c_.data.hard_negatives == 0)
+      report("train.batch_size", "1 leaves a query nothing to be told apart from");
+  }
+
+  const Config& c_;
+  std::vector<Problem> problems_;
+};
+
+}  // namespace
+
+void apply_dependent_defaults(Config& config, const Origins& given_at) {
+  auto set = [&](const char* key, double& member, double value) {
+    if (given_at(key).empty()) member = value;
+  };
+  if (config.loss.kind == LossKind::siglip) set("loss.scale", config.loss.scale, 10);
+  if (config.optimizer.kind == OptimizerKind::lion) {
+    set("optimizer.beta1", config.optimizer.beta1, 0.95);
+    set("optimizer.beta2", config.optimizer.beta2, 0.98);
+  }
+}
+
+std::vector<Problem> impossible_combinations(const Config& config) {
+  return Checker(config).run();
+}
+
+}  // namespace amur::config

@@ -1,0 +1,531 @@
+// Every key of the configuration, declared once.
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "src/train/config/config_schema.h"
+
+namespace amur::config {
+namespace {
+
+// Bounds of a number; an open end is excluded.
+struct Range {
+  double low = -std::numeric_limits<double>::infinity();
+  double high = std::numeric_limits<double>::infinity();
+  bool open_low = false;
+  bool open_high = false;
+
+  bool contains(double x) const {
+    return std::isfinite(x) && (open_low ? x > low : x >= low) &&
+           (open_high ? x < high : x <= high);
+  }
+  std::string text() const {
+    if (std::isinf(low) && std::isinf(high)) return "";
+    if (std::isinf(high)) return fmt::format("{} {}", open_low ? " above" : " of at least", low);
+    return fmt::format("{} {} {} {}", open_low ? " above" : " from", low,
+                       open_low    ? open_high ? "and below" : "up to"
+                       : open_high ? "to below"
+                                   : "to",
+                       high);
+  }
+};
+
+Range any() {
+  return {};
+}
+Range at_least(double low) {
+  return {.low = low};
+}
+Range above(double low) {
+  return {.low = low, .open_low = true};
+}
+Range between(double low, double high) {
+  return {.low = low, .high = high};
+}
+Range from_below(double low, double high) {
+  return {.low = low, .high = high, .open_high = true};
+}
+Range inside(double low, double high) {
+  return {.low = low, .high = high, .open_low = true, .open_high = true};
+}
+
+template <class T>
+bool parse_number(const std::string& text, const Range& range, T& value) {
+  const char* end = text.data() + text.size();
+  T parsed{};
+  auto [stop, error] = std::from_chars(text.data(), end, parsed);
+  if (error != std::errc{} || stop != end || !range.contains(static_cast<double>(parsed)))
+    return false;
+  value = parsed;
+  return true;
+}
+
+constexpr OnResume kFixed = OnResume::fixed;
+
+template <class E>
+using Words = std::vector<std::pair<const char*, E>>;
+
+// Adds keys to a group; `access(config, entry)` gives the struct that holds their members.
+template <class Access>
+class Declare {
+ public:
+  Declare(Group& group, Access access) : group_(group), access_(access) {}
+
+  template <class S, class T>
+  requires std::is_integral_v<T>
+  void whole(const char* name, T S::*member, Range range, const char* doc,
+             OnResume on_resume = {}) {
+    add(
+        name, "a whole number" + range.text(), doc, on_resume, member,
+        [range](T& to, const std::string& text) { return parse_number(text, range, to); },
+        [](T value) { return fmt::format("{}", value); });
+  }
+
+  template <class S>
+  void real(const char* name, double S::*member, Range range, const char* doc,
+            OnResume on_resume = {}) {
+    add(
+        name, "a number" + range.text(), doc, on_resume, member,
+        [range](double& to, const std::string& text) { return parse_number(text, range, to); },
+        [](double value) { return fmt::format("{}", value); });
+  }
+
+  template <class S>
+  void flag(const char* name, bool S::*member, const char* doc, OnResume on_resume = {}) {
+    words(name, member, Words<bool>{{"true", true}, {"false", false}}, doc, on_resume);
+  }
+
+  template <class S>
+  void text(const char* name, std::string S::*member, const char* doc, OnResume on_resume = {}) {
+    add(
+        name, "a text", doc, on_resume, member,
+        [](std::string& to, const std::string& text) {
+          to = text;
+          return true;
+        },
+        [](const std::string& value) { return value; });
+    group_.keys.back().quoted = true;
+  }
+
+  template <class S>
+  void bytes(const char* name, int64_t S::*member, const char* doc, OnResume on_resume = {}) {
+    add(
+        name, "a number of bytes such as 512MiB or 2GB", doc, on_resume, member,
+        [](int64_t& to, const std::string& text) { return parse_bytes(text, to); },
+        [](int64_t value) { return bytes_text(value); });
+  }
+
+  template <class S, class E>
+  void words(const char* name, E S::*member, Words<E> words, const char* doc,
+             OnResume on_resume = {}) {
+    std::string type = words.size() > 2 ? "one of " : "";
+    std::vector<std::string> allowed;
+    for (size_t i = 0; i < words.size(); ++i) {
+      if (i > 0) type += words.size() > 2 ? ", " : " or ";
+      type += words[i].first;
+      allowed.emplace_back(words[i].first);
+    }
+    add(
+        name, type, doc, on_resume, member,
+        [words](E& to, const std::string& text) {
+          for (const auto& [word, value] : words) {
+            if (text != word) continue;
+            to = value;
+            return true;
+          }
+          return false;
+        },
+        [words](E value) -> std::string {
+          for (const auto& [word, meaning] : words)
+            if (meaning == value) return word;
+          throw InternalError("an enumeration holds a value that was not declared");
+        });
+    group_.keys.back().words = std::move(allowed);
+  }
+
+ private:
+  template <class S, class T, class Parse, class Print>
+  void add(const char* name, std::string type, const char* doc, OnResume on_resume, T S::*member,
+           Parse parse, Print print) {
+    Access access = access_;
+    Key key;
+    key.name = name;
+    key.type = std::move(type);
+    key.on_resume = on_resume;
+    key.doc = doc;
+    key.set = [=](Config& config, size_t entry, const std::string& text) {
+      return parse(access(config, entry).*member, text);
+    };
+    key.yaml = [=](const Config& config, size_t entry) -> std::string {
+      return print(access(config, entry).*member);
+    };
+    group_.keys.push_back(std::move(key));
+  }
+
+  Group& group_;
+  Access access_;
+};
+
+void declare_model(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.model; });
+  using M = ModelConfig;
+  key.whole("layers", &M::layers, between(0, 1024),
+            "transformer layers; 0: a static embedding model, the pooled token embeddings", kFixed);
+  key.whole("hidden", &M::hidden, between(1, 65536), "width of the model", kFixed);
+  key.whole("heads", &M::heads, between(1, 1024), "attention heads", kFixed);
+  key.whole("head_size", &M::head_size, between(0, 1024), "width of a head; 0: hidden / heads",
+            kFixed);
+  key.whole("ffn", &M::ffn, between(0, 262144),
+            "width of the feed-forward network; 0: 4 * hidden, for gated activations 8/3 * hidden "
+            "rounded up to a multiple of 64",
+            kFixed);
+  key.words("activation", &M::activation,
+            {{"gelu", ActivationKind::gelu},
+             {"gelu_tanh", ActivationKind::gelu_tanh},
+             {"relu", ActivationKind::relu},
+             {"swiglu", ActivationKind::swiglu},
+             {"geglu", ActivationKind::geglu}},
+            "activation of the feed-forward network; swiglu and geglu are gated", kFixed);
+  key.words("norm", &M::norm, {{"layer", NormKind::layer}, {"rms", NormKind::rms}},
+            "LayerNorm or RMSNorm", kFixed);
+  key.words("norm_position", &M::norm_position,
+            {{"pre", NormPosition::pre}, {"post", NormPosition::post}},
+            "norm before each block or after its residual sum", kFixed);
+  key.real("norm_eps", &M::norm_eps, inside(0, 1), "added to the variance in norms", kFixed);
+  key.words("position", &M::position,
+            {{"learned", PositionKind::learned},
+             {"sinusoidal", PositionKind::sinusoidal},
+             {"rotary", PositionKind::rotary},
+             {"none", PositionKind::none}},
+            "how positions enter", kFixed);
+  key.real("rotary_base", &M::rotary_base, above(1), "base of the rotary frequencies", kFixed);
+  key.words("pooling", &M::pooling, {{"mean", PoolingKind::mean}, {"cls", PoolingKind::cls}},
+            "embedding of a text: mean over its tokens, or its first token", kFixed);
+  key.whole("projection", &M::projection, between(0, 65536),
+            "width of a linear layer after pooling, which is then the width of the embeddings; "
+            "0: none",
+            kFixed);
+  key.words("towers", &M::towers,
+            {{"shared", TowerKind::shared}, {"separate", TowerKind::separate}},
+            "one encoder for queries and documents, or one for each", kFixed);
+  key.real("dropout", &M::dropout, from_below(0, 1), "after the embedding and in each block");
+  key.real("attention_dropout", &M::attention_dropout, from_below(0, 1),
+           "of attention probabilities");
+  key.real("word_dropout", &M::word_dropout, from_below(0, 1),
+           "share of tokens removed from training texts");
+  key.whole("max_length", &M::max_length, between(1, 1 << 20),
+            "tokens at which a text is cut, begin and end markers included; learned positions have "
+            "as many rows",
+            kFixed);
+  key.flag("bias", &M::bias, "biases in linear layers and LayerNorm", kFixed);
+  key.flag("key_bias", &M::key_bias,
+           "bias of the attention keys too; its true gradient is 0, so leave it out unless an "
+           "imported model has one",
+           kFixed);
+  key.real("init_std", &M::init_std, between(0, 10),
+           "standard deviation of initial linear weights (truncated normal)", kFixed);
+  key.real("embedding_std", &M::embedding_std, between(0, 10),
+           "standard deviation of initial embeddings", kFixed);
+  key.real("residual_init", &M::residual_init, between(0, 10),
+           "factor on init_std for the projections that end in a residual sum; 0: "
+           "1 / sqrt(2 * layers)",
+           kFixed);
+}
+
+void declare_data(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.data; });
+  using D = DataConfig;
+  key.words("tokenizer", &D::tokenizer,
+            {{"sentencepiece", TokenizerKind::sentencepiece}, {"ngrams", TokenizerKind::ngrams}},
+            "sentencepiece: a vocabulary trained on the training split; ngrams: words and their "
+            "character 3- to 5-grams hashed into vocab_size ids, for static models (0 layers)",
+            kFixed);
+  key.whole("vocab_size", &D::vocab_size, between(16, 1 << 24), "tokens of the vocabulary", kFixed);
+  key.real("character_coverage", &D::character_coverage, between(0.5, 1),
+           "share of the text's characters that the vocabulary covers", kFixed);
+  key.flag("lower_case", &D::lower_case, "fold case before tokenization", kFixed);
+  key.text("tokenizer_model", &D::tokenizer_model,
+           "a SentencePiece model file to use instead of training a vocabulary; empty: train one",
+           kFixed);
+  key.real("subword_sampling", &D::subword_sampling, between(0, 1),
+           "alpha of SentencePiece's sampled segmentations in training; 0: always the best one");
+  key.whole("hard_negatives", &D::hard_negatives, between(0, 4096),
+            "at most this many of a sample's own negatives join its batch");
+  key.real("eval_share", &D::eval_share, from_below(0, 1),
+           "share of the samples of a tsv or jsonl source without eval_path that is kept for "
+           "evaluation",
+           kFixed);
+  key.words("eval_split", &D::eval_split, {{"test", EvalSplit::test}, {"val", EvalSplit::val}},
+            "which held-out split of trans-de-en and wordnet is evaluated on");
+  key.whole("eval_limit", &D::eval_limit, at_least(0),
+            "at most this many evaluation pairs; 0: all");
+  key.words("malformed", &D::malformed,
+            {{"refuse", MalformedPolicy::refuse}, {"skip", MalformedPolicy::skip}},
+            "lines that cannot be read end the run, or are counted and passed over", kFixed);
+  key.text("cache_dir", &D::cache_dir,
+           "folder of the offset indexes of large files; empty: beside the data file, or in the "
+           "folder for temporary files where that cannot be written");
+}
+
+void declare_sources(Group& group) {
+  group.size = [](const Config& config) { return config.data.sources.size(); };
+  group.resize = [](Config& config, size_t n) { config.data.sources.resize(n); };
+  Declare key(
+      group, [](auto& config, size_t entry) -> auto& { return config.data.sources[entry]; });
+  using S = SourceConfig;
+  key.words("format", &S::format,
+            {{"trans-de-en", SourceFormat::trans_de_en},
+             {"wordnet", SourceFormat::wordnet},
+             {"tsv", SourceFormat::tsv},
+             {"jsonl", SourceFormat::jsonl}},
+            "trans-de-en and wordnet: the Debian packages; tsv: query TAB document; jsonl: "
+            "{\"query\", \"pos\": [..], \"neg\": [..]} or {\"anchor\", \"positive\", \"negative\"}",
+            kFixed);
+  key.text("path", &S::path,
+           "file (plain or .gz), for wordnet a folder; empty: where the Debian package puts it");
+  key.text("eval_path", &S::eval_path,
+           "tsv, jsonl: a file of pairs for evaluation; empty: split by data.eval_share");
+  key.real("weight", &S::weight, at_least(0),
+           "above 0 on every source: sources are drawn with replacement in these proportions; 0 on "
+           "all: every sample once an epoch",
+           kFixed);
+  key.text("query_prefix", &S::query_prefix, "put before every query, for example \"query: \"",
+           kFixed);
+  key.text("document_prefix", &S::document_prefix, "put before every document", kFixed);
+  key.flag("all_alternatives", &S::all_alternatives,
+           "trans-de-en: pair all alternatives of an entry instead of the first ones", kFixed);
+}
+
+void declare_loss(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.loss; });
+  using L = LossConfig;
+  key.words("kind", &L::kind, {{"infonce", LossKind::infonce}, {"siglip", LossKind::siglip}},
+            "softmax over the candidates of each query, or a sigmoid for each pair", kFixed);
+  key.flag("symmetric", &L::symmetric, "infonce: the mean of both directions");
+  key.words("candidates", &L::candidates,
+            {{"documents", LossCandidates::documents}, {"all", LossCandidates::all}},
+            "what a query is told apart from: all documents of the global batch, or the other "
+            "queries too (one tower; the text itself is left out)");
+  key.flag("mask_duplicates", &L::mask_duplicates,
+           "equal texts and further right documents are not counted as wrong");
+  key.real("scale", &L::scale, above(0),
+           "initial factor on the cosine, 1 / temperature; siglip: 10 unless given");
+  key.real("scale_max", &L::scale_max, above(0), "the learned factor is kept at or below this");
+  key.flag("learn_scale", &L::learn_scale, "learn the factor", kFixed);
+  key.real("scale_learning_rate", &L::scale_learning_rate, at_least(0),
+           "step of log(scale), and of the bias, under tiger and lion; learning rate under adamw");
+  key.real("bias", &L::bias, any(), "siglip: initial bias");
+  key.flag("learn_bias", &L::learn_bias, "siglip: learn the bias", kFixed);
+  key.whole("tile_rows", &L::tile_rows, between(1, 1 << 20),
+            "rows of the tiles in which the logits are computed");
+  key.whole("tile_columns", &L::tile_columns, between(1, 1 << 20), "columns of the tiles");
+}
+
+void declare_optimizer(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.optimizer; });
+  using O = OptimizerConfig;
+  key.words("kind", &O::kind,
+            {{"tiger", OptimizerKind::tiger},
+             {"adamw", OptimizerKind::adamw},
+             {"lion", OptimizerKind::lion}},
+            "tiger keeps one momentum and no gradient", kFixed);
+  key.real("learning_rate", &O::learning_rate, at_least(0),
+           "rate at schedule factor 1; under tiger relative to the RMS of each tensor");
+  key.real("weight_decay", &O::weight_decay, at_least(0), "decoupled weight decay");
+  key.real("beta", &O::beta, from_below(0, 1), "tiger: decay of the momentum");
+  key.real("beta1", &O::beta1, from_below(0, 1), "adamw, lion; lion: 0.95 unless given");
+  key.real("beta2", &O::beta2, from_below(0, 1), "adamw, lion; lion: 0.98 unless given");
+  key.real("epsilon", &O::epsilon, above(0), "adamw: added to the root of the second moment");
+  key.words("embedding_rows", &O::embedding_rows,
+            {{"lazy", EmbeddingRows::lazy}, {"dense", EmbeddingRows::dense}},
+            "rows of the token table move only around the steps in which they occur, or at every "
+            "step",
+            kFixed);
+  key.real(
+      "embedding_rate", &O::embedding_rate, above(0),
+      "tiger, lazy rows: how many times faster a row moves than its share of occurrences asks");
+  key.real("embedding_tail", &O::embedding_tail, at_least(0),
+           "tiger, lazy rows: steps for which a row goes on moving after it occurred; 0: "
+           "1 / (1 - beta)");
+  key.real("embedding_learning_rate", &O::embedding_learning_rate, at_least(0),
+           "adamw, lion: rate of embedding tables; 0: learning_rate");
+  key.words("schedule", &O::schedule,
+            {{"piecewise", ScheduleKind::piecewise}, {"cosine", ScheduleKind::cosine}},
+            "linear between schedule_points, or warm-up and half a cosine over the run");
+  key.whole("warmup_steps", &O::warmup_steps, at_least(0),
+            "cosine: steps of linear warm-up, counted in optimizer steps");
+  key.real("final_fraction", &O::final_fraction, between(0, 1),
+           "cosine: schedule factor at the end");
+  key.words("clip", &O::clip,
+            {{"none", ClipKind::none}, {"min", ClipKind::min}, {"soft", ClipKind::soft}},
+            "factor on the embedding gradients: min(1, clip_norm / norm) or clip_norm / (norm + "
+            "clip_norm)");
+  key.real("clip_norm", &O::clip_norm, above(0), "global norm of the embedding gradients");
+}
+
+void declare_parameter_groups(Group& group) {
+  group.size = [](const Config& config) { return config.optimizer.groups.size(); };
+  group.resize = [](Config& config, size_t n) { config.optimizer.groups.resize(n); };
+  Declare key(
+      group, [](auto& config, size_t entry) -> auto& { return config.optimizer.groups[entry]; });
+  using P = ParameterGroup;
+  key.words("role", &P::role,
+            {{"any", ""},
+             {"embedding", "embedding"},
+             {"weight", "weight"},
+             {"bias", "bias"},
+             {"gain", "gain"},
+             {"scalar", "scalar"}},
+            "which parameters", kFixed);
+  key.whole("layer", &P::layer, between(-1, 1024), "of which layer, from 0; -1: any", kFixed);
+  key.real("learning_rate", &P::learning_rate, at_least(0), "multiplier of the learning rate");
+  key.real("decay", &P::decay, at_least(0), "multiplier of the weight decay");
+  key.flag("frozen", &P::frozen, "these parameters are not trained and have no optimizer state",
+           kFixed);
+}
+
+void declare_schedule_points(Group& group) {
+  group.size = [](const Config& config) { return config.optimizer.schedule_points.size(); };
+  group.resize = [](Config& config, size_t n) { config.optimizer.schedule_points.resize(n); };
+  Declare key(
+      group,
+      [](auto& config, size_t entry) -> auto& { return config.optimizer.schedule_points[entry]; });
+  using Point = std::pair<int64_t, double>;
+  key.whole("step", &Point::first, at_least(0), "optimizer step, rising from entry to entry");
+  key.real("factor", &Point::second, at_least(0),
+           "factor on learning_rate there; linear between points, constant after the last");
+}
+
+void declare_train(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.train; });
+  using T = TrainConfig;
+  key.whole("steps", &T::steps, at_least(0), "optimizer steps of the run; 0: from train.epochs");
+  key.real("epochs", &T::epochs, at_least(0), "passes over the training samples");
+  key.whole("schedule_steps", &T::schedule_steps, at_least(0),
+            "steps over which the schedule runs; 0: the steps of the run");
+  key.whole("batch_size", &T::batch_size, between(1, 1 << 30), "queries of the global batch",
+            kFixed);
+  key.whole("accumulate", &T::accumulate, between(1, 1 << 20),
+            "independent batches averaged into one optimizer step", kFixed);
+  key.whole("chunk_tokens", &T::chunk_tokens, between(1, 1 << 30),
+            "tokens that a rank encodes at once; a longer text is a chunk of its own");
+  key.bytes("activation_budget", &T::activation_budget,
+            "bytes a rank may use to keep activations from the first pass to the second; what does "
+            "not fit is computed twice");
+  key.whole("seed", &T::seed, at_least(0), "of initial weights, data order and dropout", kFixed);
+  key.words("precision", &T::precision,
+            {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp64", Precision::fp64}},
+            "bf16: activations and matrix products, with fp32 weights and sums; fp64: for proofs",
+            kFixed);
+  key.whole("max_skipped_steps", &T::max_skipped_steps, at_least(0),
+            "so many steps in a row may be skipped because something was not finite");
+}
+
+void declare_parallel(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.parallel; });
+  using P = ParallelConfig;
+  key.whole("dp", &P::dp, between(0, 1 << 20), "data-parallel ranks; 0: all ranks / tp");
+  key.whole("tp", &P::tp, between(1, 1024), "tensor-parallel ranks");
+  key.whole("threads", &P::threads, between(0, 1024),
+            "compute threads of a rank; 0: the cores of a machine shared by its ranks");
+}
+
+void declare_checkpoint(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.checkpoint; });
+  using C = CheckpointConfig;
+  key.whole("every_steps", &C::every_steps, at_least(0),
+            "steps between checkpoints; 0: by time only");
+  key.real("every_minutes", &C::every_minutes, at_least(0),
+           "minutes between checkpoints; 0: by steps only. One is always written at the end");
+  key.whole("keep", &C::keep, between(1, 1 << 20), "newest checkpoints that are kept");
+  key.flag("keep_best", &C::keep_best, "also keep the one with the best evaluation");
+  key.whole("compression", &C::compression, between(0, 9), "deflate level; 0: none");
+}
+
+void declare_eval(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.eval; });
+  using E = EvalConfig;
+  key.whole("every_steps", &E::every_steps, at_least(0),
+            "steps between evaluations; 0: only at the end");
+  key.whole("chunk_tokens", &E::chunk_tokens, between(0, 1 << 30),
+            "tokens that a rank encodes at once in evaluation; 0: train.chunk_tokens");
+}
+
+void declare_runtime(Group& group) {
+  Declare key(
+      group, [](auto& config, size_t) -> auto& { return config.runtime; });
+  using R = RuntimeConfig;
+  key.real("liveness_seconds", &R::liveness_seconds, above(0),
+           "a rank whose heartbeat stops for so long ends the job");
+  key.real("progress_seconds", &R::progress_seconds, above(0),
+           "a rank that stays in the same phase for so long without advance ends the job");
+  key.flag("check_collectives", &R::check_collectives,
+           "compare every collective over its ranks before it starts (slow: for tests)");
+  key.whole("log_every", &R::log_every, at_least(0),
+            "steps between lines of the log; 0: about 100 lines a run");
+}
+
+std::vector<Group> declare_all() {
+  struct Entry {
+    const char* name;
+    const char* doc;
+    void (*declare)(Group&);
+  };
+  const Entry entries[] = {
+      {"model", "The encoder.", declare_model},
+      {"data", "What is trained and evaluated on.", declare_data},
+      {"data.sources", "One entry for each file or package of pairs.", declare_sources},
+      {"loss", "The contrastive loss over the global batch.", declare_loss},
+      {"optimizer", "How the weights move. All keys that count steps count optimizer steps.",
+       declare_optimizer},
+      {"optimizer.groups",
+       "Multipliers for some parameters; the first entry that matches a parameter applies.",
+       declare_parameter_groups},
+      {"optimizer.schedule_points", "Points of the piecewise schedule.", declare_schedule_points},
+      {"train", "Length, batch and memory of the run.", declare_train},
+      {"parallel", "The grid of ranks.", declare_parallel},
+      {"checkpoint", "When checkpoints are written and how many are kept.", declare_checkpoint},
+      {"eval", "When the model is evaluated.", declare_eval},
+      {"runtime", "Watching over the job.", declare_runtime},
+  };
+  std::vector<Group> groups;
+  for (const Entry& entry : entries) {
+    Group group;
+    group.name = entry.name;
+    group.doc = entry.doc;
+    entry.declare(group);
+    groups.push_back(std::move(group));
+  }
+  return groups;
+}
+
+}  // namespace
+
+const std::vector<Group>& schema() {
+  static const std::vector<Group> groups = declare_all();
+  return groups;
+}
+
+const Key* Group::find(std::string_view key_name) const {
+  for (const Key& key : keys)
+    if (key.name == key_name) return &key;
+  return nullptr;
+}
+
+const Group* find_group(std::string_view name) {
+  for (const Group& group : schema())
+    if (group.name == name) return &group;
+  return nullptr;
+}
+
+}  // namespace amur::config

@@ -1,0 +1,63 @@
+// The contrastive loss over the global batch: one call gives the loss, dL/dz of the local rows and
+// the gradients of temperature and bias. The only place with collectives of embeddings.
+//
+// Sources: Su Jianlin, kexue.fm/archives/8471; Gao et al., GradCache (arXiv 2101.06983); Cheng et
+// al., Inf-CL (arXiv 2410.17243); Zhai et al., SigLIP (arXiv 2303.15343); derived in
+// docs/numerics.md.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "comm/communicator.h"
+#include "src/core/tensor.h"
+#include "src/train/config/config.h"
+
+namespace amur {
+
+// What one rank brings. Rows are unit vectors. b_r queries and n_r documents may be 0.
+struct ContrastiveInput {
+  ConstTensorView queries;                 // [b_r, e] f32 or f64
+  ConstTensorView documents;               // [n_r, e]
+  std::span<const uint64_t> query_ids;     // [b_r]
+  std::span<const uint64_t> document_ids;  // [n_r]
+  std::span<const int32_t> positive;       // [b_r] index into the local documents
+  // Further right documents of query i are other_positives[other_first[i] .. other_first[i+1]-1].
+  std::span<const int32_t> other_first;  // [b_r + 1] or empty
+  std::span<const uint64_t> other_positives;
+};
+
+struct ContrastiveOutput {
+  double loss = 0;            // of the global batch, the same on every rank
+  double scale_gradient = 0;  // dL/dt with s = exp(t), complete, the same on every rank
+  double bias_gradient = 0;   // dL/db, siglip
+  int64_t queries = 0;        // N
+  int64_t documents = 0;
+  int64_t masked = 0;     // masked entries of the global logit matrix
+  size_t peak_bytes = 0;  // extra memory of this rank
+};
+
+// S_ij = s q_i.k_j + b.
+//   infonce: mean over the N global queries of -log softmax over documents at the positive;
+//            symmetric: half of that and half of the same over queries for each positive document
+//   siglip:  -1/N sum_ij log sigmoid(y_ij S_ij)
+// Masked entries (where masking is on) have probability 0: documents equal to the positive of the
+// row, further right documents of the row, positives of a row with the same query text. A row left
+// with its positive alone has loss 0 and no gradient. No two queries share a positive (equal
+// documents are rows of their own).
+//
+// With candidates `all` (one tower: SimCSE, kexue.fm/archives/8471) rows and columns are all texts.
+// The rows that count are the 2N queries and positives, each the other's positive; a text's own
+// entry is excluded, and texts equal to the row's are masked too. The loss is the mean over 2N
+// rows, both directions already, so `symmetric` says nothing; hard negatives are columns only.
+//
+// `dq` [b_r, e] and `dk` [n_r, e] are set to dL/dz of the local rows. A non-finite input makes the
+// loss non-finite on every rank. Collective over `dp`: one all-gather of documents (and ids), two
+// small all-reduces for the columns and one for the sums, one reduce-scatter, whatever the number
+// of chunks. Memory O(N_documents * e), never b x N. The same input, grid, threads and instruction
+// set give the same bits.
+ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, double bias,
+                                   const ContrastiveInput& input, TensorView dq, TensorView dk,
+                                   Communicator& dp, Stream stream = {});
+
+}  // namespace amur

@@ -1,0 +1,41 @@
+#include "src/train/optimizer/adamw.h"
+
+#include "kernels/optimizer_update.h"
+
+namespace amur {
+
+AdamW::AdamW(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate)
+    : BufferedOptimizer(config, parameters, scalar_learning_rate),
+      first_moments_(zeros_like_parameters()),
+      second_moments_(zeros_like_parameters()) {}
+
+void AdamW::update_parameter(size_t i, ConstTensorView gradient, int64_t step, double alpha) {
+  Parameter& p = parameters()[i];
+  adamw_update(gradient,
+               {.rate = rate_of(p, alpha),
+                .decay = decay_of(p),
+                .beta1 = config().beta1,
+                .beta2 = config().beta2,
+                .epsilon = config().epsilon,
+                .count = step + 1},
+               first_moments_[i], second_moments_[i], p.value);
+}
+
+std::vector<OptimizerSlot> AdamW::slots() {
+  std::vector<OptimizerSlot> slots;
+  for (size_t i = 0; i < first_moments_.size(); ++i) {
+    if (!first_moments_[i].defined()) continue;
+    slots.push_back({"first_moment", &parameters()[i], first_moments_[i]});
+    slots.push_back({"second_moment", &parameters()[i], second_moments_[i]});
+  }
+  return slots;
+}
+
+size_t AdamW::state_bytes() const {
+  size_t bytes = gradient_bytes();
+  for (const Tensor& t : first_moments_)
+    if (t.defined()) bytes += 2 * t.bytes();
+  return bytes;
+}
+
+}  // namespace amur

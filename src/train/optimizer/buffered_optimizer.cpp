@@ -1,0 +1,77 @@
+#include "src/train/optimizer/buffered_optimizer.h"
+
+#include <cmath>
+
+#include "kernels/elementwise.h"
+#include "src/train/optimizer/gradient_sync.h"
+#include "src/train/optimizer/rates.h"
+
+namespace amur {
+
+BufferedOptimizer::BufferedOptimizer(const OptimizerConfig& config, ParameterSet& parameters,
+                                     double scalar_learning_rate)
+    : config_(config),
+      parameters_(parameters),
+      scalar_learning_rate_(scalar_learning_rate),
+      gradients_(zeros_like_parameters()) {}
+
+std::vector<Tensor> BufferedOptimizer::zeros_like_parameters() const {
+  std::vector<Tensor> tensors;
+  for (const Parameter& p : parameters_)
+    tensors.push_back(p.frozen ? Tensor()
+                               : Tensor::zeros(p.value.shape(), p.value.dtype(), p.value.device()));
+  return tensors;
+}
+
+void BufferedOptimizer::begin_step(int64_t, double weight, std::span<TensorView>, Communicator&) {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    Parameter& p = parameters_[i];
+    p.sink = gradients_[i];
+    p.sink_scale = weight;
+    if (p.sink.defined()) fill_zero(p.sink);
+  }
+}
+
+void BufferedOptimizer::sum_over_ranks(int64_t step, Communicator& dp) {
+  require_finite_gradients(
+      parameters_, step,
+      [&](size_t i) { return !gradients_[i].defined() || all_finite(gradients_[i]); }, dp);
+  std::vector<TensorView> sums;
+  for (Tensor& g : gradients_)
+    if (g.defined()) sums.push_back(g);
+  if (!sums.empty()) dp.all_reduce(sums, ReduceOp::sum);
+  dp.synchronize();
+}
+
+void BufferedOptimizer::update(int64_t step, double alpha) {
+  double squares = 0;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (!gradients_[i].defined()) continue;
+    squares += sum_of_squares(gradients_[i]);
+    update_parameter(i, gradients_[i], step, alpha);
+  }
+  norm_ = std::sqrt(squares);
+}
+
+size_t BufferedOptimizer::gradient_bytes() const {
+  size_t bytes = 0;
+  for (const Tensor& g : gradients_)
+    if (g.defined()) bytes += g.bytes();
+  return bytes;
+}
+
+double BufferedOptimizer::rate_of(const Parameter& p, double alpha) const {
+  double rate = alpha;
+  if (p.kind == ParamKind::scalar)
+    rate = scheduled(config_, scalar_learning_rate_, alpha);
+  else if (p.kind == ParamKind::embedding && config_.embedding_learning_rate > 0)
+    rate = scheduled(config_, config_.embedding_learning_rate, alpha);
+  return rate * p.learning_rate_multiplier;
+}
+
+double BufferedOptimizer::decay_of(const Parameter& p) const {
+  const bool decays = p.kind == ParamKind::weight || p.kind == ParamKind::embedding;
+  return decays ? config_.weight_decay * p.decay_multiplier : 0;
+}
+
+}  // namespace amur

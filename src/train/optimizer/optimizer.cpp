@@ -1,0 +1,56 @@
+#include "src/train/optimizer/optimizer.h"
+
+#include <algorithm>
+#include <array>
+
+#include "src/train/optimizer/adamw.h"
+#include "src/train/optimizer/lion.h"
+#include "src/train/optimizer/tiger.h"
+
+namespace amur {
+namespace {
+
+constexpr std::array kKinds = {ParamKind::weight, ParamKind::embedding, ParamKind::bias,
+                               ParamKind::gain, ParamKind::scalar};
+
+bool matches(const ParameterGroup& group, const Parameter& parameter) {
+  return (group.role.empty() || group.role == name_of(parameter.kind)) &&
+         (group.layer < 0 || group.layer == parameter.layer);
+}
+
+}  // namespace
+
+std::unique_ptr<Optimizer> Optimizer::make(const OptimizerConfig& config, ParameterSet& parameters,
+                                           double scalar_learning_rate) {
+  switch (config.kind) {
+    case OptimizerKind::tiger:
+      return std::make_unique<Tiger>(config, parameters, scalar_learning_rate);
+    case OptimizerKind::adamw:
+      return std::make_unique<AdamW>(config, parameters, scalar_learning_rate);
+    case OptimizerKind::lion:
+      return std::make_unique<Lion>(config, parameters, scalar_learning_rate);
+  }
+  throw InternalError("unknown optimizer");
+}
+
+void apply_parameter_groups(const OptimizerConfig& config, ParameterSet& parameters) {
+  for (const ParameterGroup& group : config.groups) {
+    const bool known = group.role.empty() || std::any_of(kKinds.begin(), kKinds.end(), [&](auto k) {
+                         return group.role == name_of(k);
+                       });
+    if (!known)
+      throw UsageError(
+          "optimizer.groups: unknown role '{}'; use weight, embedding, bias, gain or scalar",
+          group.role);
+  }
+  for (Parameter& p : parameters) {
+    const auto group = std::find_if(config.groups.begin(), config.groups.end(),
+                                    [&](const ParameterGroup& g) { return matches(g, p); });
+    if (group == config.groups.end()) continue;
+    p.learning_rate_multiplier *= group->learning_rate;
+    p.decay_multiplier *= group->decay;
+    p.frozen = p.frozen || group->frozen;
+  }
+}
+
+}  // namespace amur
