@@ -22,8 +22,9 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "src/core/error.h"
-#include "src/train/data.h"
-#include "src/train/optimizer.h"
+#include "src/core/log.h"
+#include "src/train/data/data.h"
+#include "src/train/optimizer/optimizer.h"
 #include "src/train/session.h"
 #include "src/train/stopwatch.h"
 #include "src/train/two_pass.h"
@@ -43,8 +44,8 @@ Config bench_config() {
   c.data.vocab_size = 16000;
   c.data.sources.resize(1);
   c.data.sources[0].format = SourceFormat::trans_de_en;
-  c.train.batch_size = 512;
-  c.train.chunk_tokens = 2048;
+  c.train.batch_size = 256;
+  c.train.chunk_tokens = 1024;
   c.train.activation_budget = kUnlimited;
   return c;
 }
@@ -266,6 +267,11 @@ void measure_round(Bench& bench, LayerProducts& products, const LocalBatch& batc
   f.padded_sorted.add(pad_sorted.seconds / one_pass);
   f.padded_unsorted.add(pad_unsorted.seconds / one_pass);
   f.extra_tokens.add(pad_unsorted.tokens / full.tokens);
+  Log::info(
+      "{}: {:.1f} GFLOP/s of products, a step {:.2f} s, half {:.2f} s, none {:.2f} s, padded "
+      "{:.2f} s and {:.2f} s",
+      name_of(bench.dtype()), rate * 1e-9, one_pass, half.seconds, none.seconds, pad_sorted.seconds,
+      pad_unsorted.seconds);
 }
 
 void print_table(const std::vector<std::pair<std::string, Samples Figures::*>>& rows,
@@ -369,7 +375,7 @@ int rate(Runtime& runtime, Config config, int64_t steps) {
 int vocabulary(Runtime& runtime, const Config& config, const std::string& path) {
   const auto grid = start_grid(config, CommBackend::mpi, runtime);
   const Dataset data(config.data, grid->world(), grid->node());
-  const auto tokenizer = Tokenizer::train(config.data, vocabulary_texts(data));
+  const auto tokenizer = Tokenizer::train(config.data, vocabulary_texts(data, 25'000));
   std::ofstream file(path, std::ios::binary);
   file << tokenizer->serialised();
   file.close();
