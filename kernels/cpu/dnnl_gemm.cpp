@@ -123,8 +123,19 @@ void dnnl_gemm(const Gemm& g) {
   }
 }
 
-bool prefers_dnnl(const Gemm&) {
+bool prefers_dnnl(const Gemm& g) {
+#if defined(_OPENMP)
+  // On one thread OpenBLAS is as fast and compiles nothing for a new number of tokens. On several
+  // it brings threads of its own beside OpenMP's, and the idle ones of either spin on the other's
+  // cores: its products then take up to twice as long. Small products are not worth compiling.
+  constexpr double kWorthCompiling = double{1 << 26};
+  return compute_threads() > 1 &&
+         static_cast<double>(g.m) * static_cast<double>(g.n) * static_cast<double>(g.k) >=
+             kWorthCompiling;
+#else
+  static_cast<void>(g);
   return false;
+#endif
 }
 
 std::string dnnl_text() {

@@ -18,8 +18,8 @@ struct Gemm {
 
 void blas_gemm(const Gemm& g);  // f32, f64
 void dnnl_gemm(const Gemm& g);  // f32, bf16
-// Whether oneDNN is the faster one for this product in f32: a fixed rule, so that equal shapes
-// always give equal bits.
+// Whether oneDNN is the faster one for this product in f32: a fixed rule, so that equal shapes on
+// equally many threads always give equal bits.
 bool prefers_dnnl(const Gemm& g);
 
 void set_blas_threads(int threads);

@@ -61,6 +61,28 @@ TEST(Gemm, MatchesTheDefinition) {
   }
 }
 
+// Large enough for the library that serves several threads.
+TEST(Gemm, LargeProductsOnTwoThreads) {
+  const int64_t m = 450, n = 400, k = 400;
+  set_compute_threads(2);
+  for (const Transpose ta : kBoth) {
+    for (const Transpose tb : kBoth) {
+      const bool a_turned = ta == Transpose::yes, b_turned = tb == Transpose::yes;
+      const Tensor a = random_tensor(a_turned ? Shape{k, m} : Shape{m, k}, DType::f32, 1);
+      const Tensor b = random_tensor(b_turned ? Shape{n, k} : Shape{k, n}, DType::f32, 2);
+      Tensor c = random_tensor({m, n}, DType::f32, 3), again({m, n}, DType::f32);
+      copy(again, c);
+      const Doubles expected = oracle(a_turned, b_turned, m, n, k, 0.035, to_doubles(a),
+                                      to_doubles(b), 1, to_doubles(c));
+      gemm(ta, tb, 0.035, a, b, 1, c);
+      gemm(ta, tb, 0.035, a, b, 1, again);
+      expect_near(c, expected, 60 * rounding(DType::f32) * std::sqrt(k), "two threads");
+      EXPECT_TRUE(same_bits(c, again));
+    }
+  }
+  set_compute_threads(1);
+}
+
 TEST(Gemm, EmptyProducts) {
   for (const Types types : kTypes) {
     for (const auto& [m, n, k] :
