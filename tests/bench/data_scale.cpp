@@ -12,7 +12,7 @@
 #include "comm/process_grid.h"
 #include "comm/runtime.h"
 #include "src/core/error.h"
-#include "src/train/data.h"
+#include "src/train/data/data.h"
 
 namespace amur {
 namespace {
