@@ -68,7 +68,7 @@ void walk(const Hdf5File& file, const std::string& object, Rows* objects, Rows* 
   }
   if (!file.is_group(object)) return;
   for (const std::string& child : file.children(object))
-    walk(file, (object == "/" ? "/" : object + "/") + child, objects, attributes);
+    walk(file, fmt::format("{}/{}", object == "/" ? "" : object, child), objects, attributes);
 }
 
 TEST(FormatDocument, ListsWhatAFileHas) {
