@@ -52,7 +52,7 @@ std::string pattern_of(const std::string& object) {
       {"metrics", {"<column>"}}};
   if (const auto it = kNames.find(steps[0]); it != kNames.end())
     for (size_t i = 1; i < steps.size(); ++i) steps[i] = it->second.at(i - 1);
-  return "/" + fmt::format("{}", fmt::join(steps, "/"));
+  return fmt::format("/{}", fmt::join(steps, "/"));
 }
 
 void walk(const Hdf5File& file, const std::string& object, Rows* objects, Rows* attributes) {
