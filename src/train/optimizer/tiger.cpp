@@ -150,13 +150,13 @@ void Tiger::update_parameter(Parameter& p, State& state, int64_t step, double al
         sign_update_by_row(state.momentum, rate, p.rms_floor, decay, p.value);
         break;
       }
-      const bool tokens = p.axes[0].role == AxisRole::vocab;
+      const bool positions = p.axes[0].role == AxisRole::position;
       std::vector<double> rates;
       rates.reserve(state.rows.size());
       for (int64_t r : state.rows) {
         int64_t& last = state.last_step.as<int64_t>()[r];
         const double pushes = std::min(static_cast<double>(step - last), tail_);
-        rates.push_back(rate * (tokens ? config_.embedding_rate : 1) * pushes);
+        rates.push_back(rate * (positions ? 1 : config_.embedding_rate) * pushes);
         last = step;
       }
       sign_update_of_rows(state.momentum, state.rows, rates, p.rms_floor, decay, p.value);

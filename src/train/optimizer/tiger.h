@@ -20,9 +20,8 @@
 //   m <- beta^n m + (1 - beta) g
 //   theta <- theta - alpha K min(n, T) max(RMS(row), rms_floor) (sign(m) + lambda theta)
 //
-// K = embedding_rate for token tables and 1 for position tables, which every text touches,
-// T = embedding_tail (0: 1/(1 - beta), the pushes that the momentum would still
-// have given). Dense rows are the published rule: every row at every step, K = T = 1.
+// K = embedding_rate, but 1 for position tables, which every text touches; T = embedding_tail (0:
+// 1/(1 - beta), the pushes that the momentum would still have given). Dense rows are the published rule: every row at every step, K = T = 1.
 #pragma once
 
 #include <vector>

@@ -307,6 +307,27 @@ TEST(Tiger, NonFiniteIsAgreedAndNamed) {
   }
 }
 
+// The rate of the lazy rule is for rare tokens; a position is in every text.
+TEST(Tiger, PositionRowsMoveAtThePlainRate) {
+  Communicator& dp = dp_group();
+  const auto stepped = [&](AxisRole role, double rate) {
+    ParameterSet set;
+    set.add(parameter("table", ParamKind::embedding, {4, 3}, DType::f64, 1));
+    set[0].axes[0].role = role;
+    OptimizerConfig config;
+    config.embedding_rate = rate;
+    auto tiger = Optimizer::make(config, set);
+    std::vector<uint8_t> bits(4, 1);
+    TensorView bitmaps[] = {TensorView(bits.data(), {4}, DType::u8)};
+    tiger->begin_step(0, 1, bitmaps, dp);
+    for (int64_t i = 0; i < 12; ++i) add_to_sink(set[0], i, gradient(0, i, 0, dp.rank()));
+    tiger->finish_step(0, 1e-3, dp);
+    return values(set[0].value);
+  };
+  EXPECT_EQ(stepped(AxisRole::position, 10), stepped(AxisRole::vocab, 1));
+  EXPECT_NE(stepped(AxisRole::vocab, 10), stepped(AxisRole::vocab, 1));
+}
+
 // Momentum and parameters are the same bits everywhere, in f32 too, and a big table goes in several
 // buckets.
 TEST(Tiger, RanksStayBitIdentical) {
