@@ -1,5 +1,5 @@
 // `amur COMMAND ...`: finds the subcommand. What a command does stands in its own file.
-#if defined(__GLIBC__)
+#if __has_include(<malloc.h>)
 #include <malloc.h>
 #endif
 
@@ -49,7 +49,7 @@ int run(int argc, char** argv) {
   std::vector<std::string> args(argv + 1, argv + argc);
   // A file that reaches the size limit is an error of that write, which is reported, not a signal.
   std::signal(SIGXFSZ, SIG_IGN);
-#if defined(__GLIBC__)
+#if defined(M_MMAP_THRESHOLD)
   // Large blocks go back to the system when they are freed. Left to itself, glibc raises this limit
   // to the largest block it has seen and keeps up to 32 MB of such blocks, in pieces.
   constexpr int kLargeBlock = 4 << 20;

@@ -117,11 +117,11 @@ const Home* home_of(const std::string& header) {
 // Headers of C++ have neither a dot nor a slash; those of the operating system are named here.
 bool is_system_header(const std::string& header) {
   static const std::set<std::string> posix = {
-      "arpa/inet.h",   "dirent.h",      "dlfcn.h",        "fcntl.h",      "netdb.h",
-      "netinet/in.h",  "poll.h",        "pthread.h",      "sched.h",      "signal.h",
-      "sys/file.h",    "sys/mman.h",    "sys/resource.h", "sys/socket.h", "sys/stat.h",
-      "sys/statvfs.h", "sys/syscall.h", "sys/time.h",     "sys/types.h",  "sys/wait.h",
-      "termios.h",     "unistd.h"};
+      "arpa/inet.h", "dirent.h",      "dlfcn.h",       "fcntl.h",        "netdb.h",
+      "malloc.h",    "netinet/in.h",  "poll.h",        "pthread.h",      "sched.h",
+      "signal.h",    "sys/file.h",    "sys/mman.h",    "sys/resource.h", "sys/socket.h",
+      "sys/stat.h",  "sys/statvfs.h", "sys/syscall.h", "sys/time.h",     "sys/types.h",
+      "sys/wait.h",  "termios.h",     "unistd.h"};
   return header.find_first_of("./") == std::string::npos || posix.contains(header);
 }
 
