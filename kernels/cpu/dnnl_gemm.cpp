@@ -95,7 +95,7 @@ class Cache {
   }
 
  private:
-  static constexpr size_t kMost = 512;
+  static constexpr size_t kMost = 128;
   using Entries = std::list<std::pair<Key, Product>>;
   std::mutex mutex_;
   Entries entries_;  // newest first
