@@ -32,11 +32,11 @@ rates() {
     $1 == precision && $2 == 2 { two[n] = $(NF - 1) }
     END {
       printf "| %s |", precision
-      for (i = 1; i <= n; i++) printf "%s %.0f", i > 1 ? "," : "", one[i]
+      for (i = 1; i <= n; i++) printf "%s %.0f", (i > 1 ? "," : ""), one[i]
       printf " |"
-      for (i = 1; i <= n; i++) printf "%s %.0f", i > 1 ? "," : "", two[i]
+      for (i = 1; i <= n; i++) printf "%s %.0f", (i > 1 ? "," : ""), two[i]
       printf " |"
-      for (i = 1; i <= n; i++) printf "%s %.2f", i > 1 ? "," : "", two[i] / one[i]
+      for (i = 1; i <= n; i++) printf "%s %.2f", (i > 1 ? "," : ""), two[i] / one[i]
       printf " |\n"
     }' "$folder/rates"
 }
