@@ -85,11 +85,17 @@ class Reference {
                                          batch.other_positives.begin() + batch.other_first[i + 1]);
   }
 
-  ReferenceLoss loss() { return evaluate(nullptr); }
+  double loss() {
+    embed(nullptr);
+    return reference_loss_value(config_.loss, model_.log_scale_value(), model_.loss_bias_value(),
+                                rows_);
+  }
 
   // Also fills the gradient sinks of the model.
   ReferenceLoss loss_and_gradient(GradientBuffers& buffers) {
-    ReferenceLoss result = evaluate(&saved_);
+    embed(&saved_);
+    ReferenceLoss result =
+        reference_loss(config_.loss, model_.log_scale_value(), model_.loss_bias_value(), rows_);
     const int64_t width = model_.embedding_size();
     std::vector<double> dz = result.dq;
     dz.insert(dz.end(), result.dk.begin(), result.dk.end());
@@ -129,7 +135,7 @@ class Reference {
     return c;
   }
 
-  ReferenceLoss evaluate(SavedTensors* saved) {
+  void embed(SavedTensors* saved) {
     const int64_t width = model_.embedding_size();
     unit_vectors_.clear();
     norms_.clear();
@@ -147,7 +153,6 @@ class Reference {
         unit_vectors_.begin() + static_cast<long>(batch_.queries.size()) * static_cast<long>(width);
     rows_.queries.values.assign(unit_vectors_.begin(), split);
     rows_.documents.values.assign(split, unit_vectors_.end());
-    return reference_loss(config_.loss, model_.log_scale_value(), model_.loss_bias_value(), rows_);
   }
 
   EmbeddingModel& model_;
@@ -321,7 +326,7 @@ double direction_error(EmbeddingModel& model, Reference& reference, size_t index
     const double step = 1e-4 * rms * std::sqrt(static_cast<double>(n)) / length;
     const auto loss_at = [&](double h) {
       for (size_t k = 0; k < n; ++k) values[k] = saved[k] + h * v[k];
-      return reference.loss().loss;
+      return reference.loss();
     };
     // Fourth order, so that the step can be large against rounding.
     const double slope =

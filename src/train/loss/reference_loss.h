@@ -35,4 +35,8 @@ struct ReferenceLoss {
 ReferenceLoss reference_loss(const LossConfig& config, double log_scale, double bias,
                              const ReferenceBatch& batch, std::span<const double> row_weights = {});
 
+// The loss alone: a fraction of the work.
+double reference_loss_value(const LossConfig& config, double log_scale, double bias,
+                            const ReferenceBatch& batch);
+
 }  // namespace amur
