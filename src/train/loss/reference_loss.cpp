@@ -28,6 +28,7 @@ struct Problem {
   std::vector<int64_t> right;         // [rows] column
   std::vector<double> weight;         // [rows]
   std::vector<char> masked;           // [rows, columns]
+  int64_t masked_count = 0;           // a text as its own candidate not counted
   std::vector<double> scores;         // [rows, columns], -inf where masked
   bool masked_at(size_t i, size_t j) const { return masked[i * columns.size() + j] != 0; }
 };
@@ -148,7 +149,8 @@ Problem make_problem(const LossConfig& config, double log_scale, double bias,
     for (size_t j = 0; j < m; ++j) {
       if (static_cast<int64_t>(j) == p.right[i]) continue;
       const Text column = j < first_document ? query_text(j) : document_text(j - first_document);
-      bool mask = all && p.rows[i] == p.columns[j];  // itself
+      const bool itself = all && p.rows[i] == p.columns[j];
+      bool mask = itself;
       if (config.mask_duplicates) {
         mask |= column.id == row.partner || (column.paired && column.partner == row.id) ||
                 (all && column.id == row.id);
@@ -156,6 +158,7 @@ Problem make_problem(const LossConfig& config, double log_scale, double bias,
           for (uint64_t other : batch.other_positives[i]) mask |= column.id == other;
       }
       p.masked[i * m + j] = mask;
+      p.masked_count += mask && !itself;
     }
   }
 
@@ -181,6 +184,7 @@ ReferenceLoss reference_loss(const LossConfig& config, double log_scale, double 
   std::vector<double> g(p.scores.size(), 0);
   ReferenceLoss result;
   result.loss = loss_of(config, p, g);
+  result.masked = p.masked_count;
   result.dq.assign(batch.queries.values.size(), 0);
   result.dk.assign(batch.documents.values.size(), 0);
   const auto gradient_of = [&](size_t text) {

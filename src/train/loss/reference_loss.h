@@ -28,6 +28,7 @@ struct ReferenceLoss {
   double scale_gradient = 0, scale_magnitude = 0;  // sum of G (S - b), and of its magnitudes
   double bias_gradient = 0, bias_magnitude = 0;
   std::vector<double> dq, dk;  // dL/dz
+  int64_t masked = 0;          // candidates left out, a text as its own candidate not counted
 };
 
 // `row_weights` [queries] replaces 1/N: the weight of each query's row (and of its column, in the

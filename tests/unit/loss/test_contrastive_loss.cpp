@@ -1,5 +1,5 @@
-// The loss stage on all ranks of this run against the naive matrix, and what it must refuse or
-// bear.
+// The loss stage on all ranks of this run against the materialised matrix, and what it must
+// refuse or bear.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 
 #include "src/core/random.h"
 #include "src/train/loss/contrastive_loss.h"
+#include "src/train/loss/reference_loss.h"
 #include "tests/unit/loss/dp_group.h"
-#include "tests/unit/loss/naive_contrastive.h"
 
 namespace amur {
 namespace {
@@ -53,32 +53,38 @@ std::vector<double> unit_vector(RandomKey key, double pull_to_first) {
   return v;
 }
 
+void add_row(ReferenceRows& rows, const std::vector<double>& values) {
+  rows.values.insert(rows.values.end(), values.begin(), values.end());
+  ++rows.rows;
+}
+
 // The global batch, the same on every rank. Documents stand in query order, positives at different
 // places among the negatives; those of query i are first_document[i] .. first_document[i+1]-1.
 struct Global {
-  naive::Batch batch;
+  ReferenceBatch batch;
   std::vector<size_t> first_document{0};
 };
 
 Global make_batch(int queries, const Content& content, uint64_t seed, double pull = 0.5) {
   const RandomKey key = RandomKey(seed).fold(static_cast<uint64_t>(RandomPurpose::probe));
   Global global;
-  naive::Batch& b = global.batch;
+  ReferenceBatch& b = global.batch;
+  b.queries.width = b.documents.width = kWidth;
   for (int i = 0; i < queries; ++i) {
     const auto u = static_cast<uint64_t>(i);
     const RandomKey own = key.fold(u);
-    b.queries.push_back(unit_vector(own.fold(0), pull));
+    add_row(b.queries, unit_vector(own.fold(0), pull));
     b.query_ids.push_back(content.duplicates ? 1000 + u % 7 : 1000 + u);
     const int negatives = content.negatives == 0 ? 0 : i % (content.negatives + 1);
     for (int d = 0; d <= negatives; ++d) {
-      const uint64_t n = b.documents.size();
-      if (d == i % (negatives + 1)) b.positive.push_back(static_cast<int>(n));
-      b.documents.push_back(unit_vector(own.fold(static_cast<uint64_t>(1 + d)), pull));
+      const auto n = static_cast<uint64_t>(b.documents.rows);
+      if (d == i % (negatives + 1)) b.positive.push_back(static_cast<int32_t>(n));
+      add_row(b.documents, unit_vector(own.fold(static_cast<uint64_t>(1 + d)), pull));
       b.document_ids.push_back(content.duplicates ? 2000 + (n * 5) % 13 : 2000 + n);
     }
-    b.others.emplace_back();
-    if (content.others && i % 3 == 0) b.others.back() = {2000 + (u * 7) % 11, 2001, 99};
-    global.first_document.push_back(b.documents.size());
+    b.other_positives.emplace_back();
+    if (content.others && i % 3 == 0) b.other_positives.back() = {2000 + (u * 7) % 11, 2001, 99};
+    global.first_document.push_back(static_cast<size_t>(b.documents.rows));
   }
   return global;
 }
@@ -96,16 +102,16 @@ struct Local {
 };
 
 template <class T>
-Tensor to_tensor(const naive::Matrix& m, size_t first, size_t count) {
+Tensor to_tensor(const ReferenceRows& m, size_t first, size_t count) {
   Tensor t({static_cast<int64_t>(count), kWidth}, dtype_of<T>);
-  for (size_t i = 0; i < count; ++i)
-    for (size_t d = 0; d < kWidth; ++d) t.as<T>()[i * kWidth + d] = static_cast<T>(m[first + i][d]);
+  for (size_t i = 0; i < count * kWidth; ++i)
+    t.as<T>()[i] = static_cast<T>(m.values[first * kWidth + i]);
   return t;
 }
 
 template <class T>
 Local local_part(const Global& global, const std::vector<int>& counts, int rank) {
-  const naive::Batch& b = global.batch;
+  const ReferenceBatch& b = global.batch;
   Local l;
   for (int r = 0; r < rank; ++r)
     l.first_query += static_cast<size_t>(counts[static_cast<size_t>(r)]);
@@ -122,7 +128,7 @@ Local local_part(const Global& global, const std::vector<int>& counts, int rank)
   for (size_t i = l.first_query; i < end; ++i) {
     l.query_ids.push_back(b.query_ids[i]);
     l.positive.push_back(b.positive[i] - static_cast<int32_t>(l.first_document));
-    l.others.insert(l.others.end(), b.others[i].begin(), b.others[i].end());
+    l.others.insert(l.others.end(), b.other_positives[i].begin(), b.other_positives[i].end());
     l.other_first.push_back(static_cast<int32_t>(l.others.size()));
   }
   return l;
@@ -132,19 +138,18 @@ struct Squares {
   double difference = 0, reference = 0;
 };
 template <class T>
-void compare(const Tensor& mine, const naive::Matrix& reference, size_t first, Squares& squares) {
-  for (int64_t i = 0; i < mine.shape()[0]; ++i) {
-    for (int64_t d = 0; d < kWidth; ++d) {
-      const double x = reference[first + static_cast<size_t>(i)][static_cast<size_t>(d)];
-      const double y = static_cast<double>(mine.as<T>()[i * kWidth + d]);
-      squares.difference += (x - y) * (x - y);
-      squares.reference += x * x;
-    }
+void compare(const Tensor& mine, const std::vector<double>& reference, size_t first,
+             Squares& squares) {
+  for (int64_t i = 0; i < mine.elements(); ++i) {
+    const double x = reference[first * kWidth + static_cast<size_t>(i)];
+    const double y = static_cast<double>(mine.as<T>()[i]);
+    squares.difference += (x - y) * (x - y);
+    squares.reference += x * x;
   }
 }
 // ||g - g*|| / ||g*|| over all ranks.
 template <class T>
-double gradient_error(const Local& l, const naive::Result& reference, Communicator& dp) {
+double gradient_error(const Local& l, const ReferenceLoss& reference, Communicator& dp) {
   Squares q, k;
   compare<T>(l.dq, reference.dq, l.first_query, q);
   compare<T>(l.dk, reference.dk, l.first_document, k);
@@ -157,32 +162,27 @@ double gradient_error(const Local& l, const naive::Result& reference, Communicat
 struct Case {
   std::string name;
   LossConfig config;
-  naive::Options options;
   double log_scale = std::log(12.0), bias = 0;
 };
+
+ReferenceLoss reference_of(const Case& c, const ReferenceBatch& batch,
+                           std::span<const double> row_weights = {}) {
+  return reference_loss(c.config, c.log_scale, c.bias, batch, row_weights);
+}
 
 std::vector<Case> kinds() {
   std::vector<Case> cases(5);
   cases[0].name = "one direction";
   cases[0].config.symmetric = false;
   cases[1].name = "symmetric";
-  cases[1].options.kind = naive::Kind::symmetric;
   cases[2].name = "siglip";
   cases[3].name = "all texts";
   cases[4].name = "siglip, all texts";
   for (size_t i : {2, 4}) {
     cases[i].config.kind = LossKind::siglip;
-    cases[i].options.kind = naive::Kind::siglip;
     cases[i].bias = -3;
   }
-  for (size_t i : {3, 4}) {
-    cases[i].config.candidates = LossCandidates::all;
-    cases[i].options.all_texts = true;
-  }
-  for (Case& c : cases) {
-    c.options.log_scale = c.log_scale;
-    c.options.bias = c.bias;
-  }
+  for (size_t i : {3, 4}) cases[i].config.candidates = LossCandidates::all;
   return cases;
 }
 
@@ -191,17 +191,19 @@ void expect_equal(const Case& c, const Global& global, const std::vector<int>& c
                   double bound) {
   Communicator& dp = dp_group();
   Local l = local_part<T>(global, counts, dp.rank());
-  const naive::Result expected = naive::contrastive(global.batch, c.options);
+  const ReferenceLoss expected = reference_of(c, global.batch);
   const ContrastiveOutput out =
       contrastive_loss(c.config, c.log_scale, c.bias, l.input(), l.dq, l.dk, dp);
   EXPECT_LE(gradient_error<T>(l, expected, dp), bound);
   EXPECT_LE(std::fabs(out.loss - expected.loss), bound * std::max(1e-3, expected.loss));
-  EXPECT_LE(std::fabs(out.scale_gradient - expected.dt), bound * expected.dt_magnitude);
-  EXPECT_LE(std::fabs(out.bias_gradient - (c.config.kind == LossKind::siglip ? expected.db : 0)),
-            bound * std::max(1.0, std::fabs(expected.db)));
+  EXPECT_LE(std::fabs(out.scale_gradient - expected.scale_gradient),
+            bound * expected.scale_magnitude);
+  EXPECT_LE(std::fabs(out.bias_gradient -
+                      (c.config.kind == LossKind::siglip ? expected.bias_gradient : 0)),
+            bound * std::max(1.0, std::fabs(expected.bias_gradient)));
   EXPECT_EQ(out.masked, expected.masked);
-  EXPECT_EQ(out.queries, std::ssize(global.batch.queries));
-  EXPECT_EQ(out.documents, std::ssize(global.batch.documents));
+  EXPECT_EQ(out.queries, global.batch.queries.rows);
+  EXPECT_EQ(out.documents, global.batch.documents.rows);
 }
 
 TEST(ContrastiveLoss, EqualsTheWholeMatrix) {
@@ -213,7 +215,6 @@ TEST(ContrastiveLoss, EqualsTheWholeMatrix) {
       for (const bool mask : {true, false}) {
         if (!mask && !content.duplicates) continue;
         c.config.mask_duplicates = mask;
-        c.options.mask = mask;
         const Global global = make_batch(29, content, 5);
         for (Split how : {Split::even, Split::uneven, Split::empty}) {
           const std::vector<int> counts = split(how, 29, ranks);
@@ -260,36 +261,35 @@ TEST(ContrastiveLoss, WrongSchemesFailTheBound) {
   const std::vector<int> counts = split(Split::even, queries, dp.size());
   Local l = local_part<double>(global, counts, dp.rank());
   contrastive_loss(c.config, c.log_scale, c.bias, l.input(), l.dq, l.dk, dp);
-  EXPECT_LE(gradient_error<double>(l, naive::contrastive(global.batch, c.options), dp), kBound64);
+  EXPECT_LE(gradient_error<double>(l, reference_of(c, global.batch), dp), kBound64);
 
   // The mean over four ranks of uneven local means.
-  naive::Options uneven = c.options;
+  std::vector<double> weights;
   for (int rows : {12, 4, 9, 5})
-    for (int i = 0; i < rows; ++i) uneven.row_weights.push_back(1.0 / (4 * rows));
-  EXPECT_GT(gradient_error<double>(l, naive::contrastive(global.batch, uneven), dp), 1e-2);
+    weights.insert(weights.end(), static_cast<size_t>(rows), 1.0 / (4 * rows));
+  EXPECT_GT(gradient_error<double>(l, reference_of(c, global.batch, weights), dp), 1e-2);
 
   // Naive accumulation: chunks that see only themselves.
-  naive::Result naive_sum;
-  naive_sum.dq.assign(queries, std::vector<double>(kWidth));
-  naive_sum.dk = naive_sum.dq;
-  const size_t chunk = 10;
-  for (size_t first = 0; first < queries; first += chunk) {
-    naive::Batch part;
-    for (size_t i = first; i < first + chunk; ++i) {
-      part.queries.push_back(global.batch.queries[i]);
-      part.documents.push_back(global.batch.documents[i]);
-      part.query_ids.push_back(global.batch.query_ids[i]);
-      part.document_ids.push_back(global.batch.document_ids[i]);
-      part.positive.push_back(static_cast<int>(i - first));
-      part.others.emplace_back();
+  ReferenceLoss naive_sum;
+  const int chunk = 10;
+  for (int first = 0; first < queries; first += chunk) {
+    ReferenceBatch part;
+    part.queries.width = part.documents.width = kWidth;
+    for (int i = first; i < first + chunk; ++i) {
+      const auto row = [&](const ReferenceRows& rows) {
+        const auto begin = rows.values.begin() + i * kWidth;
+        return std::vector<double>(begin, begin + kWidth);
+      };
+      add_row(part.queries, row(global.batch.queries));
+      add_row(part.documents, row(global.batch.documents));
+      part.query_ids.push_back(global.batch.query_ids[static_cast<size_t>(i)]);
+      part.document_ids.push_back(global.batch.document_ids[static_cast<size_t>(i)]);
+      part.positive.push_back(i - first);
+      part.other_positives.emplace_back();
     }
-    const naive::Result r = naive::contrastive(part, c.options);
-    for (size_t i = 0; i < chunk; ++i) {
-      for (size_t d = 0; d < kWidth; ++d) {
-        naive_sum.dq[first + i][d] = r.dq[i][d] / 3;
-        naive_sum.dk[first + i][d] = r.dk[i][d] / 3;
-      }
-    }
+    const ReferenceLoss own = reference_of(c, part);
+    for (double g : own.dq) naive_sum.dq.push_back(g / 3);
+    for (double g : own.dk) naive_sum.dk.push_back(g / 3);
   }
   EXPECT_GT(gradient_error<double>(l, naive_sum, dp), 1e-2);
 }
@@ -319,12 +319,13 @@ TEST(ContrastiveLoss, KeepsRelativePrecisionWhenSolved) {
   Communicator& dp = dp_group();
   Global global = make_batch(8, {}, 21, 0);
   for (size_t i = 0; i < 8; ++i) {
-    global.batch.queries[i].assign(kWidth, 0);
-    global.batch.queries[i][i] = 1;
-    global.batch.documents[i] = global.batch.queries[i];
+    std::vector<double>& q = global.batch.queries.values;
+    std::fill_n(q.begin() + static_cast<long>(i) * kWidth, kWidth, 0.0);
+    q[i * kWidth + i] = 1;
   }
+  global.batch.documents.values = global.batch.queries.values;
   Case c = kinds()[1];
-  c.log_scale = c.options.log_scale = std::log(12.0);
+  c.log_scale = std::log(12.0);
   const std::vector<int> counts = split(Split::even, 8, dp.size());
   expect_equal<float>(c, global, counts, 2e-6);
   // Further out even the double reference cancels: every row has seven equal wrong candidates.
