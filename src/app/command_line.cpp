@@ -175,11 +175,12 @@ void RunOptions::declare_json(CommandLine& line) {
             "print one JSON document on standard output; messages go to standard error");
 }
 
-void RunOptions::check_device() const {
+CommBackend RunOptions::backend() const {
   if (device == "cuda")
     throw UsageError("--device cuda: this build has no CUDA back end; use --device cpu");
   if (comm == "nccl")
     throw UsageError("--comm nccl: this build has no NCCL back end; use --comm mpi");
+  return comm == "mpi" ? CommBackend::mpi : CommBackend::automatic;
 }
 
 }  // namespace amur

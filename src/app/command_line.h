@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "comm/process_grid.h"
+
 namespace amur {
 
 class CommandLine {
@@ -54,8 +56,9 @@ struct RunOptions {
   void declare_run(CommandLine& line);     // --run-dir and --resume
   void declare_device(CommandLine& line);  // --device and --comm
   void declare_json(CommandLine& line);
-  // Refuses what this build or this machine does not have. Call after parsing.
-  void check_device() const;
+  // What --comm asks for. Refuses devices and back ends that this build does not have. Call after
+  // parsing.
+  CommBackend backend() const;
 };
 
 }  // namespace amur

@@ -3,6 +3,7 @@
 
 #include "src/app/command_line.h"
 #include "src/app/commands.h"
+#include "src/app/output.h"
 #include "src/core/log.h"
 #include "src/train/embed_file.h"
 #include "src/train/session.h"
@@ -23,17 +24,13 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
   options.declare_set(line);
   options.declare_device(line);
   options.declare_json(line);
-  if (!line.parse(args)) {
-    if (runtime.rank() == 0) std::cout << line.help();
-    return kExitOk;
-  }
-  options.check_device();
+  if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
+  const CommBackend backend = options.backend();
   if (embed.input.empty()) throw UsageError("--input is missing: a file, or - for standard input");
   if (!embed.output.ends_with(".npy") && !embed.output.ends_with(".h5"))
     throw UsageError("--output '{}': give a name ending with .npy or .h5", embed.output);
   runtime.set_phase("reading the checkpoint");
-  const auto grid =
-      start_grid(checkpoint_config(checkpoint, options.overrides), CommBackend::automatic, runtime);
+  const auto grid = start_grid(checkpoint_config(checkpoint, options.overrides), backend, runtime);
   TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
   embed.tower = tower == "document" ? 1 : 0;
   if (prefix != "default")

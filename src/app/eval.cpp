@@ -2,6 +2,7 @@
 
 #include "src/app/command_line.h"
 #include "src/app/commands.h"
+#include "src/app/output.h"
 #include "src/core/log.h"
 #include "src/train/evaluation.h"
 #include "src/train/session.h"
@@ -36,14 +37,11 @@ int run_eval(Runtime& runtime, const std::vector<std::string>& args) {
   options.declare_set(line);
   options.declare_device(line);
   options.declare_json(line);
-  if (!line.parse(args)) {
-    if (runtime.rank() == 0) std::cout << line.help();
-    return kExitOk;
-  }
-  options.check_device();
+  if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
+  const CommBackend backend = options.backend();
   runtime.set_phase("reading the checkpoint");
   Config config = checkpoint_config(checkpoint, options.overrides);
-  const auto grid = start_grid(config, CommBackend::automatic, runtime);
+  const auto grid = start_grid(config, backend, runtime);
   TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
   if (!data_path.empty()) evaluate_on_file(trained.config, data_path);
   runtime.set_phase("opening the data");

@@ -19,8 +19,7 @@ int run_inspect(Runtime& runtime, const std::vector<std::string>& args) {
   line.flag("brief", brief, "leave the statistics out, which read every tensor");
   run_options.declare_json(line);
   line.footer("Exit code 4: the file or one of its tensors is damaged.");
-  const bool help = !line.parse(args);
-  if (help) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
+  if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
   runtime.set_phase("reading the checkpoint");
   options.path = resolve_checkpoint(path);
   // By every rank, so that a file that is none is refused by all of them together.

@@ -3,6 +3,7 @@
 
 #include "src/app/command_line.h"
 #include "src/app/commands.h"
+#include "src/app/output.h"
 #include "src/train/trainer.h"
 
 namespace amur {
@@ -20,18 +21,15 @@ int run_train(Runtime& runtime, const std::vector<std::string>& args) {
   line.footer(
       "Under mpirun or srun every rank takes its share; nothing else has to be set.\n"
       "Exit code 75: interrupted by a signal, checkpoint written, start the same command again.");
-  if (!line.parse(args)) {
-    if (runtime.rank() == 0) std::cout << line.help();
-    return kExitOk;
-  }
-  options.check_device();
+  if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
+  const CommBackend backend = options.backend();
   TrainOptions train_options;
   train_options.resume = options.resume;
   train_options.run_dir = options.run_dir.empty()
                               ? "runs/" + std::filesystem::path(config_path).stem().string()
                               : options.run_dir;
-  const TrainResult result = train(load_config(config_path, options.overrides), train_options,
-                                   CommBackend::automatic, runtime);
+  const TrainResult result =
+      train(load_config(config_path, options.overrides), train_options, backend, runtime);
   if (options.json && runtime.rank() == 0) std::cout << to_json(result) << '\n';
   return result.interrupted ? kExitInterrupted : kExitOk;
 }

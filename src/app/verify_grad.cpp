@@ -2,6 +2,7 @@
 
 #include "src/app/command_line.h"
 #include "src/app/commands.h"
+#include "src/app/output.h"
 #include "src/train/session.h"
 #include "src/train/verify_gradient.h"
 
@@ -22,11 +23,8 @@ int run_verify_grad(Runtime& runtime, const std::vector<std::string>& args) {
   options.declare_device(line);
   options.declare_json(line);
   line.footer("Exit code 0: within the bounds; 5: not.");
-  if (!line.parse(args)) {
-    if (runtime.rank() == 0) std::cout << line.help();
-    return kExitOk;
-  }
-  options.check_device();
+  if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
+  const CommBackend backend = options.backend();
   if (samples < 2) throw UsageError("--samples {}: a contrastive batch needs at least 2", samples);
   const GradientFault fault =
       fault_name == "naive-accumulation"      ? GradientFault::naive_accumulation
@@ -34,7 +32,7 @@ int run_verify_grad(Runtime& runtime, const std::vector<std::string>& args) {
       : fault_name == "temperature-in-replay" ? GradientFault::temperature_in_replay
                                               : GradientFault::none;
   Config config = load_config(config_path, options.overrides);
-  const auto grid = start_grid(config, CommBackend::automatic, runtime);
+  const auto grid = start_grid(config, backend, runtime);
   runtime.set_phase("opening the data");
   const Dataset data(config.data, grid->world(), grid->node());
   const auto tokenizer = make_tokenizer(config, data, grid->world());

@@ -163,8 +163,6 @@ Config parse_config(const std::string& yaml, const std::string& origin,
 std::string to_yaml(const Config& config);
 // docs/configuration.md.
 std::string configuration_reference();
-// Every key with its default and meaning, one a line, for --help.
-std::string configuration_summary();
 
 // How a key may change on resume: `fixed` keys decide the model or the data order.
 struct ConfigDifference {

@@ -384,8 +384,9 @@ void declare_parameter_groups(Group& group) {
              {"scalar", "scalar"}},
             "which parameters", kFixed);
   key.whole("layer", &P::layer, between(-1, 1024), "of which layer, from 0; -1: any", kFixed);
-  key.real("learning_rate", &P::learning_rate, at_least(0), "multiplier of the learning rate");
-  key.real("decay", &P::decay, at_least(0), "multiplier of the weight decay");
+  key.real("learning_rate", &P::learning_rate, at_least(0), "multiplier of the learning rate",
+           kFixed);
+  key.real("decay", &P::decay, at_least(0), "multiplier of the weight decay", kFixed);
   key.flag("frozen", &P::frozen, "these parameters are not trained and have no optimizer state",
            kFixed);
 }

@@ -230,18 +230,6 @@ std::string configuration_reference() {
   return out;
 }
 
-std::string configuration_summary() {
-  std::string out;
-  for (const Group& group : schema()) {
-    for (const Key& key : group.keys) {
-      std::string name = group.name + (group.is_list() ? ".N." : ".") + key.name;
-      out += fmt::format("  {:<36} {}\n", fmt::format("{}={}", name, default_text(group, key)),
-                         key.doc);
-    }
-  }
-  return out;
-}
-
 std::vector<ConfigDifference> compare_configs(const Config& saved, const Config& now) {
   struct Pair {
     std::string saved = "absent", now = "absent";

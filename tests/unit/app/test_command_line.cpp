@@ -77,12 +77,12 @@ TEST(CommandLine, HelpComesFirst) {
 
 TEST(CommandLine, RefusesAbsentDevices) {
   RunOptions options;
-  EXPECT_NO_THROW(options.check_device());
+  EXPECT_EQ(options.backend(), CommBackend::automatic);
   options.device = "cuda";
-  EXPECT_THROW(options.check_device(), UsageError);
+  EXPECT_THROW(options.backend(), UsageError);
   options.device = "cpu";
   options.comm = "nccl";
-  EXPECT_THROW(options.check_device(), UsageError);
+  EXPECT_THROW(options.backend(), UsageError);
 }
 
 }  // namespace
