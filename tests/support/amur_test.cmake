@@ -25,7 +25,7 @@ function(amur_test name)
     foreach(ranks ${T_RANKS})
       add_test(NAME ${name}.${ranks} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} $<TARGET_FILE:${name}>)
       set_tests_properties(${name}.${ranks} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "mpi;${T_LABELS}"
-        ENVIRONMENT "${AMUR_TEST_ENVIRONMENT}" PROCESSORS 2)
+        ENVIRONMENT "${AMUR_TEST_ENVIRONMENT};AMUR_TEST_SECONDS=${T_TIMEOUT}" PROCESSORS 2)
     endforeach()
   else()
     target_link_libraries(${name} PRIVATE ${T_LIBRARIES} GTest::gtest GTest::gtest_main)
