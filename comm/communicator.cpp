@@ -129,6 +129,22 @@ void Communicator::run(CollectiveRecord record, Backend&& backend) {
   trace_->leave();
 }
 
+// The check comes when the sum is asked for, by the caller's thread; the sum itself may come later.
+void Communicator::start_side_sum(CollectiveRecord record, std::span<const TensorView> tensors,
+                                  std::span<const TensorView> residuals) {
+  record.group = name_;
+  record.sequence = ++sequence_;
+  const CollectiveRecord kept = record;
+  trace_->throw_if_interrupted();
+  trace_->enter(std::move(record));
+  try {
+    if (trace_->check_collectives()) compare_over_group(kept);
+    do_side_sum(tensors, residuals, trace_->detach());
+  } catch (const CommError& error) {
+    throw CommError("{}.{} at {}: {}", name_, kept.op, kept.site.text(), error.what());
+  }
+}
+
 void Communicator::compare_over_group(const CollectiveRecord& record) {
   // max(h) and max(~h) = ~min(h) in one go: all equal where they say the same.
   const auto hash = static_cast<int64_t>(record.hash());
@@ -146,6 +162,10 @@ void Communicator::all_reduce(std::span<const TensorView> tensors, ReduceOp op, 
   CollectiveRecord record = describe_list(tensors, all_reduce_name(op), site);
   for (const TensorView& t : tensors)
     require(t.dtype() != DType::u8 || op != ReduceOp::sum, record.op, "u8 has no sum", site);
+  if (stream.handle() != nullptr && stream.device() == Device::cpu() && size_ > 1) {
+    require(op == ReduceOp::sum, record.op, "the side stream takes sums only", site);
+    return start_side_sum(std::move(record), tensors, {});
+  }
   run(std::move(record), [&] { do_all_reduce(tensors, op, stream); });
 }
 
@@ -176,6 +196,30 @@ void Communicator::broadcast(std::span<const TensorView> tensors, int root, Stre
   CollectiveRecord record = describe_list(tensors, "broadcast", site);
   record.root = root;
   run(std::move(record), [&] { do_broadcast(tensors, root, stream); });
+}
+
+void Communicator::all_reduce_rounded(std::span<const TensorView> tensors,
+                                      std::span<const TensorView> residuals, Stream stream,
+                                      CallSite site) {
+  CollectiveRecord record = describe_list(tensors, "all_reduce rounded sum", site);
+  require(tensors.size() == residuals.size(), record.op, "a residual for each tensor", site);
+  for (size_t i = 0; i < tensors.size(); ++i)
+    require(tensors[i].dtype() == DType::f32 && residuals[i].dtype() == DType::f32 &&
+                residuals[i].shape() == tensors[i].shape(),
+            record.op, fmt::format("tensor {} and its residual are not f32 of one shape", i), site);
+  if (size_ == 1) {
+    for (const TensorView& r : residuals) fill_zero(r, stream);
+    return;
+  }
+  require(stream.handle() != nullptr, record.op, "wants the side stream", site);
+  start_side_sum(std::move(record), tensors, residuals);
+}
+
+Stream Communicator::side_stream(const SideStreamOptions& options, CallSite site) {
+  if (size_ == 1) return {};
+  Stream stream;
+  run(describe("side_stream", -1, site), [&] { stream = do_side_stream(options); });
+  return stream;
 }
 
 void Communicator::synchronize(Stream stream, CallSite site) {

@@ -18,6 +18,23 @@ namespace amur {
 
 enum class ReduceOp : uint8_t { sum, max, min };
 
+// How large sums travel on the side stream of a group.
+struct SideStreamOptions {
+  // They go on while the caller computes; otherwise they are done when the call returns. The result
+  // is the same to the bit.
+  bool overlap = true;
+  // Ranks of one machine add through shared memory, and one of them exchanges with the other
+  // machines; otherwise every rank exchanges with every other.
+  bool through_nodes = true;
+  bool operator==(const SideStreamOptions&) const = default;
+};
+
+// What the side stream of a group has done since it was opened.
+struct SideTraffic {
+  double seconds = 0;      // its collectives took
+  int64_t bytes_sent = 0;  // by this rank in messages; what passes through shared memory is none
+};
+
 class Trace;
 struct CollectiveRecord;
 
@@ -49,6 +66,18 @@ class Communicator {
                       Stream stream = {}, CallSite site = CallSite::here());
   void broadcast(std::span<const TensorView> tensors, int root, Stream stream = {},
                  CallSite site = CallSite::here());
+  // A sum of f32 tensors in which what travels between machines (or, without `through_nodes`,
+  // between ranks) is rounded to bf16. What that took away is put into `residuals`, of the same
+  // shapes: the result plus the residuals of all ranks is the sum. Side stream only.
+  void all_reduce_rounded(std::span<const TensorView> tensors,
+                          std::span<const TensorView> residuals, Stream stream,
+                          CallSite site = CallSite::here());
+  // The stream of sums that run beside the work of the caller, in the order of the calls: tensors
+  // must stay as they are until `synchronize` on it. It takes `all_reduce` with ReduceOp::sum, of
+  // one list of f32 or f64 tensors, and all_reduce_rounded. Opens it where that was not done yet.
+  // Collective.
+  Stream side_stream(const SideStreamOptions& options, CallSite site = CallSite::here());
+  virtual SideTraffic side_traffic() const { return {}; }
   // The one blocking point of the data plane: polls for errors and for the watchdog.
   void synchronize(Stream stream = {}, CallSite site = CallSite::here());
 
@@ -84,6 +113,11 @@ class Communicator {
                                  Stream stream) = 0;
   virtual void do_broadcast(std::span<const TensorView> tensors, int root, Stream stream) = 0;
   virtual void do_synchronize(Stream stream) = 0;
+  // Starts a sum on the side stream and calls Trace::end(ticket) when it is done. No residuals:
+  // exact.
+  virtual void do_side_sum(std::span<const TensorView> tensors,
+                           std::span<const TensorView> residuals, uint64_t ticket) = 0;
+  virtual Stream do_side_stream(const SideStreamOptions& options) = 0;
   // Control plane, on host memory: always MPI.
   virtual void host_barrier() = 0;
   virtual void host_all_reduce(TensorView tensor, ReduceOp op) = 0;
@@ -93,6 +127,8 @@ class Communicator {
 
   template <class Backend>
   void run(CollectiveRecord record, Backend&& backend);
+  void start_side_sum(CollectiveRecord record, std::span<const TensorView> tensors,
+                      std::span<const TensorView> residuals);
   void compare_over_group(const CollectiveRecord& record);
   template <class T>
   T reduce_value(T value, ReduceOp op, const char* name, CallSite site);

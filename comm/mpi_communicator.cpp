@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "comm/mpi_check.h"
+#include "comm/side_queue.h"
 #include "comm/trace.h"
 
 namespace amur {
@@ -179,6 +180,7 @@ MpiCommunicator::MpiCommunicator(std::unique_ptr<Group> group, int rank, int siz
     : Communicator(rank, size, std::move(name), trace), group_(std::move(group)) {}
 
 MpiCommunicator::~MpiCommunicator() {
+  side_.reset();
   // A failure here has no one to tell: the run is over.
   if (std::uncaught_exceptions() == 0) MPI_Comm_free(&group_->comm);
 }
@@ -365,7 +367,32 @@ void MpiCommunicator::host_broadcast(TensorView tensor, int root) {
 }
 
 void MpiCommunicator::do_synchronize(Stream stream) {
-  stream.synchronize();
+  if (side_ && stream.handle() == side_.get())
+    side_->wait();
+  else
+    stream.synchronize();
+}
+
+Stream MpiCommunicator::do_side_stream(const SideStreamOptions& options) {
+  if (!side_) side_ = std::make_unique<SideQueue>(&group_->comm, options, trace());
+  AMUR_CHECK(side_->options() == options, "the side stream of {} has other options", name());
+  return Stream(Device::cpu(), side_.get());
+}
+
+void MpiCommunicator::do_side_sum(std::span<const TensorView> tensors,
+                                  std::span<const TensorView> residuals, uint64_t ticket) {
+  AMUR_CHECK(side_, "the side stream of {} is not open", name());
+  for (const TensorView& t : tensors) {
+    require_cpu(t.device());
+    AMUR_CHECK(
+        t.dtype() == tensors[0].dtype() && (t.dtype() == DType::f32 || t.dtype() == DType::f64),
+        "the side stream takes f32 or f64, not {}", name_of(t.dtype()));
+  }
+  side_->submit(tensors, residuals, ticket);
+}
+
+SideTraffic MpiCommunicator::side_traffic() const {
+  return side_ ? side_->traffic() : SideTraffic{};
 }
 
 void MpiCommunicator::host_barrier() {

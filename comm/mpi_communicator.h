@@ -10,6 +10,8 @@
 
 namespace amur {
 
+class SideQueue;
+
 // Waits poll non-blocking operations, so that the watchdog can end them. The same call on the same
 // grid gives the same bits.
 class MpiCommunicator : public Communicator {
@@ -25,6 +27,7 @@ class MpiCommunicator : public Communicator {
   ~MpiCommunicator() override;
 
   const void* mpi_handle() const override;
+  SideTraffic side_traffic() const override;
 
  private:
   struct Group;  // the MPI_Comm
@@ -39,6 +42,9 @@ class MpiCommunicator : public Communicator {
                          Stream stream) override;
   void do_broadcast(std::span<const TensorView> tensors, int root, Stream stream) override;
   void do_synchronize(Stream stream) override;
+  void do_side_sum(std::span<const TensorView> tensors, std::span<const TensorView> residuals,
+                   uint64_t ticket) override;
+  Stream do_side_stream(const SideStreamOptions& options) override;
   void host_barrier() override;
   void host_all_reduce(TensorView tensor, ReduceOp op) override;
   void host_all_gather(ConstTensorView shard, TensorView full,
@@ -50,6 +56,7 @@ class MpiCommunicator : public Communicator {
                             int64_t columns);
 
   std::unique_ptr<Group> group_;
+  std::unique_ptr<SideQueue> side_;  // once its stream was asked for
   // Small and bf16 tensors of an all-reduce are gathered here; grows to one piece at most.
   std::vector<std::byte> staging_;
 };

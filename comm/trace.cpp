@@ -54,10 +54,39 @@ void Trace::leave() {
   in_collective_ = false;
 }
 
+// A ticket is the number of collectives entered, this one included.
+uint64_t Trace::detach() {
+  std::lock_guard lock(mutex_);
+  ++events_;
+  in_collective_ = false;
+  return collectives_;
+}
+
+void Trace::end(uint64_t ticket) {
+  std::lock_guard lock(mutex_);
+  if (ticket + kKept > collectives_) ring_[(ticket - 1) % kKept].done = true;
+  ++events_;
+}
+
+void Trace::wait_for(uint64_t ticket) {
+  std::lock_guard lock(mutex_);
+  awaited_ = ticket;
+  in_collective_ = true;
+  ++events_;
+}
+
+void Trace::waited() {
+  std::lock_guard lock(mutex_);
+  awaited_ = 0;
+  in_collective_ = false;
+  ++events_;
+}
+
 Position Trace::position() const {
   std::lock_guard lock(mutex_);
   Position p{phase_, events_, collectives_, in_collective_, {}};
-  if (collectives_ > 0) p.last = ring_[(collectives_ - 1) % kKept];
+  const uint64_t shown = awaited_ > 0 && awaited_ + kKept > collectives_ ? awaited_ : collectives_;
+  if (shown > 0) p.last = ring_[(shown - 1) % kKept];
   return p;
 }
 

@@ -1,5 +1,5 @@
 // What this rank is doing: its phase and its last collectives, for error messages, the check mode
-// and the watchdog. Written by the main thread, read by the watchdog's.
+// and the watchdog. Written by the threads that communicate, read by the watchdog's.
 #pragma once
 
 #include <array>
@@ -35,7 +35,9 @@ struct Position {
   uint64_t events = 0;       // grows with every phase, advance and collective
   uint64_t collectives = 0;  // entered so far, over all groups
   bool in_collective = false;
-  CollectiveRecord last;  // meaningful when collectives > 0
+  // The newest, or the one beside the main thread that it waits for; meaningful when collectives >
+  // 0.
+  CollectiveRecord last;
 };
 
 class Trace {
@@ -49,6 +51,12 @@ class Trace {
   // `enter` before a collective, `leave` once it succeeded. Not nested.
   void enter(CollectiveRecord record);
   void leave();
+  // Instead of `leave`: the collective goes on beside the main thread, which may wait for it by its
+  // ticket.
+  uint64_t detach();
+  void end(uint64_t ticket);
+  void wait_for(uint64_t ticket);
+  void waited();
 
   Position position() const;
   // The newest `count` records, oldest first.
@@ -81,6 +89,7 @@ class Trace {
   uint64_t events_ = 0;
   uint64_t collectives_ = 0;
   bool in_collective_ = false;
+  uint64_t awaited_ = 0;  // ticket; 0: none
   std::atomic<bool> check_collectives_{false};
   std::atomic<bool> interrupted_{false};
 };

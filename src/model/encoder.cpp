@@ -53,12 +53,16 @@ Linear add_projection(const ModelConfig& config, const std::string& prefix,
 
 struct Encoder::Parts {
   Parts(const ModelConfig& c, const std::string& prefix, ParameterSet& parameters)
-      : config(c), embedding(c, prefix + ".embeddings", parameters) {
+      : config(c),
+        set(parameters),
+        first(parameters.size()),
+        embedding(c, prefix + ".embeddings", parameters) {
     const bool pre = c.norm_position == NormPosition::pre;
     // The norm in front of the next block: under post-norm, that of the block before.
     std::optional<Norm> norm;
     for (int64_t i = 0; i < c.layers; ++i) {
       const std::string layer = fmt::format("{}.layers.{}", prefix, i);
+      layer_first.push_back(parameters.size());
       const auto add = [&](const std::string& name, DropoutPlace place, auto make) {
         if (pre && !blocks.empty()) norm.emplace(c, name + ".norm", parameters);
         std::unique_ptr<Branch> branch = make(name);
@@ -76,12 +80,20 @@ struct Encoder::Parts {
         return std::make_unique<FeedForward>(c, name, parameters);
       });
     }
+    layer_first.push_back(parameters.size());
     if (pre && c.layers > 0) norm.emplace(c, prefix + ".norm", parameters);
     final_norm = std::move(norm);
     if (c.projection > 0) projection.emplace(add_projection(c, prefix, parameters));
+    end = parameters.size();
   }
 
   ModelConfig config;
+  ParameterSet& set;
+  // Places in the set: of the encoder's own, and of the layers (the end of the last one too). A
+  // norm that belongs to a layer by its name acts in it, or, under post-norm, in front of the next
+  // one, whose backward comes before.
+  size_t first, end = 0;
+  std::vector<size_t> layer_first;
   Embedding embedding;
   std::vector<std::unique_ptr<ResidualBlock>> blocks;  // attention and feed-forward in turn
   std::vector<Attention*> attentions;                  // those in `blocks`
@@ -156,8 +168,25 @@ void Encoder::backward(const Context& context, TensorView dh) {
       p.embedding.forward(context, x);
       p.blocks[i]->backward(context, x, g);
     }
+    // Two blocks a layer.
+    if (context.group_done && i % 2 == 0) context.group_done((p.blocks.size() - 2 - i) / 2);
   }
   p.embedding.backward(context, g);
+  if (context.group_done) context.group_done(p.blocks.size() / 2);
+}
+
+std::vector<std::vector<Parameter*>> Encoder::backward_groups() {
+  Parts& p = *parts_;
+  std::vector<std::vector<Parameter*>> groups;
+  for (size_t layer = p.layer_first.size() - 1; layer-- > 0;) {
+    groups.emplace_back();
+    for (size_t i = p.layer_first[layer]; i < p.layer_first[layer + 1]; ++i)
+      groups.back().push_back(&p.set[i]);
+  }
+  groups.emplace_back();
+  for (size_t i = p.first; i < p.end; ++i)
+    if (i < p.layer_first.front() || i >= p.layer_first.back()) groups.back().push_back(&p.set[i]);
+  return groups;
 }
 
 size_t Encoder::saved_bytes(int64_t tokens, int64_t sequences, DType dtype) const {

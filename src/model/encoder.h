@@ -45,6 +45,10 @@ class Encoder {
   // the gradient sinks.
   void backward(const Context& context, TensorView dh);
 
+  // The parameters in the order in which `backward` finishes them: those of each layer, the last
+  // layer first, then the others.
+  std::vector<std::vector<Parameter*>> backward_groups();
+
   // Bytes that `forward` leaves in context.saved for a chunk of this size, exactly (on this tp
   // rank, once the parameters are allocated).
   size_t saved_bytes(int64_t tokens, int64_t sequences, DType dtype) const;

@@ -7,6 +7,7 @@
 // sink.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -80,6 +81,9 @@ struct Context {
   DType dtype = DType::f32;         // of activations
   bool training = false;            // dropout on
   Stream stream;
+  // Backward only: is told the index of each group of Encoder::backward_groups() once this pass has
+  // added all to its sinks; may be empty.
+  std::function<void(size_t)> group_done;
 
   // No dropout outside training.
   DropoutSite dropout(double probability, uint64_t layer, DropoutPlace place) const {

@@ -67,6 +67,13 @@ void EmbeddingModel::clamp_scale(double scale_max) {
   set_scalar(*log_scale_, std::clamp(log_scale_value(), 0.0, std::log(scale_max)));
 }
 
+std::vector<std::vector<Parameter*>> EmbeddingModel::backward_groups() {
+  std::vector<std::vector<Parameter*>> groups;
+  if (document_) groups = document_->backward_groups();
+  for (auto& group : query_->backward_groups()) groups.push_back(std::move(group));
+  return groups;
+}
+
 std::map<std::string, double> EmbeddingModel::constants() {
   std::map<std::string, double> values;
   for (int which = 0; which < (separate_towers() ? 2 : 1); ++which)

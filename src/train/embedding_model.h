@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "src/model/encoder.h"
 #include "src/train/config/config.h"
@@ -34,6 +35,9 @@ class EmbeddingModel {
   ParameterSet& parameters() { return parameters_; }
   // Towers: 0 for queries, 1 for documents; the same encoder where they are shared.
   Encoder& tower(int which) { return which == 1 && document_ ? *document_ : *query_; }
+  // Parameters in the order in which pass 2 finishes them: the groups of the document tower, where
+  // it is another one, then those of the query tower. Without temperature and bias.
+  std::vector<std::vector<Parameter*>> backward_groups();
   bool separate_towers() const { return document_ != nullptr; }
   int64_t embedding_size() const { return query_->embedding_size(); }
   DType dtype() const { return dtype_; }                              // of activations

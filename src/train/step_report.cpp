@@ -46,6 +46,7 @@ void StepReporter::add(const StepReport& r, Communicator& dp) {
   const int64_t truncated = dp.sum(r.truncated);
   // Backward costs twice the forward; recomputation is not counted as work.
   const double flops = 3 * dp.sum(r.forward_flops);
+  const int64_t sync_bytes = dp.sum(r.sync.bytes_sent);
   const double seconds = dp.max(r.seconds);
   const double memory = dp.max(static_cast<double>(peak_resident_bytes()));
   const double loss = r.batches > 0 ? r.loss : std::numeric_limits<double>::quiet_NaN();
@@ -73,7 +74,9 @@ void StepReporter::add(const StepReport& r, Communicator& dp) {
       {"seconds_loss", r.times.loss},
       {"seconds_pass2", r.times.pass2},
       {"seconds_sync", r.times.sync},
-      {"seconds_update", r.times.update}};
+      {"seconds_update", r.times.update},
+      {"seconds_sync_under_way", r.sync.seconds},
+      {"sync_bytes_sent", static_cast<double>(sync_bytes)}};
   nlohmann::ordered_json json;
   if (history_.columns.empty())
     for (const auto& [name, value] : columns) {

@@ -136,6 +136,12 @@ void Trainer::build() {
   apply_parameter_groups(config_.optimizer, model_->parameters());
   optimizer_ =
       Optimizer::make(config_.optimizer, model_->parameters(), config_.loss.scale_learning_rate);
+  SyncOptions sync;
+  sync.stream = grid_->dp().side_stream(
+      {.overlap = config_.parallel.overlap_sync, .through_nodes = config_.parallel.node_sync});
+  sync.groups = model_->backward_groups();
+  sync.rounded = config_.parallel.sync_precision == SyncPrecision::bf16;
+  optimizer_->set_sync(std::move(sync));
   if (resume_from_) {
     if (info_.optimizer != optimizer_->name())
       throw UsageError("optimizer.kind: '{}' was trained with {}, not {}", *resume_from_,
@@ -232,6 +238,7 @@ void Trainer::skip_step(const std::string& why) {
 // One optimizer step. False: a stop was asked for before anything was accumulated.
 bool Trainer::step() {
   StepReport report;
+  const SideTraffic before = grid_->dp().side_traffic();
   Stopwatch whole, watch;
   const auto k = static_cast<size_t>(config_.train.accumulate);
   std::vector<LocalBatch> batches;
@@ -258,7 +265,11 @@ bool Trainer::step() {
       report.times.update += watch.lap();
       begun = true;
     }
-    two_pass_->pass2(report.times);
+    if (&batch == &batches.back())
+      two_pass_->pass2(report.times,
+                       [&](size_t group) { optimizer_->group_done(group, grid_->dp()); });
+    else
+      two_pass_->pass2(report.times);
     report.add(gradient, batch);
     ++finite;
   }
@@ -268,6 +279,8 @@ bool Trainer::step() {
     const double factor = schedule_factor(config_.optimizer, info_.step, schedule_steps_);
     optimizer_->sum_over_ranks(info_.step, grid_->dp());
     report.times.sync = watch.lap();
+    const SideTraffic after = grid_->dp().side_traffic();
+    report.sync = {after.seconds - before.seconds, after.bytes_sent - before.bytes_sent};
     optimizer_->update(info_.step, factor * config_.optimizer.learning_rate);
     model_->clamp_scale(config_.loss.scale_max);
     report.times.update += watch.lap();
@@ -308,6 +321,7 @@ void Trainer::save_checkpoint() {
   if (saved_step_ == info_.step) return;
   runtime_.set_phase("writing a checkpoint");
   Stopwatch watch;
+  optimizer_->settle(grid_->dp());
   const std::string path = folder_.checkpoint_path(info_.step);
   const std::vector<OptimizerSlot> slots = optimizer_->slots();
   Checkpoint::save(path, info_, model_->parameters(), slots,

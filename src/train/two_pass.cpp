@@ -1,5 +1,6 @@
 #include "src/train/two_pass.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <utility>
@@ -173,11 +174,18 @@ void accumulate_scalar(Parameter* p, double gradient) {
 
 }  // namespace
 
-void TwoPass::pass2(StepTimes& times) {
+void TwoPass::pass2(StepTimes& times, const GroupDone& group_done) {
   Stopwatch watch;
   const size_t count = chunks_.size();
+  const size_t groups_before_queries =
+      model_.separate_towers() ? model_.tower(1).backward_groups().size() : 0;
   for (size_t i = count; i-- > 0;) {
     PlannedChunk& planned = chunks_[i];
+    const bool last_of_tower =
+        std::none_of(chunks_.begin(), chunks_.begin() + static_cast<std::ptrdiff_t>(i),
+                     [&](const PlannedChunk& c) {
+                       return &model_.tower(c.tower) == &model_.tower(planned.tower);
+                     });
     runtime_.set_phase(fmt::format("pass 2, chunk {}/{}", count - i, count));
     ScratchScope scope(scratch_);
     const auto sequences = static_cast<int64_t>(planned.chunk.units.size());
@@ -189,7 +197,13 @@ void TwoPass::pass2(StepTimes& times) {
     }
     const ChunkView view = planned.packed->view();
     gather_rows(gradients_, planned.chunk.units, h);
-    model_.tower(planned.tower).backward(context(view, true), h);
+    Context backward = context(view, true);
+    if (group_done && last_of_tower) {
+      const bool queries = &model_.tower(planned.tower) == &model_.tower(0);
+      const size_t offset = queries ? groups_before_queries : 0;
+      backward.group_done = [&group_done, offset](size_t group) { group_done(offset + group); };
+    }
+    model_.tower(planned.tower).backward(backward, h);
     planned.packed.reset();
   }
   if (dp_.rank() == 0) {

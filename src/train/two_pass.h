@@ -23,6 +23,7 @@ class Runtime;
 
 // Seconds of one step.
 struct StepTimes {
+  // `sync`: what the sum over ranks takes behind pass 2.
   double data = 0, pass1 = 0, loss = 0, pass2 = 0, sync = 0, update = 0;
 };
 
@@ -45,9 +46,13 @@ class TwoPass {
 
   // Pass 1 and the loss stage. The batch must stay alive until `pass2`. Collective.
   BatchGradient pass1(const LocalBatch& batch, int64_t step, StepTimes& times);
+  // Is told the index of each of EmbeddingModel::backward_groups() once this rank has added all to
+  // its sinks.
+  using GroupDone = std::function<void(size_t)>;
+
   // Pass 2: adds this rank's gradients to the sinks of the parameters; temperature and bias
   // (complete in the loss stage) on dp rank 0 only. Not collective. Must follow a finite pass 1.
-  void pass2(StepTimes& times);
+  void pass2(StepTimes& times, const GroupDone& group_done = nullptr);
 
   // Replaces `contrastive_loss`: how `amur verify-grad --break` makes the mistakes that its
   // certificate must catch.

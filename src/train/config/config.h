@@ -114,10 +114,15 @@ struct TrainConfig {
   int64_t max_skipped_steps = 10;  // in a row, non-finite
 };
 
+enum class SyncPrecision : uint8_t { fp32, bf16 };
+
 struct ParallelConfig {
   int64_t dp = 0;  // 0: all ranks / tp
   int64_t tp = 1;
   int64_t threads = 0;
+  bool overlap_sync = true;
+  bool node_sync = true;
+  SyncPrecision sync_precision = SyncPrecision::fp32;
 };
 
 struct CheckpointConfig {

@@ -15,6 +15,7 @@ class Checker {
     data();
     loss();
     optimizer();
+    parallel();
     train();
     return std::move(problems_);
   }
@@ -112,6 +113,14 @@ class Checker {
                "{} matches nothing: the model has {} layers, counted from 0", o.groups[i].layer,
                c_.model.layers);
     }
+  }
+
+  void parallel() {
+    if (c_.parallel.sync_precision != SyncPrecision::bf16) return;
+    if (c_.optimizer.kind != OptimizerKind::tiger)
+      report("parallel.sync_precision", "bf16 needs optimizer.kind tiger");
+    if (c_.train.precision == Precision::fp64)
+      report("parallel.sync_precision", "bf16 needs train.precision fp32 or bf16");
   }
 
   void train() {

@@ -437,6 +437,17 @@ void declare_parallel(Group& group) {
   key.whole("tp", &P::tp, between(1, 1024), "tensor-parallel ranks");
   key.whole("threads", &P::threads, between(0, 1024),
             "compute threads of a rank; 0: the cores of a machine shared by its ranks");
+  key.flag("overlap_sync", &P::overlap_sync,
+           "sum over ranks while the last backward pass of a step goes on; the result is the same "
+           "to the bit");
+  key.flag("node_sync", &P::node_sync,
+           "ranks of one machine add through shared memory, and one of them exchanges with the "
+           "other machines; false: every rank exchanges with every other");
+  key.words("sync_precision", &P::sync_precision,
+             {{"fp32", SyncPrecision::fp32}, {"bf16", SyncPrecision::bf16}},
+             "bf16: inexact; what travels between machines is rounded, and what was rounded away "
+             "is added in the next step and before a checkpoint. Takes 4 bytes a parameter more. "
+             "Only with optimizer.kind tiger");
 }
 
 void declare_checkpoint(Group& group) {

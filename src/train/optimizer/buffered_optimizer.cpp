@@ -3,14 +3,14 @@
 #include <cmath>
 
 #include "kernels/elementwise.h"
-#include "src/train/optimizer/gradient_sync.h"
 #include "src/train/optimizer/rates.h"
 
 namespace amur {
 
 BufferedOptimizer::BufferedOptimizer(const OptimizerConfig& config, ParameterSet& parameters,
                                      double scalar_learning_rate)
-    : config_(config),
+    : Optimizer(parameters),
+      config_(config),
       parameters_(parameters),
       scalar_learning_rate_(scalar_learning_rate),
       gradients_(zeros_like_parameters()) {}
@@ -30,17 +30,12 @@ void BufferedOptimizer::begin_step(int64_t, double weight, std::span<TensorView>
     p.sink_scale = weight;
     if (p.sink.defined()) fill_zero(p.sink);
   }
+  sync().begin([](size_t) { return GradientSync::Part(); });
 }
 
-void BufferedOptimizer::sum_over_ranks(int64_t step, Communicator& dp) {
-  require_finite_gradients(
-      parameters_, step,
-      [&](size_t i) { return !gradients_[i].defined() || all_finite(gradients_[i]); }, dp);
-  std::vector<TensorView> sums;
-  for (Tensor& g : gradients_)
-    if (g.defined()) sums.push_back(g);
-  if (!sums.empty()) dp.all_reduce(sums, ReduceOp::sum);
-  dp.synchronize();
+void BufferedOptimizer::set_sync(SyncOptions options) {
+  AMUR_CHECK(!options.rounded, "{} has no place for what rounding takes away", name());
+  Optimizer::set_sync(std::move(options));
 }
 
 void BufferedOptimizer::update(int64_t step, double alpha) {

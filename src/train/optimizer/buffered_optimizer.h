@@ -1,5 +1,5 @@
 // Base of the optimizers that need the gradient apart from their state: a buffer a parameter,
-// cleared at begin_step and summed over dp at sum_over_ranks.
+// cleared at begin_step and summed over dp.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,7 @@ class BufferedOptimizer : public Optimizer {
  public:
   void begin_step(int64_t step, double weight, std::span<TensorView> touched,
                   Communicator& dp) override;
-  void sum_over_ranks(int64_t step, Communicator& dp) override;
+  void set_sync(SyncOptions options) override;
   void update(int64_t step, double alpha) override;
   double last_gradient_norm() const override { return norm_; }
 

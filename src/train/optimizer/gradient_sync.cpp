@@ -1,20 +1,130 @@
 #include "src/train/optimizer/gradient_sync.h"
 
-namespace amur {
+#include <algorithm>
+#include <map>
 
-void require_finite_gradients(const ParameterSet& parameters, int64_t step,
-                              const std::function<bool(size_t)>& finite, Communicator& dp) {
-  size_t first = 0;
-  while (first < parameters.size() && finite(first)) ++first;
+#include "kernels/elementwise.h"
+
+namespace amur {
+namespace {
+
+// Touched rows travel packed, about this much at a time.
+constexpr size_t kPackedBytes = size_t{4} << 20;
+
+}  // namespace
+
+GradientSync::GradientSync(ParameterSet& parameters) : parameters_(parameters) {
+  set_options({});
+}
+
+void GradientSync::set_options(SyncOptions options) {
+  options_ = std::move(options);
+  std::map<const Parameter*, size_t> place;
+  for (size_t i = 0; i < parameters_.size(); ++i) place[&parameters_[i]] = i;
+  buckets_.clear();
+  std::vector<bool> named(parameters_.size(), false);
+  for (const auto& group : options_.groups) {
+    buckets_.emplace_back();
+    for (const Parameter* p : group) {
+      const size_t i = place.at(p);
+      buckets_.back().push_back(i);
+      named[i] = true;
+    }
+  }
+  buckets_.emplace_back();
+  for (size_t i = 0; i < parameters_.size(); ++i)
+    if (!named[i]) buckets_.back().push_back(i);
+}
+
+void GradientSync::begin(PartOf part_of) {
+  part_of_ = std::move(part_of);
+  ready_.assign(buckets_.size(), false);
+  started_ = 0;
+  not_finite_ = parameters_.size();
+}
+
+void GradientSync::group_done(size_t group, Communicator& dp) {
+  AMUR_CHECK(group + 1 < buckets_.size() && !ready_[group], "group {} of {} is done", group,
+             options_.groups.size());
+  ready_[group] = true;
+  start_ready(dp);
+}
+
+void GradientSync::start_ready(Communicator& dp) {
+  while (started_ < buckets_.size() && ready_[started_]) start(buckets_[started_++], dp);
+}
+
+void GradientSync::note_if_not_finite(size_t index, ConstTensorView view) {
+  if (index < not_finite_ && !all_finite(view)) not_finite_ = index;
+}
+
+void GradientSync::start(const std::vector<size_t>& bucket, Communicator& dp) {
+  std::vector<TensorView> sums, residuals;
+  for (const size_t i : bucket) {
+    const Parameter& p = parameters_[i];
+    const Part part = part_of_(i);
+    if (!p.sink.defined() || part.rows) continue;
+    note_if_not_finite(i, p.sink);
+    sums.push_back(p.sink);
+    residuals.push_back(part.residual);
+  }
+  if (sums.empty() || dp.size() == 1) return;
+  if (options_.rounded)
+    dp.all_reduce_rounded(sums, residuals, options_.stream);
+  else
+    dp.all_reduce(sums, ReduceOp::sum, options_.stream);
+}
+
+void GradientSync::sum_rows(size_t index, const Part& part, Communicator& dp) {
+  const TensorView sink = parameters_[index].sink;
+  const std::span<const int64_t> rows = *part.rows;
+  for (const int64_t r : rows) note_if_not_finite(index, sink.slice(r, 1));
+  if (rows.empty() || dp.size() == 1) return;
+  const auto row_bytes = static_cast<int64_t>(sink.slice(0, 1).bytes());
+  const int64_t at_once =
+      std::clamp<int64_t>(static_cast<int64_t>(kPackedBytes) / row_bytes, 1, std::ssize(rows));
+  Tensor packed({at_once, sink.columns()}, sink.dtype(), sink.device()), rounded_away;
+  if (options_.rounded) rounded_away = Tensor(packed.shape(), sink.dtype(), sink.device());
+  for (int64_t first = 0; first < std::ssize(rows); first += at_once) {
+    const int64_t count = std::min(at_once, std::ssize(rows) - first);
+    const auto each_row = [&](TensorView table, Tensor& buffer, auto&& f) {
+      for (int64_t k = 0; k < count; ++k)
+        f(table.slice(rows[static_cast<size_t>(first + k)], 1).reshape({1, sink.columns()}),
+          buffer.view().slice(k, 1));
+    };
+    const auto unpack = [](TensorView row, TensorView place) { copy(row, place); };
+    each_row(sink, packed, [](TensorView row, TensorView place) { copy(place, row); });
+    const TensorView sum = packed.view().slice(0, count);
+    if (options_.rounded) {
+      const TensorView rest = rounded_away.view().slice(0, count);
+      dp.all_reduce_rounded({&sum, 1}, {&rest, 1}, options_.stream);
+    } else {
+      dp.all_reduce(sum, ReduceOp::sum, options_.stream);
+    }
+    dp.synchronize(options_.stream);
+    each_row(sink, packed, unpack);
+    if (options_.rounded) each_row(part.residual, rounded_away, unpack);
+  }
+}
+
+void GradientSync::finish(int64_t step, Communicator& dp) {
+  ready_.assign(buckets_.size(), true);
+  start_ready(dp);
+  for (const auto& bucket : buckets_)
+    for (const size_t i : bucket)
+      if (const Part part = part_of_(i); part.rows && parameters_[i].sink.defined())
+        sum_rows(i, part, dp);
+
   const auto ranks = static_cast<int64_t>(dp.size());
-  const int64_t worst = dp.min(static_cast<int64_t>(first) * ranks + dp.rank());
+  const int64_t worst = dp.min(static_cast<int64_t>(not_finite_) * ranks + dp.rank());
+  dp.synchronize(options_.stream);
   const auto tensor = static_cast<size_t>(worst / ranks);
-  if (tensor == parameters.size()) return;
+  if (tensor == parameters_.size()) return;
   throw NumericError(
       "step {}: the gradient of {} is not finite on {} rank {}; the parameters are those of the "
       "step "
       "before. Resume from the newest checkpoint, with a lower optimizer.learning_rate or in fp32",
-      step, parameters[tensor].name, dp.name(), worst % ranks);
+      step, parameters_[tensor].name, dp.name(), worst % ranks);
 }
 
 }  // namespace amur

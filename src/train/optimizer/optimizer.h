@@ -10,6 +10,7 @@
 #include "comm/communicator.h"
 #include "src/model/parameter.h"
 #include "src/train/config/config.h"
+#include "src/train/optimizer/gradient_sync.h"
 
 namespace amur {
 
@@ -36,6 +37,9 @@ class Optimizer {
   virtual ~Optimizer() = default;
   virtual const char* name() const = 0;  // "tiger": the checkpoint's /optimizer/<name>
 
+  // How the sums of a step travel. Before the first step.
+  virtual void set_sync(SyncOptions options) { sync_.set_options(std::move(options)); }
+
   // Names every unfrozen parameter's sink and its scale. `weight` multiplies every gradient (1 for
   // one batch, 1/k for k independent ones). `touched` holds, per parameter of kind embedding
   // (frozen or not) in set order, the bitmap [rows] u8 of rows that this rank will touch in any
@@ -44,10 +48,13 @@ class Optimizer {
   // the others from 0. Collective over dp.
   virtual void begin_step(int64_t step, double weight, std::span<TensorView> touched,
                           Communicator& dp) = 0;
-  // Checks that what was accumulated is finite (NumericError naming the first tensor and the first
-  // rank that holds it, on every rank) and sums it over dp. Scalars (temperature, bias) have been
-  // given their gradient by the caller through their sink on dp rank 0 only. Collective.
-  virtual void sum_over_ranks(int64_t step, Communicator& dp) = 0;
+  // During the last backward pass of the step: nothing more will be added to the sinks of this
+  // group of SyncOptions::groups on this rank. Its sum may start. Never a must.
+  void group_done(size_t group, Communicator& dp) { sync_.group_done(group, dp); }
+  // Sums what was accumulated over dp; NumericError naming the first tensor that is not finite and
+  // the first rank that holds it, on every rank. Scalars (temperature, bias) have been given their
+  // gradient by the caller through their sink on dp rank 0 only. Collective.
+  void sum_over_ranks(int64_t step, Communicator& dp) { sync_.finish(step, dp); }
   // Updates the parameters with learning rate `alpha` = optimizer.learning_rate * schedule_factor.
   // Parameters, momentum and last_step are bit-identical on all ranks afterwards.
   virtual void update(int64_t step, double alpha) = 0;
@@ -56,11 +63,21 @@ class Optimizer {
     update(step, alpha);
   }
 
+  // Before the state is looked at from outside: brings back what rounded sums hold aside, exactly.
+  // Collective over dp.
+  virtual void settle(Communicator&) {}
   virtual std::vector<OptimizerSlot> slots() = 0;
   // Norm over all parameters (lazy tables: touched rows) of the gradient of the last step (adamw,
   // lion) or of the momentum after it (tiger, whose gradient never exists apart from the momentum).
   virtual double last_gradient_norm() const = 0;
   virtual size_t state_bytes() const = 0;
+
+ protected:
+  explicit Optimizer(ParameterSet& parameters) : sync_(parameters) {}
+  GradientSync& sync() { return sync_; }
+
+ private:
+  GradientSync sync_;
 };
 
 // Multiplies learning rate and decay of each parameter by those of the first entry of

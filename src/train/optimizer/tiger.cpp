@@ -5,18 +5,25 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/optimizer_update.h"
-#include "src/train/optimizer/gradient_sync.h"
 #include "src/train/optimizer/rates.h"
 
 namespace amur {
 namespace {
 
-constexpr size_t kBucketBytes = size_t{4} << 20;
+// What a rank's sink starts from: beta m on the owner, 0 elsewhere, and beta times the residual.
+void open_sink(double beta, TensorView momentum, TensorView residual, bool owner) {
+  if (owner)
+    scale(beta, momentum);
+  else
+    fill_zero(momentum);
+  if (residual.defined()) axpy(beta, residual, momentum);
+}
 
 }  // namespace
 
 Tiger::Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate)
-    : config_(config),
+    : Optimizer(parameters),
+      config_(config),
       parameters_(parameters),
       scalar_learning_rate_(scalar_learning_rate),
       tail_(config.embedding_tail > 0 ? config.embedding_tail : 1 / (1 - config.beta)),
@@ -62,11 +69,16 @@ void Tiger::begin_step(int64_t step, double weight, std::span<TensorView> touche
     if (!state.momentum.defined()) continue;
     if (state.lazy())
       open_rows(state, *bitmap++, step, owner);
-    else if (owner)
-      scale(config_.beta, state.momentum);
     else
-      fill_zero(state.momentum);
+      open_sink(config_.beta, state.momentum, state.residual, owner);
   }
+  sync().begin([this](size_t i) {
+    State& state = states_[i];
+    GradientSync::Part part;
+    if (state.lazy()) part.rows = state.rows;
+    part.residual = state.residual;
+    return part;
+  });
 }
 
 // Rows that nobody touches keep their momentum, the same on every rank.
@@ -79,53 +91,34 @@ void Tiger::open_rows(State& state, TensorView touched, int64_t step, bool owner
     const TensorView row = state.momentum.view().slice(r, 1);
     const int64_t gap = step - state.last_step.as<int64_t>()[r];
     AMUR_CHECK(gap >= 1, "step {} after step {}", step, state.last_step.as<int64_t>()[r]);
-    if (owner)
-      scale(std::pow(config_.beta, static_cast<double>(gap)), row);
-    else
-      fill_zero(row);
+    open_sink(std::pow(config_.beta, static_cast<double>(gap)), row,
+              state.residual.defined() ? state.residual.view().slice(r, 1) : TensorView(), owner);
   }
 }
 
-bool Tiger::finite(const State& state) const {
-  if (!state.momentum.defined()) return true;
-  if (!state.lazy()) return all_finite(state.momentum);
-  return std::all_of(state.rows.begin(), state.rows.end(),
-                     [&](int64_t r) { return all_finite(state.momentum.view().slice(r, 1)); });
-}
-
-void Tiger::sum_over_ranks(int64_t step, Communicator& dp) {
-  require_finite_gradients(
-      parameters_, step, [&](size_t i) { return finite(states_[i]); }, dp);
-  if (dp.size() == 1) return;
-  std::vector<TensorView> whole;
-  for (State& state : states_)
-    if (state.momentum.defined() && !state.lazy()) whole.push_back(state.momentum);
-  if (!whole.empty()) dp.all_reduce(whole, ReduceOp::sum);
-
-  // Touched rows travel packed, a bucket at a time.
+void Tiger::set_sync(SyncOptions options) {
+  const bool rounded = options.rounded;
+  sync().set_options(std::move(options));
   for (State& state : states_) {
-    if (!state.lazy() || state.rows.empty()) continue;
-    const TensorView momentum = state.momentum;
-    const auto rows = std::ssize(state.rows);
-    const size_t row_bytes = momentum.slice(0, 1).bytes();
-    const int64_t at_once =
-        std::clamp<int64_t>(static_cast<int64_t>(kBucketBytes / row_bytes), 1, rows);
-    Tensor bucket({at_once, momentum.columns()}, momentum.dtype(), momentum.device());
-    for (int64_t first = 0; first < rows; first += at_once) {
-      const int64_t count = std::min(at_once, rows - first);
-      const auto each_row = [&](auto&& f) {
-        for (int64_t k = 0; k < count; ++k) {
-          const TensorView row = momentum.slice(state.rows[static_cast<size_t>(first + k)], 1);
-          f(row.reshape({1, momentum.columns()}), bucket.view().slice(k, 1));
-        }
-      };
-      each_row([](TensorView row, TensorView packed) { copy(packed, row); });
-      dp.all_reduce(bucket.view().slice(0, count), ReduceOp::sum);
-      dp.synchronize();
-      each_row([](TensorView row, TensorView packed) { copy(row, packed); });
-    }
+    if (!rounded || !state.momentum.defined()) continue;
+    AMUR_CHECK(state.momentum.dtype() == DType::f32, "rounded sums need f32 parameters");
+    state.residual = Tensor::zeros(state.momentum.shape(), DType::f32, state.momentum.device());
   }
-  dp.synchronize();
+}
+
+// Per-row sinks of lazy tables hold rows that this step did not touch, whose residual stays.
+void Tiger::settle(Communicator& dp) {
+  std::vector<TensorView> residuals;
+  for (State& state : states_)
+    if (state.residual.defined()) residuals.push_back(state.residual);
+  if (residuals.empty()) return;
+  dp.all_reduce(residuals, ReduceOp::sum, sync().options().stream);
+  dp.synchronize(sync().options().stream);
+  for (State& state : states_) {
+    if (!state.residual.defined()) continue;
+    axpy(1, state.residual, state.momentum);
+    fill_zero(state.residual);
+  }
 }
 
 void Tiger::update_parameter(Parameter& p, State& state, int64_t step, double alpha) const {
@@ -196,6 +189,7 @@ size_t Tiger::state_bytes() const {
   size_t bytes = 0;
   for (const State& state : states_) {
     if (state.momentum.defined()) bytes += state.momentum.bytes();
+    if (state.residual.defined()) bytes += state.residual.bytes();
     if (state.lazy()) bytes += state.last_step.bytes();
   }
   return bytes;

@@ -21,7 +21,12 @@
 //   theta <- theta - alpha K min(n, T) max(RMS(row), rms_floor) (sign(m) + lambda theta)
 //
 // K = embedding_rate, but 1 for position tables, which every text touches; T = embedding_tail (0:
-// 1/(1 - beta), the pushes that the momentum would still have given). Dense rows are the published rule: every row at every step, K = T = 1.
+// 1/(1 - beta), the pushes that the momentum would still have given). Dense rows are the published
+// rule: every row at every step, K = T = 1.
+//
+// Sums may be rounded to bf16 where they travel between machines (inexact). What is rounded away on
+// a rank, e, belongs to the momentum: m plus the e of all ranks is the exact one. A step opens from
+// beta (m + e) on the owner and from beta e elsewhere, and `settle` adds all e to m in fp32.
 #pragma once
 
 #include <vector>
@@ -35,10 +40,11 @@ class Tiger : public Optimizer {
   Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate);
 
   const char* name() const override { return "tiger"; }
+  void set_sync(SyncOptions options) override;
   void begin_step(int64_t step, double weight, std::span<TensorView> touched,
                   Communicator& dp) override;
-  void sum_over_ranks(int64_t step, Communicator& dp) override;
   void update(int64_t step, double alpha) override;
+  void settle(Communicator& dp) override;
   std::vector<OptimizerSlot> slots() override;
   double last_gradient_norm() const override { return norm_; }
   size_t state_bytes() const override;
@@ -48,11 +54,11 @@ class Tiger : public Optimizer {
     Tensor momentum;            // as the parameter; undefined while frozen
     Tensor last_step;           // [rows] i64, lazy tables only: step that last touched the row
     std::vector<int64_t> rows;  // touched in this step, ascending
+    Tensor residual;            // as momentum, where sums are rounded: see below
     bool lazy() const { return last_step.defined(); }
   };
 
   void open_rows(State& state, TensorView touched, int64_t step, bool owner) const;
-  bool finite(const State& state) const;
   void update_parameter(Parameter& parameter, State& state, int64_t step, double alpha) const;
   double sum_of_squares_of(const State& state) const;
 
