@@ -61,9 +61,9 @@ fi
 [ $long = yes ] || finish
 
 # Speed and end-to-end learning say nothing new under a sanitizer and take many times as long there.
-attempt "soak" suite release 480 --label-regex soak
+attempt "soak" suite release 900 --label-regex soak
 attempt "build asan" configure_and_build asan
-attempt "test asan" suite asan 540 --label-exclude 'soak|slow'
+attempt "test asan" suite asan 900 --label-exclude 'soak|slow'
 attempt "build tsan" configure_and_build tsan
-attempt "test tsan" suite tsan 420 --label-exclude 'soak|slow'
+attempt "test tsan" suite tsan 900 --label-exclude 'soak|slow|serial'
 finish

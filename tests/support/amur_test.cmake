@@ -1,6 +1,7 @@
 # amur_test(NAME SOURCES... [LIBRARIES ...] [RANKS 1 2 ...] [TIMEOUT seconds] [LABELS ...])
 #   without RANKS: a plain GoogleTest program; with RANKS: one ctest entry a rank count, under mpirun.
-#   Labels with a meaning to launch/test.sh: slow (not under sanitizers), soak (only with --long).
+#   Labels with a meaning to launch/test.sh: slow (not under sanitizers), serial (no second thread:
+#   not under ThreadSanitizer), soak (only with --long).
 set(AMUR_TEST_ENVIRONMENT
   OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
   OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_pml=ob1
@@ -20,6 +21,14 @@ function(amur_test name)
   endif()
   math(EXPR T_TIMEOUT "${T_TIMEOUT} * ${AMUR_TEST_TIME_FACTOR}")
   add_executable(${name} ${T_SOURCES})
+  if(AMUR_SANITIZE)
+    # More ranks run no other code.
+    set(few ${T_RANKS})
+    list(FILTER few INCLUDE REGEX "^[23]$")
+    if(few)
+      set(T_RANKS ${few})
+    endif()
+  endif()
   if(T_RANKS)
     target_link_libraries(${name} PRIVATE amur_test_support ${T_LIBRARIES})
     foreach(ranks ${T_RANKS})
