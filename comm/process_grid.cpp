@@ -43,4 +43,8 @@ ProcessGrid::ProcessGrid(Runtime& runtime, GridShape shape, CommBackend backend)
 
 ProcessGrid::~ProcessGrid() = default;
 
+std::unique_ptr<Communicator> ProcessGrid::world_beside(const std::string& name, Trace& trace) {
+  return MpiCommunicator::split(world_->mpi_handle(), 0, name, &trace);
+}
+
 }  // namespace amur

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -30,8 +31,10 @@ class ProcessGrid {
   ~ProcessGrid();
 
   Communicator& world() { return *world_; }
-  Communicator& dp() { return *dp_; }      // same tp position
-  Communicator& tp() { return *tp_; }      // same dp position
+  Communicator& dp() { return *dp_; }  // same tp position
+  Communicator& tp() { return *tp_; }  // same dp position
+  // All ranks again, for another thread of each of them, which has a trace of its own. Collective.
+  std::unique_ptr<Communicator> world_beside(const std::string& name, Trace& trace);
   Communicator& node() { return *node_; }  // ranks that share this machine's memory
   GridShape shape() const { return shape_; }
   int dp_rank() const { return dp_->rank(); }

@@ -217,6 +217,12 @@ int Runtime::nodes() const {
 const std::string& Runtime::host() const {
   return state_->host;
 }
+bool Runtime::threads_may_communicate() const {
+  return state_->thread_level == MPI_THREAD_MULTIPLE;
+}
+int Runtime::cores_per_rank() const {
+  return state_->fair_threads;
+}
 int Runtime::threads() const {
   return state_->threads;
 }

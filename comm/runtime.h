@@ -40,6 +40,8 @@ class Runtime {
   int node_size() const;
   int nodes() const;
   const std::string& host() const;
+  bool threads_may_communicate() const;  // MPI gives MPI_THREAD_MULTIPLE
+  int cores_per_rank() const;            // this rank's share of the cores of this machine
   int threads() const;
   void set_threads(int threads);     // 0: choose
   std::string threads_text() const;  // "1 thread per rank (2 cores, 2 ranks on this machine)"

@@ -76,7 +76,8 @@ void StepReporter::add(const StepReport& r, Communicator& dp) {
       {"seconds_sync", r.times.sync},
       {"seconds_update", r.times.update},
       {"seconds_sync_under_way", r.sync.seconds},
-      {"sync_bytes_sent", static_cast<double>(sync_bytes)}};
+      {"sync_bytes_sent", static_cast<double>(sync_bytes)},
+      {"seconds_checkpoint", r.checkpoint_seconds}};
   nlohmann::ordered_json json;
   if (history_.columns.empty())
     for (const auto& [name, value] : columns) {

@@ -15,6 +15,7 @@ struct StepReport {
   double scale = 0, learning_rate = 0;
   double gradient_norm = 0, momentum_change = 0;
   double seconds = 0;
+  double checkpoint_seconds = 0;  // that the training stood still for checkpoints before this step
   StepTimes times;
   // Of this rank; summed over the ranks by StepReporter.
   int64_t pairs = 0, tokens = 0, chunks = 0, recomputed = 0, truncated = 0;

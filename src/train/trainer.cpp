@@ -5,10 +5,12 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "comm/runtime.h"
 #include "src/core/log.h"
 #include "src/core/process.h"
+#include "src/train/checkpoint/checkpoint_writer.h"
 #include "src/train/checkpoint/run_folder.h"
 #include "src/train/optimizer/optimizer.h"
 #include "src/train/session.h"
@@ -45,7 +47,7 @@ class Trainer {
   void save_checkpoint();
   void run_evaluation();
   // What all ranks must decide alike after a step.
-  enum Wish : int64_t { kNothing = 0, kSave = 1, kStop = 2 };
+  enum Wish : int64_t { kNothing = 0, kSave = 1, kStop = 2, kFail = 3 };
   Wish agree_on_wish();
 
   Config config_;
@@ -59,6 +61,7 @@ class Trainer {
   CheckpointInfo info_;  // state of the run: step, position, history
   int64_t first_step_ = 0, total_steps_ = 0, schedule_steps_ = 0, skipped_ = 0;
   int64_t saved_step_ = -1;
+  double checkpoint_seconds_ = 0;  // since the last step
 
   std::unique_ptr<Dataset> data_;
   std::unique_ptr<Tokenizer> tokenizer_;
@@ -67,6 +70,7 @@ class Trainer {
   std::unique_ptr<BatchStream> stream_;
   std::unique_ptr<TwoPass> two_pass_;
   std::unique_ptr<StepReporter> reporter_;
+  std::unique_ptr<CheckpointWriter> writer_;
   std::optional<EvalSet> eval_set_;
   std::vector<Tensor> touched_;  // per embedding table: [rows] u8
   Stopwatch since_checkpoint_;
@@ -182,6 +186,8 @@ void Trainer::build() {
   two_pass_ = std::make_unique<TwoPass>(*model_, config_, grid_->dp(), runtime_,
                                         [] { return StopSignal::received(); });
   reporter_ = std::make_unique<StepReporter>(config_, first_step_, total_steps_, info_.metrics);
+  writer_ = std::make_unique<CheckpointWriter>(config_, model_->parameters(), optimizer_->slots(),
+                                               info_.optimizer, folder_, *grid_, runtime_);
 }
 
 void Trainer::print_banner() {
@@ -194,6 +200,9 @@ void Trainer::print_banner() {
             static_cast<double>(parameters) *
                 static_cast<double>(size_of(model_->parameters_dtype())) * 1e-6,
             static_cast<double>(optimizer_->state_bytes()) * 1e-6, optimizer_->name());
+  if (writer_->beside_training())
+    Log::info("checkpoints are written beside the training: {:.1f} MB a rank for the copy",
+              static_cast<double>(writer_->snapshot_bytes()) * 1e-6);
   Log::info("{} ranks (dp {}, tp {}), {}", grid_->world().size(), grid_->shape().dp,
             grid_->shape().tp, runtime_.threads_text());
   Log::info("{} steps of {} x {} pairs, {} steps an epoch, from step {}", total_steps_,
@@ -294,6 +303,7 @@ bool Trainer::step() {
   ++info_.step;
   info_.position = batches.back().end;
   report.step = info_.step;
+  report.checkpoint_seconds = std::exchange(checkpoint_seconds_, 0);
   report.position = info_.position;
   report.scale = std::exp(model_->log_scale_value());
   report.seconds = whole.elapsed();
@@ -314,23 +324,19 @@ Trainer::Wish Trainer::agree_on_wish() {
   // The clocks differ between ranks: the first one that finds it due decides for all.
   if (c.every_minutes > 0 && since_checkpoint_.elapsed() > 60 * c.every_minutes) wish = kSave;
   if (StopSignal::received()) wish = kStop;
+  if (writer_->failed()) wish = kFail;
   return static_cast<Wish>(grid_->world().max(wish));
 }
 
 void Trainer::save_checkpoint() {
   if (saved_step_ == info_.step) return;
-  runtime_.set_phase("writing a checkpoint");
   Stopwatch watch;
   optimizer_->settle(grid_->dp());
-  const std::string path = folder_.checkpoint_path(info_.step);
-  const std::vector<OptimizerSlot> slots = optimizer_->slots();
-  Checkpoint::save(path, info_, model_->parameters(), slots,
-                   static_cast<int>(config_.checkpoint.compression), *grid_);
-  folder_.publish(info_.step, config_.checkpoint, info_.best);
+  writer_->save(info_);
+  checkpoint_seconds_ += watch.elapsed();
   saved_step_ = info_.step;
-  result_.checkpoint = path;
+  result_.checkpoint = folder_.checkpoint_path(info_.step);
   since_checkpoint_.lap();
-  Log::info("checkpoint {} in {:.1f} s", path, watch.elapsed());
 }
 
 void Trainer::run_evaluation() {
@@ -368,6 +374,8 @@ TrainResult Trainer::run() {
     if (last || (config_.eval.every_steps > 0 && info_.step % config_.eval.every_steps == 0))
       run_evaluation();
     const Wish wish = agree_on_wish();
+    // Its failure on this rank is that of all ranks, once they wait for it.
+    if (wish == kFail) writer_->wait();
     if (last || wish >= kSave) save_checkpoint();
     stopped = !last && wish == kStop;
   }
@@ -380,6 +388,7 @@ TrainResult Trainer::run() {
     Log::info("all {} steps are done", total_steps_);
     run_evaluation();
   }
+  writer_->wait();
   result_.steps = info_.step;
   result_.interrupted = stopped;
   result_.seconds = whole.elapsed();

@@ -182,7 +182,13 @@ class FullDisk(support.EndToEnd):
         self.addCleanup(subprocess.run, ["umount", self.disk], check=True)
 
     def test_checkpoint(self):
-        values = {"parallel.threads": 1, "model.hidden": 64, "model.max_length": 1200,
+        self.check_checkpoint("off")
+
+    def test_checkpoint_beside_training(self):
+        self.check_checkpoint("on")
+
+    def check_checkpoint(self, beside):
+        values = {"checkpoint.async": beside, "parallel.threads": 1, "model.hidden": 64, "model.max_length": 1200,
                   "train.schedule_steps": 8, "checkpoint.keep": 5}  # 0.8 MB each
         self.train("disk/run", values | {"train.steps": 2}, ranks=2)
         outcome = self.run_in(*self.train_args("disk/run", values | {"train.steps": 6,

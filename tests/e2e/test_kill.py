@@ -19,6 +19,8 @@ BIG = {"parallel.threads": 1, "model.hidden": 64, "model.max_length": 20000,
 
 
 class Kill(support.EndToEnd):
+    values, rounds = BIG, ROUNDS
+
     def ended(self, job):
         """The job must be gone, with all its processes, within seconds."""
         pids = support.processes_of(job.pid)
@@ -63,10 +65,10 @@ class Kill(support.EndToEnd):
     def test_random_instants(self):
         draw = random.Random(20)
         inside_write = 0
-        for turn in range(ROUNDS):
+        for turn in range(self.rounds):
             before = max(self.complete("run"), default=0)
             stale = self.writes()
-            job = self.start_in(*self.train_args("run", BIG | {"train.steps": 1000}), ranks=2)
+            job = self.start_in(*self.train_args("run", self.values | {"train.steps": 1000}), ranks=2)
             if turn % 2:
                 self.wait_for_write(stale, draw.randint(1, 3))
                 time.sleep(draw.random() * 0.03)
@@ -82,12 +84,13 @@ class Kill(support.EndToEnd):
             if before and "resumed from" in outcome.err:
                 self.assertRegex(outcome.err, rf"resumed from .* at step {before}\b")
             self.assertGreaterEqual(max(self.complete("run"), default=0), before)
-        self.assertGreaterEqual(inside_write, ROUNDS // 4,
-                                f"{inside_write} of {ROUNDS} kills were inside a checkpoint write")
-        print(f"{inside_write} of {ROUNDS} kills inside a write", file=sys.stderr)
+        self.assertGreaterEqual(
+            inside_write, self.rounds // 4,
+            f"{inside_write} of {self.rounds} kills were inside a checkpoint write")
+        print(f"{inside_write} of {self.rounds} kills inside a write", file=sys.stderr)
 
         last = max(self.complete("run"), default=0) + 4
-        self.train("run", BIG | {"train.steps": last}, ranks=2)
+        self.train("run", self.values | {"train.steps": last}, ranks=2)
         self.assertEqual(support.temporary_files(self.path("run")), [])
         # The run that was killed so often is the one that was never killed.
         self.train("straight", BIG | {"train.steps": last, "checkpoint.every_steps": 0}, ranks=2,
@@ -112,7 +115,15 @@ class Kill(support.EndToEnd):
                          list(range(1, 15)))
 
 
+class KillBesideTraining(Kill):
+    """Checkpoints that are written while training goes on."""
+
+    values, rounds = BIG | {"checkpoint.async": "on"}, (ROUNDS + 1) // 2
+    test_truncated_checkpoint = None
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        ROUNDS = int(sys.argv.pop(1))
+        Kill.rounds = int(sys.argv.pop(1))
+        KillBesideTraining.rounds = (Kill.rounds + 1) // 2
     support.main()

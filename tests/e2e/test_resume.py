@@ -92,6 +92,22 @@ class Resume(support.EndToEnd):
         self.assert_same_columns("straight", "stopped")
         self.assert_same_state("straight", "stopped")
 
+    def test_checkpoints_beside_training(self):
+        """Written while training goes on, they hold the same bits."""
+        values = BASE | {"checkpoint.every_steps": 3, "checkpoint.keep": 30, "train.steps": 21}
+        outcome = self.train("beside", values | {"checkpoint.async": "on"}, ranks=2)
+        self.assertRegex(outcome.err, r"beside the training: [0-9.]+ MB a rank for the copy")
+        self.assertRegex(outcome.err, r"waited [0-9.]+ s for the one before")
+        self.train("between", values | {"checkpoint.async": "off", "checkpoint.compression": 1,
+                                        "checkpoint.chunk_size": "16KB",
+                                        "checkpoint.mpi_io_hints": "cb_nodes=1"}, ranks=2)
+        self.assertEqual(support.checkpoints(self.path("beside")),
+                         support.checkpoints(self.path("between")))
+        for step in range(3, 22, 3):
+            self.assert_same_state("beside", "between", step)
+        self.assertEqual(os.readlink(self.path("beside", "checkpoints", "latest")),
+                         "step-00000021.h5")
+
     def test_finished_run(self):
         """Starting a finished run again changes nothing."""
         self.train("run", BASE)

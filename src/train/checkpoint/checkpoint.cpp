@@ -21,6 +21,32 @@ namespace {
 
 namespace fs = std::filesystem;
 
+}  // namespace
+
+struct Checkpoint::Snapshot::Parts {
+  std::vector<StoredTensor> tensors;
+  std::vector<RowRange> rows;  // that this rank writes
+  std::vector<Tensor> copies;  // of them, in host memory; none before `take`
+  GridShape shape;
+  int dp_rank = 0;
+
+  size_t size() const { return tensors.size(); }
+  Slab slab(size_t i) const { return slab_of_rows(tensors[i], rows[i]); }
+  // The rows of tensor i in host memory; `staging` holds them where they are elsewhere.
+  ConstTensorView part(size_t i, Tensor& staging) const {
+    if (!copies.empty()) return copies[i];
+    const ConstTensorView view = view_of_rows(tensors[i], rows[i]);
+    if (view.device() == Device::cpu()) return view;
+    staging = Tensor(view.shape(), view.dtype());
+    copy(staging, view);
+    return staging;
+  }
+};
+
+namespace {
+
+using Parts = Checkpoint::Snapshot::Parts;
+
 class FileDescriptor {
  public:
   FileDescriptor(const std::string& path, int flags)
@@ -54,26 +80,6 @@ std::vector<uint64_t> sum_over_ranks(Communicator& world, const std::vector<uint
   return sums;
 }
 
-std::vector<uint64_t> checksums(const std::vector<StoredTensor>& tensors, ProcessGrid& grid) {
-  std::vector<uint64_t> local;
-  for (const StoredTensor& t : tensors) {
-    uint64_t sum = 0;
-    if (t.counted) {
-      const RowRange rows = rows_of(t, grid.dp_rank(), grid.shape().dp);
-      const ConstTensorView part = view_of_rows(t, rows);
-      Tensor staging;
-      if (part.device() != Device::cpu()) {
-        staging = Tensor(part.shape(), part.dtype());
-        copy(staging, part);
-      }
-      sum = checksum_of(staging.defined() ? ConstTensorView(staging) : part,
-                        slab_of_rows(t, rows).first, t.global);
-    }
-    local.push_back(sum);
-  }
-  return sum_over_ranks(grid.world(), local);
-}
-
 // Takes the blocks of the whole file, so that a full disk is met here, by one rank, and not inside
 // HDF5 (which cannot give up a file whose end it could not write) or a collective transfer.
 void reserve_space(const std::string& file, int64_t bytes) {
@@ -99,6 +105,16 @@ void reserve_space(const std::string& file, int64_t bytes) {
       file, static_cast<double>(bytes) / 1e6, std::strerror(reason));
 }
 
+std::vector<uint64_t> checksums(const Parts& parts, Communicator& world) {
+  std::vector<uint64_t> local;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Tensor staging;
+    local.push_back(
+        checksum_of(parts.part(i, staging), parts.slab(i).first, parts.tensors[i].global));
+  }
+  return sum_over_ranks(world, local);
+}
+
 int64_t bytes_of(const std::vector<StoredTensor>& tensors) {
   int64_t bytes = 0;
   for (const StoredTensor& t : tensors)
@@ -120,25 +136,24 @@ int64_t overhead_of(const CheckpointInfo& info, const std::vector<StoredTensor>&
 // One rank writes everything but the tensors' elements.
 void lay_out(const std::string& file_name, const CheckpointInfo& info,
              const std::vector<StoredTensor>& tensors, const std::vector<uint64_t>& sums,
-             int compression) {
+             const FileOptions& options) {
   fs::remove(file_name);
   reserve_space(file_name, bytes_of(tensors) + overhead_of(info, tensors));
-  Hdf5File file(file_name, Hdf5File::Mode::create);
+  Hdf5File file(file_name, Hdf5File::Mode::create, nullptr, options);
   write_info(file, info);
   file.create_group("/model");
   file.create_group(info.optimizer.empty() ? "/optimizer" : "/optimizer/" + info.optimizer);
   for (size_t i = 0; i < tensors.size(); ++i) {
     const StoredTensor& t = tensors[i];
-    file.create_dataset(t.path, t.global, t.value.dtype(), compression);
+    file.create_dataset(t.path, t.global, t.value.dtype(), true);
     write_tensor_attributes(file, t, sums[i]);
   }
   file.close();
   reserve_space(file_name, bytes_of(tensors));
 }
 
-void write_tensors(const std::string& file_name, const std::vector<StoredTensor>& tensors,
-                   ProcessGrid& grid) {
-  Communicator& world = grid.world();
+void write_tensors(const std::string& file_name, const Parts& parts, const FileOptions& options,
+                   Communicator& world) {
   on_every_rank(world, [&] {
     if (!fs::exists(file_name))
       throw IoError("'{}' is not seen by every rank: use a folder on a shared file system",
@@ -147,20 +162,15 @@ void write_tensors(const std::string& file_name, const std::vector<StoredTensor>
   std::unique_ptr<Hdf5File> file;
   on_every_rank(world, [&] {
     file = std::make_unique<Hdf5File>(file_name, Hdf5File::Mode::write,
-                                      world.size() > 1 ? world.mpi_handle() : nullptr);
+                                      world.size() > 1 ? world.mpi_handle() : nullptr, options);
   });
-  for (const StoredTensor& t : tensors) {
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const StoredTensor& t = parts.tensors[i];
     if (t.global.elements() == 0) continue;  // has no place in the file
-    RowRange rows = rows_of(t, grid.dp_rank(), grid.shape().dp);
-    if (!t.counted) rows.count = 0;
     // Agreed one by one: after a failure no rank enters another collective transfer.
     on_every_rank(world, [&] {
-      const ConstTensorView part = view_of_rows(t, rows);
-      const Slab slab = slab_of_rows(t, rows);
-      if (part.device() == Device::cpu()) return file->write(t.path, slab.first, part);
-      Tensor staging(part.shape(), part.dtype());
-      copy(staging, part);
-      file->write(t.path, slab.first, staging);
+      Tensor staging;
+      file->write(t.path, parts.slab(i).first, parts.part(i, staging));
     });
   }
   on_every_rank(world, [&] { file->flush(); });
@@ -168,26 +178,26 @@ void write_tensors(const std::string& file_name, const std::vector<StoredTensor>
 }
 
 // Reads the tensors' elements back; what differs from the check sums in the file is an error.
-void verify_tensors(const std::string& file_name, const std::vector<StoredTensor>& tensors,
-                    const std::vector<uint64_t>& sums, ProcessGrid& grid) {
-  std::vector<uint64_t> local(tensors.size(), 0);
-  on_every_rank(grid.world(), [&] {
+void verify_tensors(const std::string& file_name, const Parts& parts,
+                    const std::vector<uint64_t>& sums, Communicator& world) {
+  std::vector<uint64_t> local(parts.size(), 0);
+  on_every_rank(world, [&] {
     const Hdf5File file(file_name, Hdf5File::Mode::read);
-    if (grid.world().rank() == 0) read_info(file, true);
+    if (world.rank() == 0) read_info(file, true);
     // Another rank's part: one's own could come from this machine's cache without being in the
     // file.
-    const int other = (grid.dp_rank() + 1) % grid.shape().dp;
-    for (size_t i = 0; i < tensors.size(); ++i)
-      if (tensors[i].counted)
-        local[i] = read_rows(file, tensors[i], rows_of(tensors[i], other, grid.shape().dp), false);
+    const int other = (parts.dp_rank + 1) % parts.shape.dp;
+    for (size_t i = 0; i < parts.size(); ++i)
+      if (const StoredTensor& t = parts.tensors[i]; t.counted)
+        local[i] = read_rows(file, t, rows_of(t, other, parts.shape.dp), false);
   });
-  const std::vector<uint64_t> found = sum_over_ranks(grid.world(), local);
-  for (size_t i = 0; i < tensors.size(); ++i)
+  const std::vector<uint64_t> found = sum_over_ranks(world, local);
+  for (size_t i = 0; i < parts.size(); ++i)
     if (found[i] != sums[i])
       throw IoError(
           "'{}' does not hold what was written: {} differs. The disk or its file system "
           "loses data",
-          file_name, tensors[i].path);
+          file_name, parts.tensors[i].path);
 }
 
 void sync_folder_of(const std::string& path) {
@@ -256,26 +266,61 @@ void share_rows(const StoredTensor& tensor, ProcessGrid& grid) {
 
 }  // namespace
 
-void Checkpoint::save(const std::string& path, const CheckpointInfo& info, ParameterSet& parameters,
-                      std::span<const OptimizerSlot> slots, int compression, ProcessGrid& grid) {
-  Communicator& world = grid.world();
+Checkpoint::Snapshot::Snapshot(ParameterSet& parameters, std::span<const OptimizerSlot> slots,
+                               const std::string& optimizer, ProcessGrid& grid)
+    : parts_(std::make_unique<Parts>()) {
+  parts_->tensors = stored_tensors(parameters, slots, optimizer, grid.tp_rank(), grid.shape().tp);
+  parts_->shape = grid.shape();
+  parts_->dp_rank = grid.dp_rank();
+  for (const StoredTensor& t : parts_->tensors) {
+    parts_->rows.push_back(rows_of(t, grid.dp_rank(), grid.shape().dp));
+    if (!t.counted) parts_->rows.back().count = 0;
+  }
+}
+
+Checkpoint::Snapshot::~Snapshot() = default;
+
+void Checkpoint::Snapshot::take() {
+  Parts& p = *parts_;
+  const bool first = p.copies.empty();
+  for (size_t i = 0; i < p.size(); ++i) {
+    const ConstTensorView view = view_of_rows(p.tensors[i], p.rows[i]);
+    if (first) p.copies.emplace_back(view.shape(), view.dtype());
+    copy(p.copies[i], view);
+  }
+}
+
+size_t Checkpoint::Snapshot::bytes() const {
+  size_t bytes = 0;
+  for (size_t i = 0; i < parts_->size(); ++i)
+    bytes += view_of_rows(parts_->tensors[i], parts_->rows[i]).bytes();
+  return bytes;
+}
+
+void Checkpoint::save(const std::string& path, const CheckpointInfo& info, const Snapshot& snapshot,
+                      const FileOptions& options, Communicator& world) {
   const std::string temporary = path + kTemporarySuffix;
-  const std::vector<StoredTensor> tensors =
-      stored_tensors(parameters, slots, info.optimizer, grid.tp_rank(), grid.shape().tp);
-  const std::vector<uint64_t> sums = checksums(tensors, grid);
+  const Parts& parts = *snapshot.parts_;
   CheckpointInfo written = info;
   written.world_size = world.size();
-  written.dp = grid.shape().dp;
-  written.tp = grid.shape().tp;
+  written.dp = parts.shape.dp;
+  written.tp = parts.shape.tp;
+  const std::vector<uint64_t> sums = checksums(parts, world);
   try {
-    on_first_rank(world, [&] { lay_out(temporary, written, tensors, sums, compression); });
-    write_tensors(temporary, tensors, grid);
-    verify_tensors(temporary, tensors, sums, grid);
+    on_first_rank(world, [&] { lay_out(temporary, written, parts.tensors, sums, options); });
+    write_tensors(temporary, parts, options, world);
+    verify_tensors(temporary, parts, sums, world);
     on_first_rank(world, [&] { publish(temporary, path); });
   } catch (...) {
     if (world.rank() == 0) ::unlink(temporary.c_str());
     throw;
   }
+}
+
+void Checkpoint::save(const std::string& path, const CheckpointInfo& info, ParameterSet& parameters,
+                      std::span<const OptimizerSlot> slots, int compression, ProcessGrid& grid) {
+  save(path, info, Snapshot(parameters, slots, info.optimizer, grid), {.compression = compression},
+       grid.world());
 }
 
 CheckpointInfo Checkpoint::read_info(const std::string& path, ProcessGrid* grid) {

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/process_grid.h"
 #include "src/model/parameter.h"
+#include "src/train/checkpoint/hdf5_file.h"
 #include "src/train/data/batch.h"
 #include "src/train/optimizer/optimizer.h"
 
@@ -43,8 +45,29 @@ struct CheckpointInfo {
 
 class Checkpoint {
  public:
-  // Writes to a temporary name, flushes, closes, agrees, verifies, renames. Collective over world;
-  // on failure (IoError on every rank) nothing exists under `path` that was not there before.
+  // What this rank puts into a checkpoint: its rows of every tensor.
+  class Snapshot {
+   public:
+    Snapshot(ParameterSet& parameters, std::span<const OptimizerSlot> slots,
+             const std::string& optimizer, ProcessGrid& grid);
+    ~Snapshot();
+    // Copies the rows as they are now to host memory, which is kept for the next time; without it
+    // they are read when they are written.
+    void take();
+    size_t bytes() const;  // of a copy
+
+    struct Parts;
+
+   private:
+    friend class Checkpoint;
+    std::unique_ptr<Parts> parts_;
+  };
+
+  // Writes to a temporary name, flushes, closes, agrees, verifies, renames. Collective over
+  // `world`, all ranks of the snapshots' grid; on failure (IoError on every rank) nothing exists
+  // under `path` that was not there before.
+  static void save(const std::string& path, const CheckpointInfo& info, const Snapshot& snapshot,
+                   const FileOptions& options, Communicator& world);
   static void save(const std::string& path, const CheckpointInfo& info, ParameterSet& parameters,
                    std::span<const OptimizerSlot> slots, int compression, ProcessGrid& grid);
 

@@ -5,14 +5,21 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <mutex>
+#include <sstream>
+#include <utility>
 
 namespace amur {
 namespace {
 
 static_assert(std::is_same_v<hid_t, int64_t>, "HDF5 before 1.10");
 
-// A chunk of a compressed data set is about this large: one chunk is written by one rank.
-constexpr int64_t kChunkBytes = 1 << 20;
+// Held during every call of the library.
+std::recursive_mutex& library() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+using Turn = std::lock_guard<std::recursive_mutex>;
 
 // An HDF5 identifier that closes itself.
 class Id {
@@ -30,6 +37,31 @@ class Id {
  private:
   hid_t id_;
   Close close_;
+};
+
+// "key=value, key=value" as MPI takes it.
+class Hints {
+ public:
+  explicit Hints(const std::string& text) {
+    if (text.find('=') == std::string::npos) return;
+    MPI_Info_create(&info_);
+    std::stringstream entries(text);
+    for (std::string entry; std::getline(entries, entry, ',');) {
+      entry.erase(0, entry.find_first_not_of(' '));
+      const size_t equals = entry.find('=');
+      if (equals != std::string::npos)
+        MPI_Info_set(info_, entry.substr(0, equals).c_str(), entry.substr(equals + 1).c_str());
+    }
+  }
+  ~Hints() {
+    if (info_ != MPI_INFO_NULL) MPI_Info_free(&info_);
+  }
+  Hints(const Hints&) = delete;
+  Hints& operator=(const Hints&) = delete;
+  MPI_Info info() const { return info_; }
+
+ private:
+  MPI_Info info_ = MPI_INFO_NULL;
 };
 
 // Without this the library prints its error stack on standard error.
@@ -107,26 +139,26 @@ hid_t make_string_type(size_t length) {
   return type;
 }
 
-hid_t make_dataset_list(const Shape& shape, DType dtype, int compression) {
+hid_t make_dataset_list(const Shape& shape, DType dtype, const FileOptions& options) {
   const hid_t list = H5Pcreate(H5P_DATASET_CREATE);
   H5Pset_obj_track_times(list, false);
   H5Pset_fill_time(list, H5D_FILL_TIME_NEVER);
-  if (compression == 0 || shape.dims() == 0 || shape.elements() == 0) {
+  if (options.compression == 0 || shape.dims() == 0 || shape.elements() == 0) {
     H5Pset_alloc_time(list, H5D_ALLOC_TIME_EARLY);
     return list;
   }
   // Whole rows where they fit, so that a rank's rows touch few chunks of its neighbours.
   std::array<hsize_t, Shape::kMaxDims> chunk = dims_of(shape);
   int64_t bytes = shape.elements() * static_cast<int64_t>(size_of(dtype));
-  for (int axis = 0; axis < shape.dims() && bytes > kChunkBytes; ++axis) {
+  for (int axis = 0; axis < shape.dims() && bytes > options.chunk_bytes; ++axis) {
     const int64_t slice = bytes / shape[axis];
-    const int64_t keep = std::clamp<int64_t>(kChunkBytes / slice, 1, shape[axis]);
+    const int64_t keep = std::clamp<int64_t>(options.chunk_bytes / slice, 1, shape[axis]);
     chunk[static_cast<size_t>(axis)] = static_cast<hsize_t>(keep);
     bytes = slice * keep;
   }
   H5Pset_chunk(list, shape.dims(), chunk.data());
   H5Pset_shuffle(list);
-  H5Pset_deflate(list, static_cast<unsigned>(compression));
+  H5Pset_deflate(list, static_cast<unsigned>(options.compression));
   return list;
 }
 
@@ -188,15 +220,17 @@ size_t longest(const std::vector<std::string>& texts) {
 
 }  // namespace
 
-Hdf5File::Hdf5File(const std::string& path, Mode mode, const void* mpi_comm)
-    : path_(path), parallel_(mpi_comm != nullptr) {
+Hdf5File::Hdf5File(const std::string& path, Mode mode, const void* mpi_comm, FileOptions options)
+    : path_(path), options_(std::move(options)), parallel_(mpi_comm != nullptr) {
+  const Turn turn(library());
   silence_error_stack();
   Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
   // A run folder has its own lock; the library's fails on some shared file systems.
   H5Pset_file_locking(access, false, true);
   H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
   if (parallel_) {
-    H5Pset_fapl_mpio(access, *static_cast<const MPI_Comm*>(mpi_comm), MPI_INFO_NULL);
+    const Hints hints(options_.mpi_io_hints);
+    H5Pset_fapl_mpio(access, *static_cast<const MPI_Comm*>(mpi_comm), hints.info());
     H5Pset_all_coll_metadata_ops(access, true);
     H5Pset_coll_metadata_write(access, true);
   }
@@ -210,6 +244,7 @@ Hdf5File::Hdf5File(const std::string& path, Mode mode, const void* mpi_comm)
 }
 
 Hdf5File::~Hdf5File() {
+  const Turn turn(library());
   if (file_ >= 0) H5Fclose(file_);
   H5Eclear2(H5E_DEFAULT);
 }
@@ -223,21 +258,25 @@ void Hdf5File::fail_attribute_type(const std::string& object, const std::string&
 }
 
 void Hdf5File::flush() {
+  const Turn turn(library());
   if (H5Fflush(file_, H5F_SCOPE_GLOBAL) < 0) fail("cannot be flushed");
 }
 
 void Hdf5File::close() {
+  const Turn turn(library());
   const hid_t file = std::exchange(file_, -1);
   if (file >= 0 && H5Fclose(file) < 0) fail("cannot be closed");
 }
 
 int64_t Hdf5File::open_object(const std::string& object) const {
+  const Turn turn(library());
   const hid_t id = H5Oopen(file_, object.c_str(), H5P_DEFAULT);
   if (id < 0) fail(fmt::format("has no readable {}", object));
   return id;
 }
 
 bool Hdf5File::exists(const std::string& object) const {
+  const Turn turn(library());
   // Every step of the path has to be asked for on its own.
   for (size_t slash = object.find('/', 1);; slash = object.find('/', slash + 1)) {
     const std::string step = object.substr(0, slash);
@@ -251,11 +290,13 @@ bool Hdf5File::exists(const std::string& object) const {
 }
 
 bool Hdf5File::is_group(const std::string& object) const {
+  const Turn turn(library());
   Id id(open_object(object), H5Oclose);
   return H5Iget_type(id) == H5I_GROUP;
 }
 
 std::vector<std::string> Hdf5File::children(const std::string& group) const {
+  const Turn turn(library());
   Id id(open_object(group), H5Oclose);
   std::vector<std::string> names;
   const herr_t status = H5Literate(
@@ -271,6 +312,7 @@ std::vector<std::string> Hdf5File::children(const std::string& group) const {
 }
 
 void Hdf5File::create_parents(const std::string& object) {
+  const Turn turn(library());
   // One by one: groups that the library makes on the way would carry time stamps.
   const size_t slash = object.rfind('/');
   if (slash == 0) return;
@@ -279,6 +321,7 @@ void Hdf5File::create_parents(const std::string& object) {
 }
 
 void Hdf5File::create_group(const std::string& group) {
+  const Turn turn(library());
   create_parents(group);
   Id creation(H5Pcreate(H5P_GROUP_CREATE), H5Pclose);
   H5Pset_obj_track_times(creation, false);
@@ -287,9 +330,10 @@ void Hdf5File::create_group(const std::string& group) {
 }
 
 void Hdf5File::create_dataset(const std::string& dataset, const Shape& shape, DType dtype,
-                              int compression) {
+                              bool compressed) {
+  const Turn turn(library());
   create_parents(dataset);
-  Id creation(make_dataset_list(shape, dtype, compression), H5Pclose);
+  Id creation(make_dataset_list(shape, dtype, compressed ? options_ : FileOptions()), H5Pclose);
   Id space(make_space(shape), H5Sclose);
   Id id(H5Dcreate2(file_, dataset.c_str(), file_type(dtype), space, H5P_DEFAULT, creation,
                    H5P_DEFAULT),
@@ -298,6 +342,7 @@ void Hdf5File::create_dataset(const std::string& dataset, const Shape& shape, DT
 }
 
 DatasetInfo Hdf5File::info(const std::string& dataset) const {
+  const Turn turn(library());
   Id id(open_object(dataset), H5Oclose);
   if (H5Iget_type(id) != H5I_DATASET)
     throw IoError("'{}': {} should hold data, but is a group", path_, dataset);
@@ -317,6 +362,7 @@ DatasetInfo Hdf5File::info(const std::string& dataset) const {
 }
 
 void Hdf5File::write(const std::string& dataset, const Shape& first, ConstTensorView view) {
+  const Turn turn(library());
   Id id(H5Dopen2(file_, dataset.c_str(), H5P_DEFAULT), H5Dclose);
   if (!id.valid()) fail(fmt::format("has no writable {}", dataset));
   Id file_space(H5Dget_space(id), H5Sclose);
@@ -337,6 +383,7 @@ void Hdf5File::write(const std::string& dataset, const Shape& first, ConstTensor
 }
 
 void Hdf5File::read(const std::string& dataset, const Shape& first, TensorView view) const {
+  const Turn turn(library());
   if (view.elements() == 0) return;
   Id id(H5Dopen2(file_, dataset.c_str(), H5P_DEFAULT), H5Dclose);
   if (!id.valid()) fail(fmt::format("has no readable {}", dataset));
@@ -351,8 +398,9 @@ void Hdf5File::read(const std::string& dataset, const Shape& first, TensorView v
 }
 
 void Hdf5File::write_text(const std::string& dataset, const std::string& text) {
+  const Turn turn(library());
   create_parents(dataset);
-  Id creation(make_dataset_list(Shape{}, DType::u8, 0), H5Pclose);
+  Id creation(make_dataset_list(Shape{}, DType::u8, {}), H5Pclose);
   Id space(H5Screate(H5S_SCALAR), H5Sclose);
   Id type(make_string_type(text.size()), H5Tclose);
   Id id(H5Dcreate2(file_, dataset.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
@@ -363,10 +411,11 @@ void Hdf5File::write_text(const std::string& dataset, const std::string& text) {
 }
 
 void Hdf5File::write_texts(const std::string& dataset, const std::vector<std::string>& texts) {
+  const Turn turn(library());
   create_parents(dataset);
   const size_t length = longest(texts);
   const Shape shape{static_cast<int64_t>(texts.size())};
-  Id creation(make_dataset_list(shape, DType::u8, 0), H5Pclose);
+  Id creation(make_dataset_list(shape, DType::u8, {}), H5Pclose);
   Id space(make_space(shape), H5Sclose);
   Id type(make_string_type(length), H5Tclose);
   Id id(H5Dcreate2(file_, dataset.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
@@ -377,6 +426,7 @@ void Hdf5File::write_texts(const std::string& dataset, const std::vector<std::st
 }
 
 std::vector<std::byte> Hdf5File::read_text_bytes(const std::string& dataset) const {
+  const Turn turn(library());
   const DatasetInfo what = info(dataset);
   const size_t bytes = what.string_length * static_cast<size_t>(what.shape.elements());
   if (what.string_length == 0 || what.stored_bytes < bytes)
@@ -391,6 +441,7 @@ std::vector<std::byte> Hdf5File::read_text_bytes(const std::string& dataset) con
 }
 
 std::vector<std::string> Hdf5File::read_texts(const std::string& dataset) const {
+  const Turn turn(library());
   const DatasetInfo what = info(dataset);
   const std::vector<std::byte> bytes = read_text_bytes(dataset);
   std::vector<char> chars(bytes.size());
@@ -400,6 +451,7 @@ std::vector<std::string> Hdf5File::read_texts(const std::string& dataset) const 
 
 void Hdf5File::set_attribute(const std::string& object, const std::string& name,
                              const AttributeValue& value) {
+  const Turn turn(library());
   Id owner(open_object(object), H5Oclose);
   const auto put = [&](hid_t type, hid_t space, const void* data) {
     const bool there = H5Aexists(owner, name.c_str()) > 0;
@@ -432,6 +484,7 @@ void Hdf5File::set_attribute(const std::string& object, const std::string& name,
 }
 
 bool Hdf5File::has_attribute(const std::string& object, const std::string& name) const {
+  const Turn turn(library());
   Id owner(open_object(object), H5Oclose);
   const htri_t found = H5Aexists(owner, name.c_str());
   if (found < 0) fail(fmt::format("cannot be searched for attribute {} of {}", name, object));
@@ -439,6 +492,7 @@ bool Hdf5File::has_attribute(const std::string& object, const std::string& name)
 }
 
 AttributeValue Hdf5File::attribute(const std::string& object, const std::string& name) const {
+  const Turn turn(library());
   Id owner(open_object(object), H5Oclose);
   Id id(H5Aopen(owner, name.c_str(), H5P_DEFAULT), H5Aclose);
   if (!id.valid()) fail(fmt::format("has no readable attribute {} of {}", name, object));
@@ -485,6 +539,7 @@ AttributeValue Hdf5File::attribute(const std::string& object, const std::string&
 
 std::vector<std::pair<std::string, AttributeValue>> Hdf5File::attributes(
     const std::string& object) const {
+  const Turn turn(library());
   std::vector<std::string> names;
   {
     Id owner(open_object(object), H5Oclose);

@@ -2,8 +2,9 @@
 // hdf5.h.
 //
 // What is written is the same for equal content: no time stamps, and a pinned format (that of HDF5
-// 1.10) whose metadata carry checksums. The library is not thread-safe: one thread of a process at
-// a time.
+// 1.10) whose metadata carry checksums. The library is not thread-safe: calls of one process take
+// turns. One that waits for other ranks holds up all others of its process, so two threads must not
+// take part in collective calls at the same time.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,13 @@ struct DatasetInfo {
   size_t stored_bytes = 0;   // in the file; less than the logical size where compressed
 };
 
+// How a file is written; its content does not depend on it.
+struct FileOptions {
+  int compression = 0;                     // deflate level; 0: contiguous data sets
+  int64_t chunk_bytes = int64_t{1} << 20;  // about so many in a chunk of a compressed one
+  std::string mpi_io_hints{};              // "key=value, key=value"
+};
+
 class Hdf5File {
  public:
   enum class Mode : uint8_t { create, write, read };
@@ -34,7 +42,8 @@ class Hdf5File {
   // `mpi_comm` (a pointer to an MPI_Comm, or null for one process): opens through MPI-IO; the
   // constructor, `write`, `flush` and `close` are then collective. `create` replaces a file of the
   // same name.
-  Hdf5File(const std::string& path, Mode mode, const void* mpi_comm = nullptr);
+  Hdf5File(const std::string& path, Mode mode, const void* mpi_comm = nullptr,
+           FileOptions options = {});
   // Closes, without a word about errors: call `close` to hear of them.
   ~Hdf5File();
   Hdf5File(const Hdf5File&) = delete;
@@ -51,10 +60,9 @@ class Hdf5File {
 
   // Parents are made as needed.
   void create_group(const std::string& group);
-  // Contiguous where `compression` (deflate level, 1-9) is 0, otherwise in chunks. Space is
-  // reserved, nothing is written.
+  // Compressed as the file's options say, or not at all. Space is reserved, nothing is written.
   void create_dataset(const std::string& dataset, const Shape& shape, DType dtype,
-                      int compression = 0);
+                      bool compressed = false);
   DatasetInfo info(const std::string& dataset) const;
 
   // A block of a data set (f32, f64, i64 or u8 as in the file): `first` and `view.shape()` are in
@@ -93,6 +101,7 @@ class Hdf5File {
   void create_parents(const std::string& object);
 
   std::string path_;
+  FileOptions options_;
   int64_t file_ = -1;  // hid_t
   bool parallel_ = false;
 };

@@ -303,8 +303,8 @@ void RunFolder::append_evaluation(int64_t step, const std::string& json) {
 }
 
 void RunFolder::publish(int64_t step, const CheckpointConfig& config,
-                        const std::map<std::string, double>& best) {
-  on_first_rank(world_, [&] {
+                        const std::map<std::string, double>& best, Communicator& world) {
+  on_first_rank(world, [&] {
     const std::string link = checkpoints_dir() + "/latest", temporary = link + kTemporarySuffix;
     fs::remove(temporary);
     fs::create_symlink(checkpoint_name(step), temporary);

@@ -75,9 +75,13 @@ class RunFolder {
   void append_metrics(const std::string& json);
   void append_evaluation(int64_t step, const std::string& json);
   // The checkpoint of this step is complete: moves `latest` to it, then prunes. best["step"], where
-  // there is one, is kept as config.keep_best says.
+  // there is one, is kept as config.keep_best says. `world`: all ranks, of the thread that calls.
   void publish(int64_t step, const CheckpointConfig& config,
-               const std::map<std::string, double>& best);
+               const std::map<std::string, double>& best, Communicator& world);
+  void publish(int64_t step, const CheckpointConfig& config,
+               const std::map<std::string, double>& best) {
+    publish(step, config, best, world_);
+  }
 
  private:
   void check_visible();

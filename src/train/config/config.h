@@ -125,12 +125,17 @@ struct ParallelConfig {
   SyncPrecision sync_precision = SyncPrecision::fp32;
 };
 
+enum class CheckpointAsync : uint8_t { automatic, on, off };
+
 struct CheckpointConfig {
   int64_t every_steps = 0;
   double every_minutes = 10;
   int64_t keep = 3;         // newest complete ones
   bool keep_best = true;    // also the one with the best evaluation
-  int64_t compression = 0;  // deflate level
+  CheckpointAsync async = CheckpointAsync::automatic;
+  int64_t compression = 0;               // deflate level
+  int64_t chunk_size = int64_t{1} << 20;  // bytes of a chunk of a compressed tensor
+  std::string mpi_io_hints;              // "key=value, key=value"
 };
 
 struct EvalConfig {

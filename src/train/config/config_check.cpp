@@ -16,6 +16,7 @@ class Checker {
     loss();
     optimizer();
     parallel();
+    checkpoint();
     train();
     return std::move(problems_);
   }
@@ -121,6 +122,17 @@ class Checker {
       report("parallel.sync_precision", "bf16 needs optimizer.kind tiger");
     if (c_.train.precision == Precision::fp64)
       report("parallel.sync_precision", "bf16 needs train.precision fp32 or bf16");
+  }
+
+  void checkpoint() {
+    const std::string& hints = c_.checkpoint.mpi_io_hints;
+    for (size_t at = 0; at < hints.size();) {
+      const size_t comma = std::min(hints.find(',', at), hints.size());
+      const std::string entry = hints.substr(at, comma - at);
+      if (entry.find('=') == std::string::npos)
+        report("checkpoint.mpi_io_hints", "'{}' is not key=value", entry);
+      at = comma + 1;
+    }
   }
 
   void train() {

@@ -460,7 +460,18 @@ void declare_checkpoint(Group& group) {
            "minutes between checkpoints; 0: by steps only. One is always written at the end");
   key.whole("keep", &C::keep, between(1, 1 << 20), "newest checkpoints that are kept");
   key.flag("keep_best", &C::keep_best, "also keep the one with the best evaluation");
+  key.words("async", &C::async,
+            {{"auto", CheckpointAsync::automatic},
+             {"on", CheckpointAsync::on},
+             {"off", CheckpointAsync::off}},
+            "write while training goes on, from a copy in memory of this rank's share of weights and "
+            "optimizer state; auto: where a core is left over");
   key.whole("compression", &C::compression, between(0, 9), "deflate level; 0: none");
+  key.bytes("chunk_size", &C::chunk_size,
+            "bytes of a chunk of a compressed tensor; one chunk is packed by one rank");
+  key.text("mpi_io_hints", &C::mpi_io_hints,
+           "hints for MPI-IO as 'key=value, key=value', e.g. cb_nodes=4; empty: the library's own "
+           "choice");
 }
 
 void declare_eval(Group& group) {
