@@ -1,8 +1,10 @@
 #include <dnnl.hpp>
 
 #include <list>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <vector>
 
 #include "kernels/cpu/gemm.h"
 #include "src/core/hash.h"
@@ -43,7 +45,7 @@ struct KeyHash {
 };
 
 struct Product {
-  memory::desc a, b, c;
+  memory::desc a, b, c, scratchpad;
   dnnl::matmul primitive;
 };
 
@@ -58,6 +60,7 @@ Product compile(const Key& key) {
   p.b = matrix(key.k, key.n, key.ab, key.transpose_b);
   p.c = matrix(key.m, key.n, key.c, Transpose::no);
   dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   if (key.alpha != 1) attributes.set_output_scales(0, {key.alpha});
   if (key.beta != 0) {
     dnnl::post_ops sum;
@@ -65,7 +68,9 @@ Product compile(const Key& key) {
     attributes.set_post_ops(sum);
   }
   const dnnl::matmul::desc description(p.a, p.b, p.c);
-  p.primitive = dnnl::matmul({description, attributes, engine()});
+  const dnnl::matmul::primitive_desc compiled(description, attributes, engine());
+  p.scratchpad = compiled.scratchpad_desc();
+  p.primitive = dnnl::matmul(compiled);
   return p;
 }
 
@@ -73,6 +78,9 @@ Product compile(const Key& key) {
 // shapes.
 class Cache {
  public:
+  // The library's own cache would keep a thousand more.
+  Cache() { dnnl::set_primitive_cache_capacity(0); }
+
   Product find(const Key& key) {
     {
       std::lock_guard lock(mutex_);
@@ -114,8 +122,19 @@ void dnnl_gemm(const Gemm& g) {
     const memory a(p.a, engine(), const_cast<void*>(g.a.raw()));
     const memory b(p.b, engine(), const_cast<void*>(g.b.raw()));
     const memory c(p.c, engine(), g.c.raw());
+    // One for all products: a primitive's own would stay with it.
+    thread_local std::vector<std::byte> room;
+    constexpr size_t kAlignment = 64;
+    size_t space = p.scratchpad.get_size() + kAlignment;
+    if (room.size() < space) room.resize(space);
+    void* aligned = room.data();
+    std::align(kAlignment, p.scratchpad.get_size(), aligned, space);
+    const memory scratchpad(p.scratchpad, engine(), aligned);
     dnnl::stream stream(engine());
-    p.primitive.execute(stream, {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, c}});
+    p.primitive.execute(stream, {{DNNL_ARG_SRC, a},
+                                 {DNNL_ARG_WEIGHTS, b},
+                                 {DNNL_ARG_DST, c},
+                                 {DNNL_ARG_SCRATCHPAD, scratchpad}});
     stream.wait();
   } catch (const dnnl::error& e) {
     throw InternalError(fmt::format("oneDNN: {} (status {}) for a product of {} x {} x {}",
