@@ -20,9 +20,13 @@
 namespace amur {
 namespace {
 
-constexpr size_t kSegmentBytes = size_t{1} << 20;
-constexpr size_t kBuffers = 4;  // segments under way
-constexpr size_t kLine = 64;    // bytes that two ranks must not share
+constexpr size_t kSegmentBytes = size_t{512} << 10;
+// The stages of a segment, and how many segments later than the first a rank comes to them: it
+// rarely waits for one that is a little behind, which on a shared core would cost a turn of the
+// scheduler.
+constexpr uint64_t kAddBehind = 2, kSendBehind = 4, kTakeBehind = 7;
+constexpr size_t kBuffers = kTakeBehind + 1;  // segments under way
+constexpr size_t kLine = 64;                  // bytes that two ranks must not share
 
 // How far a rank has come, as numbers of segments; in memory that all ranks of the machine see.
 struct alignas(kLine) Progress {
@@ -229,7 +233,11 @@ struct GroupSum::State {
   void wait_until(Condition&& condition);
   void wait_for_all(std::atomic<uint64_t> Progress::*what, uint64_t segment);
   template <class T>
-  void bring(std::span<const TensorView> tensors, int64_t begin, int64_t count, bool rounded);
+  void bring(uint64_t segment, std::span<const TensorView> tensors, int64_t begin, int64_t count);
+  template <class T>
+  void add_slice(uint64_t segment, int64_t count);
+  template <class T>
+  void send(uint64_t segment, int64_t count, bool rounded);
   template <class T>
   void take(uint64_t segment, std::span<const TensorView> tensors,
             std::span<const TensorView> residual_tensors, int64_t begin, int64_t count);
@@ -297,40 +305,52 @@ void GroupSum::State::wait_for_all(std::atomic<uint64_t> Progress::*what, uint64
   });
 }
 
-// This rank's part of bringing a segment into the first rank's slot, summed over the machine, and
-// on its way. Segments count from 1.
+// Copies a segment into this rank's slot. Segments count from 1.
 template <class T>
-void GroupSum::State::bring(std::span<const TensorView> tensors, int64_t begin, int64_t count,
-                            bool rounded) {
-  const uint64_t segment = ++segments;
-  // The first rank's slot is what all take the result from.
+void GroupSum::State::bring(uint64_t segment, std::span<const TensorView> tensors, int64_t begin,
+                            int64_t count) {
+  // The first rank's slot is what all take the result from; the others' have been added to it when
+  // this rank took the result.
   if (first() && segment > kBuffers) wait_for_all(&Progress::taken, segment - kBuffers);
   auto* own = reinterpret_cast<T*>(slot(rank, segment));
   each_part<T>(tensors, begin, count, [&](const T* data, int64_t at, int64_t n) {
     std::memcpy(own + at, data, static_cast<size_t>(n) * sizeof(T));
   });
+  of(rank).copied.store(segment, std::memory_order_release);
+}
+
+// Adds a slice of all slots of this machine to that of the first rank.
+template <class T>
+void GroupSum::State::add_slice(uint64_t segment, int64_t count) {
   if (size > 1) {
-    of(rank).copied.store(segment, std::memory_order_release);
     wait_for_all(&Progress::copied, segment);
     const Part slice = part_of(count, size, rank);
     auto* to = reinterpret_cast<T*>(slot(0, segment)) + slice.first;
     for (int r = 1; r < size; ++r)
       add(to, reinterpret_cast<const T*>(slot(r, segment)) + slice.first, slice.count);
-    of(rank).added.store(segment, std::memory_order_release);
   }
+  of(rank).added.store(segment, std::memory_order_release);
+}
+
+// Starts the exchange with the other machines.
+template <class T>
+void GroupSum::State::send(uint64_t segment, int64_t count, bool rounded) {
   if (!first()) return;
-  if (size > 1) wait_for_all(&Progress::added, segment);
+  wait_for_all(&Progress::added, segment);
   std::vector<float>& residual = residuals[segment % kBuffers];
   if (rounded) residual.assign(static_cast<size_t>(count), 0.0f);
   if (machines > 1)
-    exchanges[segment % kBuffers].start(own, rounded ? residual.data() : nullptr, count);
+    exchanges[segment % kBuffers].start(reinterpret_cast<T*>(slot(0, segment)),
+                                        rounded ? residual.data() : nullptr, count);
+  else
+    of(0).summed.store(segment, std::memory_order_release);
 }
 
 template <class T>
 void GroupSum::State::take(uint64_t segment, std::span<const TensorView> tensors,
                            std::span<const TensorView> residual_tensors, int64_t begin,
                            int64_t count) {
-  if (first()) {
+  if (first() && machines > 1) {
     wait_until([&] { return exchanges[segment % kBuffers].test(); });
     of(0).summed.store(segment, std::memory_order_release);
   } else {
@@ -357,16 +377,21 @@ void GroupSum::State::sum(std::span<const TensorView> tensors,
   int64_t total = 0;
   for (const TensorView& t : tensors) total += t.elements();
   constexpr auto kAtOnce = static_cast<int64_t>(kSegmentBytes / sizeof(T));
-  constexpr auto kBehind = static_cast<int64_t>(kBuffers) - 1;
-  const int64_t count = (total + kAtOnce - 1) / kAtOnce;
-  const uint64_t first_segment = segments + 1;
-  for (int64_t i = 0; i < count + kBehind; ++i) {
-    const auto count_at = [&](int64_t k) { return std::min(kAtOnce, total - k * kAtOnce); };
-    if (i < count) bring<T>(tensors, i * kAtOnce, count_at(i), !residual_tensors.empty());
-    const int64_t k = i - kBehind;
-    if (k >= 0 && k < count)
-      take<T>(first_segment + static_cast<uint64_t>(k), tensors, residual_tensors, k * kAtOnce,
-              count_at(k));
+  const auto count = static_cast<uint64_t>((total + kAtOnce - 1) / kAtOnce);
+  const auto begin_of = [&](uint64_t k) { return static_cast<int64_t>(k) * kAtOnce; };
+  const auto count_of = [&](uint64_t k) { return std::min(kAtOnce, total - begin_of(k)); };
+  const uint64_t base = segments + 1;
+  segments += count;
+  for (uint64_t i = 0; i < count + kTakeBehind; ++i) {
+    // Calls stage(k) with the segment that comes to it now, if there is one.
+    const auto at = [&](uint64_t behind, auto&& stage) {
+      if (i >= behind && i - behind < count) stage(i - behind);
+    };
+    at(0, [&](uint64_t k) { bring<T>(base + k, tensors, begin_of(k), count_of(k)); });
+    at(kAddBehind, [&](uint64_t k) { add_slice<T>(base + k, count_of(k)); });
+    at(kSendBehind, [&](uint64_t k) { send<T>(base + k, count_of(k), !residual_tensors.empty()); });
+    at(kTakeBehind,
+       [&](uint64_t k) { take<T>(base + k, tensors, residual_tensors, begin_of(k), count_of(k)); });
   }
 }
 

@@ -43,6 +43,18 @@ int work(Runtime& runtime, const std::string& kind, double liveness, double prog
     sleep_seconds(0.3 * liveness);  // some heartbeats, so that the others know the phase
     raise(SIGSTOP);
   }
+  if (kind == "side") {
+    // A sum that one rank never starts.
+    const Stream side = world.side_stream({});
+    Tensor values = Tensor::zeros({1000}, DType::f32);
+    if (rank != odd) {
+      world.all_reduce(values, ReduceOp::sum, side);
+      runtime.set_phase("update");
+      world.synchronize(side);
+    } else {
+      for (;;) sleep_seconds(0.01);
+    }
+  }
   if (kind == "mismatch" && rank == odd) world.barrier();
   if (kind == "other-group" && rank == odd) grid.node().barrier();
   if ((kind == "loop" || kind == "funneled") && rank == odd)

@@ -31,6 +31,10 @@ CASES = {
     "loop": (4, 10, 2, 20, 3, ["no rank has moved", "rank 3/4",
                                "is not in a collective while the others wait in one",
                                "phase 'pass 1'", "waiting in world.sum #11", SITE]),
+    # A sum on the side stream that one rank never starts: named as what the others wait for.
+    "side": (4, 10, 2, 20, 3, ["no rank has moved", "rank 3/4",
+                               "is not in a collective while the others wait in one",
+                               "waiting in world.all_reduce sum #12, f32 x 1000", SITE]),
     # Without MPI_THREAD_MULTIPLE every rank watches itself.
     "funneled": (3, 10, 2, 25, 3, ["does not give MPI_THREAD_MULTIPLE", "rank 2/3",
                                    "no progress for", "after world.barrier #10",
