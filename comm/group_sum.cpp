@@ -4,7 +4,6 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstring>
@@ -24,9 +23,12 @@ constexpr size_t kSegmentBytes = size_t{512} << 10;
 // The stages of a segment, and how many segments later than the first a rank comes to them: it
 // rarely waits for one that is a little behind, which on a shared core would cost a turn of the
 // scheduler.
-constexpr uint64_t kAddBehind = 2, kSendBehind = 4, kTakeBehind = 7;
-constexpr size_t kBuffers = kTakeBehind + 1;  // segments under way
-constexpr size_t kLine = 64;                  // bytes that two ranks must not share
+constexpr uint64_t kAddBehind = 2, kSendBehind = 4;
+// Segments under way: as many as this much memory of a machine holds, within bounds. The more there
+// are, the fewer turns of the scheduler a link has to wait for.
+constexpr size_t kWindowBytes = size_t{64} << 20;
+constexpr int kFewest = 8, kMost = 32;
+constexpr size_t kLine = 64;  // bytes that two ranks must not share
 
 // How far a rank has come, as numbers of segments; in memory that all ranks of the machine see.
 struct alignas(kLine) Progress {
@@ -214,18 +216,19 @@ struct GroupSum::State {
   MPI_Comm node = MPI_COMM_NULL, leaders = MPI_COMM_NULL;  // leaders: first ranks of machines only
   int rank = 0, size = 1;                                  // on this machine
   int machines = 1;
+  uint64_t buffers = kFewest;  // segments under way, the same on all ranks
   MPI_Win window = MPI_WIN_NULL;
-  Progress* progress = nullptr;     // [size]
-  std::byte* slots = nullptr;       // [size, kBuffers, kSegmentBytes]
-  std::vector<Exchange> exchanges;  // one a buffer; first rank of a machine
-  std::array<std::vector<float>, kBuffers> residuals;
-  uint64_t segments = 0;  // begun so far
+  Progress* progress = nullptr;               // [size]
+  std::byte* slots = nullptr;                 // [size, buffers, kSegmentBytes]
+  std::vector<Exchange> exchanges;            // one a buffer; first rank of a machine
+  std::vector<std::vector<float>> residuals;  // one a buffer
+  uint64_t segments = 0;                      // begun so far
   std::atomic<int64_t> bytes_sent{0};
 
   bool first() const { return rank == 0; }
   Progress& of(int r) const { return progress[r]; }
   std::byte* slot(int r, uint64_t segment) const {
-    return slots + (static_cast<size_t>(r) * kBuffers + segment % kBuffers) * kSegmentBytes;
+    return slots + (static_cast<size_t>(r) * buffers + segment % buffers) * kSegmentBytes;
   }
 
   void open(MPI_Comm parent, bool through_nodes);
@@ -258,7 +261,12 @@ void GroupSum::State::open(MPI_Comm parent, bool through_nodes) {
   check_mpi(MPI_Comm_split(parent, first() ? 0 : MPI_UNDEFINED, 0, &leaders), "MPI_Comm_split");
 
   const auto ranks = static_cast<size_t>(size);
-  const size_t bytes = kLine + ranks * (sizeof(Progress) + kBuffers * kSegmentBytes);
+  int least =
+      static_cast<int>(std::clamp<size_t>(kWindowBytes / (ranks * kSegmentBytes), kFewest, kMost));
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &least, 1, MPI_INT, MPI_MIN, parent), "MPI_Allreduce");
+  buffers = static_cast<uint64_t>(least);
+  residuals.resize(buffers);
+  const size_t bytes = kLine + ranks * (sizeof(Progress) + buffers * kSegmentBytes);
   void* base = nullptr;
   check_mpi(MPI_Win_allocate_shared(static_cast<MPI_Aint>(first() ? bytes : 0), 1, MPI_INFO_NULL,
                                     node, &base, &window),
@@ -273,7 +281,7 @@ void GroupSum::State::open(MPI_Comm parent, bool through_nodes) {
   if (first()) {
     check_mpi(MPI_Comm_set_errhandler(leaders, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     check_mpi(MPI_Comm_size(leaders, &machines), "MPI_Comm_size");
-    for (size_t b = 0; b < kBuffers; ++b)
+    for (uint64_t b = 0; b < buffers; ++b)
       exchanges.emplace_back(leaders, static_cast<int>(2 * b), bytes_sent);
   }
   check_mpi(MPI_Barrier(parent), "MPI_Barrier");
@@ -311,7 +319,7 @@ void GroupSum::State::bring(uint64_t segment, std::span<const TensorView> tensor
                             int64_t count) {
   // The first rank's slot is what all take the result from; the others' have been added to it when
   // this rank took the result.
-  if (first() && segment > kBuffers) wait_for_all(&Progress::taken, segment - kBuffers);
+  if (first() && segment > buffers) wait_for_all(&Progress::taken, segment - buffers);
   auto* own = reinterpret_cast<T*>(slot(rank, segment));
   each_part<T>(tensors, begin, count, [&](const T* data, int64_t at, int64_t n) {
     std::memcpy(own + at, data, static_cast<size_t>(n) * sizeof(T));
@@ -337,11 +345,11 @@ template <class T>
 void GroupSum::State::send(uint64_t segment, int64_t count, bool rounded) {
   if (!first()) return;
   wait_for_all(&Progress::added, segment);
-  std::vector<float>& residual = residuals[segment % kBuffers];
+  std::vector<float>& residual = residuals[segment % buffers];
   if (rounded) residual.assign(static_cast<size_t>(count), 0.0f);
   if (machines > 1)
-    exchanges[segment % kBuffers].start(reinterpret_cast<T*>(slot(0, segment)),
-                                        rounded ? residual.data() : nullptr, count);
+    exchanges[segment % buffers].start(reinterpret_cast<T*>(slot(0, segment)),
+                                       rounded ? residual.data() : nullptr, count);
   else
     of(0).summed.store(segment, std::memory_order_release);
 }
@@ -351,7 +359,7 @@ void GroupSum::State::take(uint64_t segment, std::span<const TensorView> tensors
                            std::span<const TensorView> residual_tensors, int64_t begin,
                            int64_t count) {
   if (first() && machines > 1) {
-    wait_until([&] { return exchanges[segment % kBuffers].test(); });
+    wait_until([&] { return exchanges[segment % buffers].test(); });
     of(0).summed.store(segment, std::memory_order_release);
   } else {
     wait_until([&] { return of(0).summed.load(std::memory_order_acquire) >= segment; });
@@ -362,7 +370,7 @@ void GroupSum::State::take(uint64_t segment, std::span<const TensorView> tensors
   });
   each_part<float>(residual_tensors, begin, count, [&](float* data, int64_t at, int64_t n) {
     if (first())
-      std::memcpy(data, residuals[segment % kBuffers].data() + at,
+      std::memcpy(data, residuals[segment % buffers].data() + at,
                   static_cast<size_t>(n) * sizeof(float));
     else
       std::fill_n(data, n, 0.0f);
@@ -380,9 +388,9 @@ void GroupSum::State::sum(std::span<const TensorView> tensors,
   const auto count = static_cast<uint64_t>((total + kAtOnce - 1) / kAtOnce);
   const auto begin_of = [&](uint64_t k) { return static_cast<int64_t>(k) * kAtOnce; };
   const auto count_of = [&](uint64_t k) { return std::min(kAtOnce, total - begin_of(k)); };
-  const uint64_t base = segments + 1;
+  const uint64_t base = segments + 1, take_behind = buffers - 1;
   segments += count;
-  for (uint64_t i = 0; i < count + kTakeBehind; ++i) {
+  for (uint64_t i = 0; i < count + take_behind; ++i) {
     // Calls stage(k) with the segment that comes to it now, if there is one.
     const auto at = [&](uint64_t behind, auto&& stage) {
       if (i >= behind && i - behind < count) stage(i - behind);
@@ -390,7 +398,7 @@ void GroupSum::State::sum(std::span<const TensorView> tensors,
     at(0, [&](uint64_t k) { bring<T>(base + k, tensors, begin_of(k), count_of(k)); });
     at(kAddBehind, [&](uint64_t k) { add_slice<T>(base + k, count_of(k)); });
     at(kSendBehind, [&](uint64_t k) { send<T>(base + k, count_of(k), !residual_tensors.empty()); });
-    at(kTakeBehind,
+    at(take_behind,
        [&](uint64_t k) { take<T>(base + k, tensors, residual_tensors, begin_of(k), count_of(k)); });
   }
 }

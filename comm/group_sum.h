@@ -1,7 +1,7 @@
 // The sum of large vectors over a group, through shared memory inside a machine and by one exchange
 // between machines.
 //
-// A vector passes in segments of half a megabyte, eight at a time. Of each segment the ranks of a
+// A vector passes in segments of half a megabyte, 8 to 32 at a time. Of each segment the ranks of a
 // machine add a slice each, in rank order; then the first rank of every machine sends each other
 // one its part of the segment, adds what it gets in rank order, and sends the result to all: 2 (n -
 // 1) / n of the vector goes out of each of n machines, which is the least that is possible. The

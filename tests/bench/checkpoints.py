@@ -18,7 +18,7 @@ WIDTH = 128
 CONFIG = """\
 model: {layers: 2, hidden: 128, heads: 2, ffn: 512, position: learned}
 data: {vocab_size: 300, eval_limit: 10, sources: [{format: tsv, path: pairs.tsv, eval_path: eval.tsv}]}
-train: {batch_size: 512, seed: 3}
+train: {batch_size: 64, seed: 3}
 eval: {every_steps: 0}
 checkpoint: {every_minutes: 0, keep: 1}
 parallel: {threads: 1}
@@ -43,8 +43,8 @@ def train(program, folder, ranks, steps, megabytes, every, settings):
 
 
 def measure(program, folder, ranks, megabytes, settings):
-    """Seconds lost a checkpoint, seconds to write one, steps in the first half of an interval are
-    compared with those of a run without checkpoints that takes place right before."""
+    """Seconds to write a checkpoint, that training stood still for it, lost by it; and of a step.
+    Steps are compared with those of a run without checkpoints that takes place right before."""
     probe, _ = train(program, folder, ranks, 6, megabytes, 0, settings)
     step = statistics.median(line["seconds"] for line in probe[2:])
     # A write beside the training must end before the next one begins.
@@ -53,9 +53,10 @@ def measure(program, folder, ranks, megabytes, settings):
     plain, _ = train(program, folder, ranks, every * count, megabytes, 0, settings)
     lines, messages = train(program, folder, ranks, every * count + 1, megabytes, every, settings)
     write = statistics.median(float(s) for s in re.findall(r"checkpoint \S+ in ([\d.]+) s", messages))
-    lost = [sum(line["seconds_checkpoint"] + line["seconds"] - other["seconds"] for line, other in
-                zip(lines[first:first + every], plain[first - 1:], strict=False)) / 1
-            for first in range(every, every * count, every)]
+    # The interval behind a checkpoint, against the median step without any.
+    step = statistics.median(line["seconds"] for line in plain[2:])
+    lost = [sum(line["seconds_checkpoint"] + line["seconds"] - step
+                for line in lines[first:first + every]) for first in range(every, every * count, every)]
     still = statistics.median(line["seconds_checkpoint"] for line in lines
                               if line["seconds_checkpoint"] > 0)
     return write, still, statistics.median(lost), step
@@ -104,8 +105,8 @@ def main():
 Written by `tests/bench/checkpoints.py build/release/src/app/amur`, {datetime.date.today()}, load average after: {load}.
 
 `beside` is `checkpoint.async`. *Stood still*: the training did nothing else; for a checkpoint beside the training, the
-copy and the wait for the one before. *Lost*: that, and what the steps of one interval took longer than those of a run
-without checkpoints just before; on a busy machine this difference is noisy.
+copy and the wait for the one before. *Lost*: that, and what the steps of one interval took longer than as many median steps of a
+run without checkpoints just before; on a busy machine this difference is noisy.
 
 | MB | ranks | beside | step, s | write, s | stood still, s | lost, s | lost / write |
 | --- | --- | --- | --- | --- | --- | --- | --- |
