@@ -13,7 +13,7 @@ namespace amur {
 //   qkv  [T, 3, H, hd] activations     o [T, H, hd] activations
 //   lse  [T, H] parameter dtype: log sum_u exp(scale * q.k), kept for the backward
 // Dropout acts on the probabilities: position = query's position, element = h * 65536 + key's
-// position. Sequences are at most 65535 tokens.
+// position, with h counted from dropout.first_head. Sequences are at most 65535 tokens.
 void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
                        DropoutSite dropout, TensorView o, TensorView lse, Stream stream = {});
 // dqkv [T, 3, H, hd] is set; `output` is the forward's o.

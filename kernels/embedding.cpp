@@ -8,13 +8,17 @@
 namespace amur {
 namespace {
 
-// Every id lies in the table of `count` rows.
-void require_ids(const char* op, ConstTensorView ids, int64_t tokens, int64_t count) {
+// Every id lies in the whole table, of which `held` rows are here.
+void require_ids(const char* op, ConstTensorView ids, int64_t tokens, TableRows rows,
+                 int64_t held) {
+  if (rows.whole < 0) rows.whole = held;
+  AMUR_CHECK(rows.first >= 0 && rows.first + held <= rows.whole,
+             "{}: rows {} to {} of a table of {}", op, rows.first, rows.first + held, rows.whole);
   require_matrix(op, "ids", ids, tokens, 1, DType::i32);
   const int32_t* id = ids.as<int32_t>();
   for (int64_t t = 0; t < tokens; ++t)
-    AMUR_CHECK(id[t] >= 0 && id[t] < count, "{}: id {} of token {}, the table has {} rows", op,
-               id[t], t, count);
+    AMUR_CHECK(id[t] >= 0 && id[t] < rows.whole, "{}: id {} of token {}, the table has {} rows", op,
+               id[t], t, rows.whole);
 }
 
 // A table [count, width] of tokens or positions.
@@ -40,13 +44,13 @@ void require_normalised(const char* op, ConstTensorView a, ConstTensorView b,
 }  // namespace
 
 void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,
-                       ConstTensorView positions, TensorView y, Stream) {
+                       ConstTensorView positions, TensorView y, TableRows rows, Stream) {
   const char* op = "embedding_forward";
   require_device(op, {y, ids, tokens, positions, packed.cu_seqlens});
   const int64_t width = y.columns();
   require_packed(op, packed, y.rows());
   require_table(op, "tokens", tokens, width, y.dtype());
-  require_ids(op, ids, y.rows(), tokens.rows());
+  require_ids(op, ids, y.rows(), rows, tokens.rows());
   if (positions.defined()) {
     require_table(op, "positions", positions, width, y.dtype());
     AMUR_CHECK(packed.longest <= positions.rows(), "{}: {} tokens, {} positions", op,
@@ -57,20 +61,21 @@ void embedding_forward(const PackedSequences& packed, ConstTensorView ids, Const
     using P = AccumulateType<T>;
     cpu::kernels<cpu::EmbeddingKernels<T>>().lookup(
         packed.sequences(), packed.cu_seqlens.as<int32_t>(), width, ids.as<int32_t>(),
-        tokens.as<P>(), positions.defined() ? positions.as<P>() : nullptr, y.as<T>());
+        tokens.as<P>(), rows.first, tokens.rows(),
+        positions.defined() ? positions.as<P>() : nullptr, y.as<T>());
   });
 }
 
 void embedding_backward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView dy,
                         double sink_scale, TensorView tokens_sink, TensorView positions_sink,
-                        Stream) {
+                        TableRows rows, Stream) {
   const char* op = "embedding_backward";
   require_device(op, {dy, ids, tokens_sink, positions_sink, packed.cu_seqlens});
   const int64_t width = dy.columns();
   require_packed(op, packed, dy.rows());
   if (tokens_sink.defined()) {
     require_table(op, "tokens_sink", tokens_sink, width, dy.dtype());
-    require_ids(op, ids, dy.rows(), tokens_sink.rows());
+    require_ids(op, ids, dy.rows(), rows, tokens_sink.rows());
   }
   if (positions_sink.defined()) {
     require_table(op, "positions_sink", positions_sink, width, dy.dtype());
@@ -83,6 +88,7 @@ void embedding_backward(const PackedSequences& packed, ConstTensorView ids, Cons
     cpu::kernels<cpu::EmbeddingKernels<T>>().scatter(
         packed.sequences(), packed.cu_seqlens.as<int32_t>(), width, ids.as<int32_t>(), dy.as<T>(),
         static_cast<P>(sink_scale), tokens_sink.defined() ? tokens_sink.as<P>() : nullptr,
+        rows.first, tokens_sink.defined() ? tokens_sink.rows() : 0,
         positions_sink.defined() ? positions_sink.as<P>() : nullptr);
   });
 }

@@ -6,17 +6,28 @@
 
 namespace amur {
 
-// y[t, :] = tokens[ids[t], :] (+ positions[position of t in its sequence, :])
-//   ids [T] i32 inside the table (checked); tables [V, d], [P, d] parameter dtype, positions may be
-//   undefined; y [T, d] activations
+// Which rows of a token table a tensor holds: those from `first` on, of `whole` (-1: all are here).
+struct TableRows {
+  int64_t first = 0;
+  int64_t whole = -1;
+};
+
+// y[t, :] = tokens[ids[t] - rows.first, :] (+ positions[position of t in its sequence, :]), and 0,
+// without the position, where another rank holds the row: the sum over ranks is the whole lookup to
+// the bit.
+//   ids [T] i32 in the whole table (checked); tables [V, d], [P, d] parameter dtype, positions may
+//   be undefined; y [T, d] activations
 void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,
-                       ConstTensorView positions, TensorView y, Stream stream = {});
-// sinks (either may be undefined) += sink_scale * the rows of dy. Deterministic for any thread count:
-// the rows of one id are added in token order.
+                       ConstTensorView positions, TensorView y, TableRows rows = {},
+                       Stream stream = {});
+// sinks (either may be undefined) += sink_scale * the rows of dy; tokens whose row another rank
+// holds add to positions_sink only. Deterministic for any thread count: the rows of one id are
+// added in token order.
 void embedding_backward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView dy,
                         double sink_scale, TensorView tokens_sink, TensorView positions_sink,
-                        Stream stream = {});
-// y[t, 2i] += sin(p w_i), y[t, 2i+1] += cos(p w_i), w_i = 10000^(-2i/d), p the position (Vaswani 2017)
+                        TableRows rows = {}, Stream stream = {});
+// y[t, 2i] += sin(p w_i), y[t, 2i+1] += cos(p w_i), w_i = 10000^(-2i/d), p the position (Vaswani
+// 2017)
 void add_sinusoidal_positions(const PackedSequences& packed, TensorView y, Stream stream = {});
 
 enum class PoolingKind : uint8_t { mean, cls };

@@ -25,6 +25,8 @@ struct DropoutSite {
   double probability = 0;  // 0: none, and the keys are not read
   uint64_t layer = 0;
   uint64_t site = 0;
+  // Attention only: heads in front of this rank's, where they are spread over ranks.
+  uint64_t first_head = 0;
 };
 
 }  // namespace amur

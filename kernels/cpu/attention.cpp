@@ -114,7 +114,7 @@ void scatter_rows(const A* weights, const A* rows, int64_t n, int64_t width, int
 template <class A>
 struct Mask {
   bool on = false;
-  uint64_t key = 0;
+  uint64_t key = 0, first_head = 0;
   uint32_t threshold = 0;
   A factor = 1;
 
@@ -122,13 +122,14 @@ struct Mask {
   Mask(const AttentionProblem<T>& a, int64_t sequence) {
     if (!a.dropout_keys) return;
     on = true;
+    first_head = a.dropout.first_head;
     key = dropout_key(a.dropout_keys[sequence], a.dropout.layer, a.dropout.site);
     threshold = dropout_threshold(a.dropout.probability);
     factor = static_cast<A>(1 / (1 - a.dropout.probability));
   }
   void draw(int64_t query, int64_t head, int64_t n, uint16_t* lanes) const {
-    dropout_lanes(key, static_cast<uint64_t>(query), static_cast<uint64_t>(head) * (65536 / 8), n,
-                  lanes);
+    dropout_lanes(key, static_cast<uint64_t>(query),
+                  (first_head + static_cast<uint64_t>(head)) * (65536 / 8), n, lanes);
   }
 };
 

@@ -23,12 +23,14 @@ void for_each_token(int64_t sequences, const int32_t* cu_seqlens, const F& f) {
 
 template <class T, class P>
 void lookup(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const int32_t* ids,
-            const P* tokens, const P* positions, T* y) {
+            const P* tokens, int64_t first_row, int64_t held, const P* positions, T* y) {
   for_each_token(sequences, cu_seqlens, [&](int64_t t, int64_t position) {
-    const P* token_row = tokens + ids[t] * width;
-    const P* position_row = positions ? positions + position * width : nullptr;
+    const int64_t id = ids[t] - first_row;
+    const P* token_row = id >= 0 && id < held ? tokens + id * width : nullptr;
+    const P* position_row = token_row && positions ? positions + position * width : nullptr;
     for_each_vector<P>(width, [&](auto at) {
-      Vec<P> v = at.load_from(token_row);
+      Vec<P> v{};
+      if (token_row) v = at.load_from(token_row);
       if (position_row) v += at.load_from(position_row);
       at.store_to(y + t * width, v);
     });
@@ -50,14 +52,16 @@ void add_positions(int64_t sequences, const int32_t* cu_seqlens, int64_t width, 
 // rows of one id are added does not depend on the number of threads.
 template <class T, class P>
 void scatter(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const int32_t* ids,
-             const T* dy, P sink_scale, P* tokens_sink, P* positions_sink) {
+             const T* dy, P sink_scale, P* tokens_sink, int64_t first_row, int64_t held,
+             P* positions_sink) {
   constexpr int64_t lanes = kLanes<P>;
   parallel_for((width + lanes - 1) / lanes, 64 / lanes + 1, [&](int64_t first, int64_t last) {
     const int64_t column = first * lanes, count = std::min(width, last * lanes) - column;
     for (int64_t s = 0; s < sequences; ++s) {
       for (int64_t t = cu_seqlens[s]; t < cu_seqlens[s + 1]; ++t) {
         const T* from = dy + t * width + column;
-        P* token_row = tokens_sink ? tokens_sink + ids[t] * width + column : nullptr;
+        const int64_t id = tokens_sink ? ids[t] - first_row : -1;
+        P* token_row = id >= 0 && id < held ? tokens_sink + id * width + column : nullptr;
         P* position_row =
             positions_sink ? positions_sink + (t - cu_seqlens[s]) * width + column : nullptr;
         for_each_vector<P>(count, [&](auto at) {

@@ -5,13 +5,15 @@
 
 namespace amur::cpu {
 
-// Pointers are null where the tensor of kernels/embedding.h is undefined.
+// Pointers are null where the tensor of kernels/embedding.h is undefined. A table of tokens holds
+// `held` rows from the id `first_row` on.
 template <class T, class P = AccumulateType<T>>
 struct EmbeddingKernels {
   void (*lookup)(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const int32_t* ids,
-                 const P* tokens, const P* positions, T* y);
+                 const P* tokens, int64_t first_row, int64_t held, const P* positions, T* y);
   void (*scatter)(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const int32_t* ids,
-                  const T* dy, P sink_scale, P* tokens_sink, P* positions_sink);
+                  const T* dy, P sink_scale, P* tokens_sink, int64_t first_row, int64_t held,
+                  P* positions_sink);
   // table [longest, width]
   void (*add_positions)(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const P* table,
                         T* y);

@@ -108,6 +108,14 @@ Shape Attention::qkv_shape(int64_t tokens) const {
   return {tokens, 3, weight[1], weight[2]};
 }
 
+// The masks are those of the whole set of heads.
+DropoutSite Attention::dropout(const Context& context) const {
+  DropoutSite site = context.dropout(dropout_, layer_, DropoutPlace::attention_probabilities);
+  const Slab heads = slab_of(*qkv_weight_, context.tp_rank(), context.tp_size());
+  site.first_head = static_cast<uint64_t>(heads.first[1]);
+  return site;
+}
+
 void Attention::forward(const Context& context, ConstTensorView n, TensorView y) const {
   ScratchScope scratch(*context.scratch);
   const PackedSequences& packed = context.chunk->packed;

@@ -8,6 +8,8 @@
 
 namespace amur {
 
+// With the heads spread over a tensor-parallel group, each rank attends with its own.
+//
 // Keeps qkv [T, 3, H, hd] (after rotary positions), the output of the heads [T, H, hd] and the
 // log-sum-exp of the scores [T, H].
 class Attention final : public Branch {
@@ -33,9 +35,7 @@ class Attention final : public Branch {
   Shape qkv_shape(int64_t tokens) const;    // [T, 3, H, hd]
   void add_biases(const Context& context, TensorView qkv) const;
   void accumulate_biases(const Context& context, ConstTensorView dqkv) const;
-  DropoutSite dropout(const Context& context) const {
-    return context.dropout(dropout_, layer_, DropoutPlace::attention_probabilities);
-  }
+  DropoutSite dropout(const Context& context) const;
 
   std::string name_;
   uint64_t layer_;

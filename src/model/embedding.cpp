@@ -13,6 +13,7 @@ Parameter& add_table(ParameterSet& parameters, std::string name, Axis rows,
   table.name = std::move(name);
   table.kind = ParamKind::embedding;
   table.axes = {rows, {config.hidden, AxisRole::model}};
+  if (rows.role == AxisRole::vocab) table.sharding.axis = 0;
   table.init = {Initializer::Kind::normal, config.embedding_std};
   return parameters.add(std::move(table));
 }
@@ -34,10 +35,21 @@ Embedding::Embedding(const ModelConfig& config, const std::string& name, Paramet
   norm_.emplace(config, name + ".norm", parameters);
 }
 
+TableRows Embedding::token_rows(const Context& context) const {
+  const Slab slab = slab_of(*tokens_, context.tp_rank(), context.tp_size());
+  AMUR_CHECK(tokens_->value.shape() == slab.count, "{}: {} here, {} on tp rank {} of {}",
+             tokens_->name, tokens_->value.shape().text(), slab.count.text(), context.tp_rank(),
+             context.tp_size());
+  return {slab.first[0], tokens_->axes[0].size};
+}
+
 void Embedding::lookup(const Context& context, TensorView x) const {
   const ChunkView& chunk = *context.chunk;
   embedding_forward(chunk.packed, chunk.ids, tokens_->value,
-                    positions_ ? positions_->value.view() : TensorView(), x, context.stream);
+                    positions_ ? positions_->value.view() : TensorView(), x, token_rows(context),
+                    context.stream);
+  // One rank has the row, the others 0: exact in any dtype.
+  if (context.tp_size() > 1) context.tp->all_reduce(x, ReduceOp::sum, context.stream);
   if (sinusoidal_) add_sinusoidal_positions(chunk.packed, x, context.stream);
 }
 
@@ -65,10 +77,10 @@ void Embedding::backward(const Context& context, TensorView dx) const {
   }
   if (const TensorView sink = table_sink(*tokens_); sink.defined())
     embedding_backward(packed, context.chunk->ids, dx, tokens_->sink_scale, sink, {},
-                       context.stream);
+                       token_rows(context), context.stream);
   if (positions_ != nullptr)
     if (const TensorView sink = table_sink(*positions_); sink.defined())
-      embedding_backward(packed, context.chunk->ids, dx, positions_->sink_scale, {}, sink,
+      embedding_backward(packed, context.chunk->ids, dx, positions_->sink_scale, {}, sink, {},
                          context.stream);
 }
 

@@ -8,6 +8,9 @@
 namespace amur {
 
 // Keeps nothing: the forward is a lookup, repeated where its output is needed again.
+//
+// The rows of the token table may be spread over a tensor-parallel group: each rank looks its own
+// rows up, one sum puts the lookup together, and each adds to the gradient of its own rows.
 class Embedding {
  public:
   // `<name>.tokens`, `<name>.positions` (learned), `<name>.norm.*`; with 0 layers only the first.
@@ -23,6 +26,7 @@ class Embedding {
   std::optional<Norm>& norm() { return norm_; }
 
  private:
+  TableRows token_rows(const Context& context) const;  // held by this rank
   void lookup(const Context& context, TensorView x) const;
   DropoutSite dropout(const Context& context) const {
     return context.dropout(dropout_, 0, DropoutPlace::embeddings);

@@ -14,6 +14,16 @@ Shape local_shape(const Parameter& parameter) {
   return parameter.value.defined() ? parameter.value.shape() : parameter.global_shape();
 }
 
+namespace {
+
+// A tensor like `x` in the parameters' dtype: x itself, or scratch.
+TensorView wide(ScratchScope& scratch, TensorView x) {
+  const DType dtype = parameter_dtype(x.dtype());
+  return x.dtype() == dtype ? x : scratch.tensor(x.shape(), dtype);
+}
+
+}  // namespace
+
 Linear::Linear(Parameter& weight, Parameter* bias, int input_axes)
     : weight_(&weight), bias_(bias), input_axes_(input_axes) {
   AMUR_CHECK(input_axes > 0 && input_axes < static_cast<int>(weight.axes.size()),
@@ -45,10 +55,27 @@ ConstTensorView Linear::weight_as(const Context& context, ScratchScope& scratch,
   return converted;
 }
 
+Linear::Shared Linear::shared(const Context& context) const {
+  if (context.tp_size() == 1) return Shared::none;
+  const Slab slab = slab_of(*weight_, context.tp_rank(), context.tp_size());
+  AMUR_CHECK(weight_->value.shape() == slab.count, "{}: {} here, {} on tp rank {} of {}",
+             weight_->name, weight_->value.shape().text(), slab.count.text(), context.tp_rank(),
+             context.tp_size());
+  const int axis = weight_->sharding.axis;
+  if (axis < 0) return Shared::none;
+  return axis < slab.count.dims() - input_axes_ ? Shared::outputs : Shared::inputs;
+}
+
 void Linear::forward(const Context& context, ConstTensorView x, TensorView y) const {
   ScratchScope scratch(*context.scratch);
-  gemm(Transpose::no, Transpose::yes, 1, x, weight_as(context, scratch, x.dtype()), 0, y,
+  const bool partial = shared(context) == Shared::inputs;
+  const TensorView sum = partial ? wide(scratch, y) : y;
+  gemm(Transpose::no, Transpose::yes, 1, x, weight_as(context, scratch, x.dtype()), 0, sum,
        context.stream);
+  if (partial) {
+    context.tp->all_reduce(sum, ReduceOp::sum, context.stream);
+    if (sum.raw() != y.raw()) cast(sum, y, context.stream);
+  }
   if (bias_ != nullptr)
     add_bias(bias_->value.view().reshape({outputs()}), y.reshape({y.rows(), y.columns()}),
              context.stream);
@@ -64,9 +91,19 @@ void Linear::backward(const Context& context, ConstTensorView x, ConstTensorView
     if (const TensorView sink = flat_sink(*bias_); sink.defined())
       accumulate_column_sums(bias_->sink_scale, dy.reshape({dy.rows(), dy.columns()}), sink,
                              context.stream);
-  if (dx.defined())
-    gemm(Transpose::no, Transpose::no, 1, dy, weight_as(context, scratch, dy.dtype()), beta, dx,
-         context.stream);
+  if (!dx.defined()) return;
+  const bool partial = shared(context) == Shared::outputs;
+  const TensorView sum = partial ? wide(scratch, dx) : dx;
+  // What is there already, the same on every rank, enters the sum once.
+  if (partial && context.tp_rank() > 0)
+    beta = 0;
+  else if (beta != 0 && sum.raw() != dx.raw())
+    cast(dx, sum, context.stream);
+  gemm(Transpose::no, Transpose::no, 1, dy, weight_as(context, scratch, dy.dtype()), beta, sum,
+       context.stream);
+  if (!partial) return;
+  context.tp->all_reduce(sum, ReduceOp::sum, context.stream);
+  if (sum.raw() != dx.raw()) cast(sum, dx, context.stream);
 }
 
 }  // namespace amur

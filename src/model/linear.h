@@ -1,4 +1,5 @@
-// y = x W^T + b.
+// y = x W^T + b, on one rank or shared by the ranks of a tensor-parallel group (Megatron-LM, arXiv
+// 1909.08053).
 #pragma once
 
 #include "src/model/module.h"
@@ -13,25 +14,34 @@ TensorView flat_sink(const Parameter& parameter);
 Shape local_shape(const Parameter& parameter);
 
 // Keeps nothing: its caller hands the input to the backward again.
+//
+// Where the weight's sharded axis is one of its outputs, every rank has all of x and dx and its own
+// columns of y and dy, and dx is summed over the group. Where it is one of its inputs, every rank
+// has its own columns of x and dx and all of y and dy, y is summed over the group, and the bias,
+// which every rank has, is added once. Partial sums travel in the parameters' dtype, also under
+// bf16, and are rounded once; all ranks get the same bits.
 class Linear {
  public:
   // `weight` is stored [out..., in...] with `input_axes` axes of input. `bias` holds one number an
   // output, or is null.
   Linear(Parameter& weight, Parameter* bias, int input_axes);
 
-  // x [T, in], y [T, out] of one dtype, bf16 or that of the parameters.
+  // x [T, in], y [T, out], local, of one dtype, bf16 or that of the parameters.
   void forward(const Context& context, ConstTensorView x, TensorView y) const;
   // dx = beta * dx + dy W; the weight's sink += sink_scale * dy^T x, the bias' likewise. dx may be
   // undefined, and may be x, which is read before. Scratch: a bf16 copy of the weight.
   void backward(const Context& context, ConstTensorView x, ConstTensorView dy, double beta,
                 TensorView dx) const;
 
-  int64_t inputs() const;
-  int64_t outputs() const;
-  // Of one forward.
+  int64_t inputs() const;   // local
+  int64_t outputs() const;  // local
+  // Of one forward on this rank.
   double flops(int64_t rows) const;
 
  private:
+  enum class Shared : uint8_t { none, outputs, inputs };
+  // Which side of the weight is spread over the ranks of the context.
+  Shared shared(const Context& context) const;
   // The weight as [out, in] in the dtype of the activations.
   ConstTensorView weight_as(const Context& context, ScratchScope& scratch, DType dtype) const;
 

@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "kernels/packed.h"
 #include "src/core/tensor.h"
 
@@ -84,6 +85,12 @@ struct Context {
   // Backward only: is told the index of each group of Encoder::backward_groups() once this pass has
   // added all to its sinks; may be empty.
   std::function<void(size_t)> group_done;
+  // The ranks that share every layer of this chunk, all with the same chunk; null: this one alone.
+  // Linear, Embedding and Attention alone know of it: what they put out is the same on all of them.
+  Communicator* tp = nullptr;
+
+  int tp_rank() const { return tp ? tp->rank() : 0; }
+  int tp_size() const { return tp ? tp->size() : 1; }
 
   // No dropout outside training.
   DropoutSite dropout(double probability, uint64_t layer, DropoutPlace place) const {

@@ -53,9 +53,9 @@ struct Parameter {
   // relative errors of gradients.
   bool zero_gradient = false;
 
-  Tensor value;         // local shard, parameter dtype
-  // The gradient sink of this step: backward adds sink_scale * dW. Undefined while frozen or when no
-  // gradient is wanted (evaluation).
+  Tensor value;  // local shard, parameter dtype
+  // The gradient sink of this step: backward adds sink_scale * dW. Undefined while frozen or when
+  // no gradient is wanted (evaluation).
   TensorView sink;
   double sink_scale = 0;
 

@@ -30,10 +30,9 @@ void set_scalar(Parameter& p, double value) {
 
 }  // namespace
 
-EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, int tp_rank, int tp_size)
+EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, Communicator* tp)
     : dtype_(activation_dtype(precision)),
-      tp_rank_(tp_rank),
-      tp_size_(tp_size),
+      tp_(tp && tp->size() > 1 ? tp : nullptr),
       initial_log_scale_(std::log(config.loss.scale)),
       initial_bias_(config.loss.bias) {
   AMUR_CHECK(config.model.vocab > 0, "the vocabulary's size is not set");
@@ -46,11 +45,11 @@ EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, int tp
   log_scale_ = &parameters_.add(scalar_parameter("loss.log_scale", config.loss.learn_scale));
   if (config.loss.kind == LossKind::siglip)
     loss_bias_ = &parameters_.add(scalar_parameter("loss.bias", config.loss.learn_bias));
-  parameters_.allocate(parameters_dtype(), Device::cpu(), tp_rank, tp_size);
+  parameters_.allocate(parameters_dtype(), Device::cpu(), tp_rank(), tp_size());
 }
 
 void EmbeddingModel::initialise(uint64_t seed) {
-  parameters_.initialise(seed, tp_rank_, tp_size_);
+  parameters_.initialise(seed, tp_rank(), tp_size());
   set_scalar(*log_scale_, initial_log_scale_);
   if (loss_bias_) set_scalar(*loss_bias_, initial_bias_);
 }

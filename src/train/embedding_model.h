@@ -25,9 +25,14 @@ constexpr DType activation_dtype(Precision precision) {
 
 class EmbeddingModel {
  public:
-  // Allocates the parameters for tp rank `tp_rank`, not initialised. `config.model.vocab` must be
-  // set.
-  EmbeddingModel(const Config& config, Precision precision, int tp_rank = 0, int tp_size = 1);
+  // Allocates this rank's share of the parameters, not initialised. `tp` are the ranks that share
+  // every layer, and must outlive the model; null: this one alone. `config.model.vocab` must be set.
+  EmbeddingModel(const Config& config, Precision precision, Communicator* tp = nullptr);
+
+  // For the `Context` of a pass; null where the group has one rank.
+  Communicator* tp() const { return tp_; }
+  int tp_rank() const { return tp_ ? tp_->rank() : 0; }
+  int tp_size() const { return tp_ ? tp_->size() : 1; }
 
   // Fills the parameters from the seed; temperature and bias from `loss.*`.
   void initialise(uint64_t seed);
@@ -65,7 +70,7 @@ class EmbeddingModel {
 
  private:
   DType dtype_;
-  int tp_rank_, tp_size_;
+  Communicator* tp_;
   double initial_log_scale_, initial_bias_;
   ParameterSet parameters_;
   std::unique_ptr<Encoder> query_, document_;

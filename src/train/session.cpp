@@ -19,9 +19,6 @@ std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backen
   options.progress_seconds = config.runtime.progress_seconds;
   options.check_collectives = config.runtime.check_collectives;
   runtime.start_watchdog(options);
-  if (config.parallel.tp != 1)
-    throw UsageError("parallel.tp: {}: this version trains data-parallel only; use 1",
-                     config.parallel.tp);
   GridShape shape;
   shape.tp = static_cast<int>(config.parallel.tp);
   shape.dp =
@@ -85,8 +82,7 @@ TrainedModel load_trained_model(const std::string& path, const std::vector<std::
   if (t.info.tokenizer.empty()) throw IoError("'{}' holds no tokenizer", file);
   t.tokenizer = Tokenizer::from_bytes(t.info.tokenizer.begin()->second, file);
   t.config.model.vocab = t.tokenizer->vocab_size();
-  t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, grid.tp_rank(),
-                                             grid.shape().tp);
+  t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, &grid.tp());
   Checkpoint::load(file, t.model->parameters(), {}, grid);
   t.model->set_constants(t.info.constants);
   return t;

@@ -87,6 +87,7 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
     context.chunk = &view;
     context.scratch = &scratch_;
     context.dtype = model_.dtype();
+    context.tp = model_.tp();
     TensorView h = gathered.view().slice(row, sequences);
     model_.tower(tower).forward(context, h);
     normalise_forward(h, h, norms);

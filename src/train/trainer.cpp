@@ -135,11 +135,10 @@ void Trainer::build() {
     tokenizer_ = make_tokenizer(config_, *data_, grid_->world());
   config_.model.vocab = tokenizer_->vocab_size();
 
-  model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, grid_->tp_rank(),
-                                            grid_->shape().tp);
+  model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, &grid_->tp());
   apply_parameter_groups(config_.optimizer, model_->parameters());
-  optimizer_ =
-      Optimizer::make(config_.optimizer, model_->parameters(), config_.loss.scale_learning_rate);
+  optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
+                               config_.loss.scale_learning_rate, model_->tp());
   SyncOptions sync;
   sync.stream = grid_->dp().side_stream(
       {.overlap = config_.parallel.overlap_sync, .through_nodes = config_.parallel.node_sync});

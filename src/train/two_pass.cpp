@@ -33,6 +33,7 @@ Context TwoPass::context(const ChunkView& view, bool keep) {
   c.scratch = &scratch_;
   c.dtype = model_.dtype();
   c.training = true;
+  c.tp = model_.tp();
   return c;
 }
 
@@ -47,13 +48,19 @@ void TwoPass::plan() {
     planned.chunk = std::move(chunk);
     chunks_.push_back(std::move(planned));
   }
-  auto left = static_cast<size_t>(config_.train.activation_budget);
-  for (auto it = chunks_.rbegin(); it != chunks_.rend(); ++it) {
-    const size_t bytes = model_.tower(it->tower).saved_bytes(
-        it->chunk.tokens, static_cast<int64_t>(it->chunk.units.size()), model_.dtype());
-    if (bytes > left) break;
-    left -= bytes;
-    it->keep = true;
+  std::vector<int64_t> bytes;
+  for (const PlannedChunk& planned : chunks_)
+    bytes.push_back(static_cast<int64_t>(model_.tower(planned.tower).saved_bytes(
+        planned.chunk.tokens, static_cast<int64_t>(planned.chunk.units.size()), model_.dtype())));
+  // A tp group replays the same chunks, or its collectives would not meet; its ranks may hold
+  // different numbers of heads.
+  if (model_.tp() && !bytes.empty())
+    model_.tp()->all_reduce(TensorView(bytes.data(), {std::ssize(bytes)}, DType::i64),
+                            ReduceOp::max);
+  int64_t left = config_.train.activation_budget;
+  for (size_t i = chunks_.size(); i-- > 0 && bytes[i] <= left;) {
+    left -= bytes[i];
+    chunks_[i].keep = true;
   }
 }
 
@@ -107,7 +114,10 @@ BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& t
     }
     result.forward_flops +=
         model_.tower(planned.tower).forward_flops(planned.chunk.tokens, squares);
-    stop = stop_requested_ && stop_requested_();
+    if (!stop_requested_) continue;
+    stop = stop_requested_();
+    // The next chunk has collectives within the tp group.
+    if (model_.tp()) stop = !model_.tp()->all_agree(!stop);
   }
   times.pass1 += watch.lap();
 
@@ -151,6 +161,7 @@ void TwoPass::run_loss_stage(BatchGradient& result) {
   const bool finite = std::isfinite(result.loss.loss) && std::isfinite(squares) &&
                       std::isfinite(result.loss.scale_gradient);
   result.finite = dp_.all_agree(finite);
+  if (model_.tp()) result.finite = model_.tp()->all_agree(result.finite);
   if (!result.finite) {
     chunks_.clear();
     saved_.rewind(0);

@@ -5,6 +5,9 @@
 // are summed, and dropout masks are the same in both passes. Chunks are visited in reverse order in
 // pass 2 and the chunks that keep their activations are the last ones of pass 1, so the order of
 // accumulation, and with it every bit of the result, does not depend on the activation budget.
+//
+// The ranks of a tp group are given the same batch. They do the loss stage redundantly, each with
+// its own dp group: it is small beside the encoder, and nothing has to be sent.
 #pragma once
 
 #include <functional>

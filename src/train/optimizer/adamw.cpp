@@ -4,8 +4,9 @@
 
 namespace amur {
 
-AdamW::AdamW(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate)
-    : BufferedOptimizer(config, parameters, scalar_learning_rate),
+AdamW::AdamW(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
+             Communicator* tp)
+    : BufferedOptimizer(config, parameters, scalar_learning_rate, tp),
       first_moments_(zeros_like_parameters()),
       second_moments_(zeros_like_parameters()) {}
 

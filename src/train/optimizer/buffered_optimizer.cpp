@@ -1,6 +1,7 @@
 #include "src/train/optimizer/buffered_optimizer.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "kernels/elementwise.h"
 #include "src/train/optimizer/rates.h"
@@ -8,8 +9,8 @@
 namespace amur {
 
 BufferedOptimizer::BufferedOptimizer(const OptimizerConfig& config, ParameterSet& parameters,
-                                     double scalar_learning_rate)
-    : Optimizer(parameters),
+                                     double scalar_learning_rate, Communicator* tp)
+    : Optimizer(parameters, tp),
       config_(config),
       parameters_(parameters),
       scalar_learning_rate_(scalar_learning_rate),
@@ -39,13 +40,14 @@ void BufferedOptimizer::set_sync(SyncOptions options) {
 }
 
 void BufferedOptimizer::update(int64_t step, double alpha) {
-  double squares = 0;
+  std::vector<double> squares(parameters_.size(), 0);
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (!gradients_[i].defined()) continue;
-    squares += sum_of_squares(gradients_[i]);
+    squares[i] = sum_of_squares(gradients_[i]);
     update_parameter(i, gradients_[i], step, alpha);
   }
-  norm_ = std::sqrt(squares);
+  sync().complete_sums(squares);
+  norm_ = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
 }
 
 size_t BufferedOptimizer::gradient_bytes() const {

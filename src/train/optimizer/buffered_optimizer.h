@@ -18,7 +18,7 @@ class BufferedOptimizer : public Optimizer {
 
  protected:
   BufferedOptimizer(const OptimizerConfig& config, ParameterSet& parameters,
-                    double scalar_learning_rate);
+                    double scalar_learning_rate, Communicator* tp);
 
   // Updates parameters()[i], which is not frozen, from its summed gradient.
   virtual void update_parameter(size_t i, ConstTensorView gradient, int64_t step, double alpha) = 0;

@@ -13,7 +13,8 @@ constexpr size_t kPackedBytes = size_t{4} << 20;
 
 }  // namespace
 
-GradientSync::GradientSync(ParameterSet& parameters) : parameters_(parameters) {
+GradientSync::GradientSync(ParameterSet& parameters, Communicator* tp)
+    : parameters_(parameters), tp_(tp) {
   set_options({});
 }
 
@@ -115,16 +116,27 @@ void GradientSync::finish(int64_t step, Communicator& dp) {
       if (const Part part = part_of_(i); part.rows && parameters_[i].sink.defined())
         sum_rows(i, part, dp);
 
-  const auto ranks = static_cast<int64_t>(dp.size());
-  const int64_t worst = dp.min(static_cast<int64_t>(not_finite_) * ranks + dp.rank());
+  const int64_t width = tp_ ? tp_->size() : 1, ranks = dp.size() * width;
+  const int64_t own = dp.rank() * width + (tp_ ? tp_->rank() : 0);
+  int64_t worst = dp.min(static_cast<int64_t>(not_finite_) * ranks + own);
+  if (tp_) worst = tp_->min(worst);
   dp.synchronize(options_.stream);
   const auto tensor = static_cast<size_t>(worst / ranks);
   if (tensor == parameters_.size()) return;
   throw NumericError(
-      "step {}: the gradient of {} is not finite on {} rank {}; the parameters are those of the "
-      "step "
-      "before. Resume from the newest checkpoint, with a lower optimizer.learning_rate or in fp32",
-      step, parameters_[tensor].name, dp.name(), worst % ranks);
+      "step {}: the gradient of {} is not finite on {} rank {}{}; the parameters are those of the "
+      "step before. Resume from the newest checkpoint, with a lower optimizer.learning_rate or in "
+      "fp32",
+      step, parameters_[tensor].name, dp.name(), worst % ranks / width,
+      tp_ ? fmt::format(", tp rank {}", worst % width) : "");
+}
+
+void GradientSync::complete_sums(std::vector<double>& sums) const {
+  if (!tp_) return;
+  for (size_t i = 0; i < sums.size(); ++i)
+    if (tp_->rank() > 0 && parameters_[i % parameters_.size()].sharding.axis < 0) sums[i] = 0;
+  tp_->all_reduce(TensorView(sums.data(), {std::ssize(sums)}, DType::f64), ReduceOp::sum);
+  tp_->synchronize();
 }
 
 }  // namespace amur

@@ -24,7 +24,8 @@ struct SyncOptions {
 
 class GradientSync {
  public:
-  explicit GradientSync(ParameterSet& parameters);
+  // `tp` are the ranks that share the parameters; null: this one has them whole.
+  GradientSync(ParameterSet& parameters, Communicator* tp);
   void set_options(SyncOptions options);
   const SyncOptions& options() const { return options_; }
 
@@ -44,8 +45,14 @@ class GradientSync {
   // everywhere.
   void group_done(size_t group, Communicator& dp);
   // The rest, and the wait. Throws NumericError on every rank if some rank accumulated a non-finite
-  // value: it names the first tensor in set order and the first rank that has it there. Collective.
+  // value: it names the first tensor in set order and the first rank that has it there. Collective
+  // over the whole grid.
   void finish(int64_t step, Communicator& dp);
+
+  // `sums` holds one or more numbers a parameter, [k][parameters], each a sum over the elements that
+  // this rank has; they become sums over all elements, a replicated tensor counting once, with the
+  // same bits on every rank. Collective over tp: one operation for all.
+  void complete_sums(std::vector<double>& sums) const;
 
  private:
   void start_ready(Communicator& dp);
@@ -54,6 +61,7 @@ class GradientSync {
   void note_if_not_finite(size_t index, ConstTensorView view);
 
   ParameterSet& parameters_;
+  Communicator* tp_;
   SyncOptions options_;
   std::vector<std::vector<size_t>> buckets_;  // places in the set; the last one: those in no group
   PartOf part_of_;

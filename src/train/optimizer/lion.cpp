@@ -5,8 +5,9 @@
 
 namespace amur {
 
-Lion::Lion(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate)
-    : BufferedOptimizer(config, parameters, scalar_learning_rate),
+Lion::Lion(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
+           Communicator* tp)
+    : BufferedOptimizer(config, parameters, scalar_learning_rate, tp),
       momenta_(zeros_like_parameters()) {}
 
 void Lion::update_parameter(size_t i, ConstTensorView gradient, int64_t, double alpha) {

@@ -10,7 +10,8 @@ namespace amur {
 
 class Lion : public BufferedOptimizer {
  public:
-  Lion(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate);
+  Lion(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
+       Communicator* tp);
   const char* name() const override { return "lion"; }
   std::vector<OptimizerSlot> slots() override;
   size_t state_bytes() const override;

@@ -21,14 +21,14 @@ bool matches(const ParameterGroup& group, const Parameter& parameter) {
 }  // namespace
 
 std::unique_ptr<Optimizer> Optimizer::make(const OptimizerConfig& config, ParameterSet& parameters,
-                                           double scalar_learning_rate) {
+                                           double scalar_learning_rate, Communicator* tp) {
   switch (config.kind) {
     case OptimizerKind::tiger:
-      return std::make_unique<Tiger>(config, parameters, scalar_learning_rate);
+      return std::make_unique<Tiger>(config, parameters, scalar_learning_rate, tp);
     case OptimizerKind::adamw:
-      return std::make_unique<AdamW>(config, parameters, scalar_learning_rate);
+      return std::make_unique<AdamW>(config, parameters, scalar_learning_rate, tp);
     case OptimizerKind::lion:
-      return std::make_unique<Lion>(config, parameters, scalar_learning_rate);
+      return std::make_unique<Lion>(config, parameters, scalar_learning_rate, tp);
   }
   throw InternalError("unknown optimizer");
 }

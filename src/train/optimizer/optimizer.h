@@ -31,9 +31,10 @@ class Optimizer {
   // without decay. Tiger and Lion move them by that times clamp(m / 0.01, -1, 1), m the momentum: a
   // sign step far from the optimum, coming to rest near it, since dL/dt is a pure number whatever
   // the model; AdamW by Adam's rule. Clamping the value is the caller's.
+  // `tp` are the ranks that share the parameters; null: this one has them whole.
   static std::unique_ptr<Optimizer> make(
       const OptimizerConfig& config, ParameterSet& parameters,
-      double scalar_learning_rate = LossConfig().scale_learning_rate);
+      double scalar_learning_rate = LossConfig().scale_learning_rate, Communicator* tp = nullptr);
   virtual ~Optimizer() = default;
   virtual const char* name() const = 0;  // "tiger": the checkpoint's /optimizer/<name>
 
@@ -42,21 +43,23 @@ class Optimizer {
 
   // Names every unfrozen parameter's sink and its scale. `weight` multiplies every gradient (1 for
   // one batch, 1/k for k independent ones). `touched` holds, per parameter of kind embedding
-  // (frozen or not) in set order, the bitmap [rows] u8 of rows that this rank will touch in any
-  // batch of the step; they are agreed over dp here, in place. Rows outside must not be added to.
-  // Read by Tiger's lazy rows only; may be empty otherwise. Only dp rank 0 starts from beta * m,
-  // the others from 0. Collective over dp.
+  // (frozen or not) in set order, the bitmap [local rows] u8 of rows that this rank will touch in
+  // any batch of the step; they are agreed over dp here, in place. Rows outside must not be added
+  // to. Read by Tiger's lazy rows only; may be empty otherwise. Only dp rank 0 starts from beta *
+  // m, the others from 0. Collective over dp.
   virtual void begin_step(int64_t step, double weight, std::span<TensorView> touched,
                           Communicator& dp) = 0;
   // During the last backward pass of the step: nothing more will be added to the sinks of this
   // group of SyncOptions::groups on this rank. Its sum may start. Never a must.
   void group_done(size_t group, Communicator& dp) { sync_.group_done(group, dp); }
   // Sums what was accumulated over dp; NumericError naming the first tensor that is not finite and
-  // the first rank that holds it, on every rank. Scalars (temperature, bias) have been given their
-  // gradient by the caller through their sink on dp rank 0 only. Collective.
+  // the first rank that holds it, on every rank of the grid. Scalars (temperature, bias) have been
+  // given their gradient by the caller through their sink on dp rank 0 only. Collective over the
+  // grid.
   void sum_over_ranks(int64_t step, Communicator& dp) { sync_.finish(step, dp); }
   // Updates the parameters with learning rate `alpha` = optimizer.learning_rate * schedule_factor.
-  // Parameters, momentum and last_step are bit-identical on all ranks afterwards.
+  // Parameters, momentum and last_step are bit-identical on all ranks of dp afterwards, and
+  // replicated ones on all ranks. Collective over tp.
   virtual void update(int64_t step, double alpha) = 0;
   void finish_step(int64_t step, double alpha, Communicator& dp) {
     sum_over_ranks(step, dp);
@@ -73,7 +76,7 @@ class Optimizer {
   virtual size_t state_bytes() const = 0;
 
  protected:
-  explicit Optimizer(ParameterSet& parameters) : sync_(parameters) {}
+  Optimizer(ParameterSet& parameters, Communicator* tp) : sync_(parameters, tp) {}
   GradientSync& sync() { return sync_; }
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "kernels/elementwise.h"
 #include "kernels/optimizer_update.h"
@@ -21,8 +22,9 @@ void open_sink(double beta, TensorView momentum, TensorView residual, bool owner
 
 }  // namespace
 
-Tiger::Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate)
-    : Optimizer(parameters),
+Tiger::Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
+             Communicator* tp)
+    : Optimizer(parameters, tp),
       config_(config),
       parameters_(parameters),
       scalar_learning_rate_(scalar_learning_rate),
@@ -121,14 +123,16 @@ void Tiger::settle(Communicator& dp) {
   }
 }
 
-void Tiger::update_parameter(Parameter& p, State& state, int64_t step, double alpha) const {
+void Tiger::update_parameter(Parameter& p, State& state, double squares, int64_t step,
+                             double alpha) const {
   const double rate = alpha * p.learning_rate_multiplier;
   const double decay = config_.weight_decay * p.decay_multiplier;
   switch (p.kind) {
-    case ParamKind::weight:
-      sign_update(state.momentum, rate * std::max(root_mean_square(p.value), p.rms_floor), decay,
-                  p.value);
+    case ParamKind::weight: {
+      const double rms = std::sqrt(squares / static_cast<double>(p.global_elements()));
+      sign_update(state.momentum, rate * std::max(rms, p.rms_floor), decay, p.value);
       break;
+    }
     case ParamKind::bias:
     case ParamKind::gain:
       sign_update(state.momentum, 0.5 * rate, 0, p.value);
@@ -166,13 +170,20 @@ double Tiger::sum_of_squares_of(const State& state) const {
 }
 
 void Tiger::update(int64_t step, double alpha) {
-  double squares = 0;
-  for (size_t i = 0; i < parameters_.size(); ++i) {
+  const size_t n = parameters_.size();
+  std::vector<double> squares(2 * n, 0);  // of the momenta, then of the weights
+  for (size_t i = 0; i < n; ++i) {
     if (!states_[i].momentum.defined()) continue;
-    squares += sum_of_squares_of(states_[i]);
-    update_parameter(parameters_[i], states_[i], step, alpha);
+    squares[i] = sum_of_squares_of(states_[i]);
+    if (parameters_[i].kind == ParamKind::weight)
+      squares[n + i] = sum_of_squares(parameters_[i].value);
   }
-  norm_ = std::sqrt(squares);
+  sync().complete_sums(squares);
+  for (size_t i = 0; i < n; ++i)
+    if (states_[i].momentum.defined())
+      update_parameter(parameters_[i], states_[i], squares[n + i], step, alpha);
+  norm_ = std::sqrt(
+      std::accumulate(squares.begin(), squares.begin() + static_cast<std::ptrdiff_t>(n), 0.0));
 }
 
 std::vector<OptimizerSlot> Tiger::slots() {

@@ -37,7 +37,10 @@ namespace amur {
 
 class Tiger : public Optimizer {
  public:
-  Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate);
+  // RMS(theta) of a weight that is spread over `tp` is that of the whole; rows of embeddings are
+  // never cut.
+  Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
+        Communicator* tp);
 
   const char* name() const override { return "tiger"; }
   void set_sync(SyncOptions options) override;
@@ -59,7 +62,9 @@ class Tiger : public Optimizer {
   };
 
   void open_rows(State& state, TensorView touched, int64_t step, bool owner) const;
-  void update_parameter(Parameter& parameter, State& state, int64_t step, double alpha) const;
+  // `squares` is the sum over all elements of a weight.
+  void update_parameter(Parameter& parameter, State& state, double squares, int64_t step,
+                        double alpha) const;
   double sum_of_squares_of(const State& state) const;
 
   OptimizerConfig config_;

@@ -67,11 +67,9 @@ class TestEncoder : public Bench {
   void backward(const TestChunk& chunk, bool training = true);
   // sum_s w_s . h_s, with weights that depend on the sample alone.
   double loss(const TestChunk& chunk, bool training = true);
+  Tensor weights_for(const TestChunk& chunk) const;
 
   Encoder encoder;
-
- private:
-  Tensor weights_for(const TestChunk& chunk) const;
 };
 
 // The largest error of the sinks against central differences of `loss`, over the parameters, along
