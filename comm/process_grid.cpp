@@ -19,6 +19,14 @@ std::vector<std::vector<int>> tp_groups(GridShape shape) {
   return groups;
 }
 
+std::vector<int> divided_tp_group(GridShape shape, std::span<const int64_t> machine) {
+  for (const std::vector<int>& group : tp_groups(shape))
+    for (int rank : group)
+      if (machine[static_cast<size_t>(rank)] != machine[static_cast<size_t>(group[0])])
+        return group;
+  return {};
+}
+
 ProcessGrid::ProcessGrid(Runtime& runtime, GridShape shape, CommBackend backend) : shape_(shape) {
   const int size = runtime.size();
   if (shape.dp < 1 || shape.tp < 1 || int64_t{shape.dp} * shape.tp != size) {
@@ -39,6 +47,14 @@ ProcessGrid::ProcessGrid(Runtime& runtime, GridShape shape, CommBackend backend)
   dp_ = MpiCommunicator::split(all, tp_rank, "dp", trace);
   tp_ = MpiCommunicator::split(all, dp_rank, "tp", trace);
   node_ = MpiCommunicator::split_by_node(all, "node", trace);
+  if (shape.tp == 1) return;
+  const std::vector<int64_t> machine = world_->gather(node_->min(int64_t{runtime.rank()}));
+  if (const std::vector<int> group = divided_tp_group(shape, machine); !group.empty())
+    throw UsageError(
+        "parallel.tp: ranks {} to {} would share every layer, but are not on one machine ({}): "
+        "start a multiple of {} ranks on each, in order (mpirun --map-by ppr:{}:node, srun "
+        "--ntasks-per-node={} --distribution=block), or lower parallel.tp",
+        group.front(), group.back(), runtime.hosts_text(), shape.tp, shape.tp, shape.tp);
 }
 
 ProcessGrid::~ProcessGrid() = default;

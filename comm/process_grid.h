@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,12 +22,16 @@ struct GridShape {
 std::vector<std::vector<int>> dp_groups(GridShape shape);
 std::vector<std::vector<int>> tp_groups(GridShape shape);
 
+// The members of the first tp group whose ranks do not share a machine; empty where all do.
+// machine[r] is equal for world ranks r of one machine.
+std::vector<int> divided_tp_group(GridShape shape, std::span<const int64_t> machine);
+
 enum class CommBackend : uint8_t { automatic, mpi, nccl };
 
 class ProcessGrid {
  public:
   // Throws UsageError "5 ranks are not dp 2 x tp 2: ..." on every rank where the shape does not
-  // fit.
+  // fit, and where a tp group would reach over several machines.
   ProcessGrid(Runtime& runtime, GridShape shape, CommBackend backend = CommBackend::automatic);
   ~ProcessGrid();
 

@@ -21,9 +21,9 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
                         ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
                         double scale, DropoutSite dropout, TensorView dqkv, Stream stream = {});
 
-// Rotates q and k of qkv [T, 3, H, hd] in place (RoFormer, "half" layout as in ModernBERT: element j
-// is paired with j + hd/2) by the angle position * base^(-2j/hd); `inverse` rotates back, which is
-// also the backward. hd must be even.
+// Rotates q and k of qkv [T, 3, H, hd] in place (RoFormer, "half" layout as in ModernBERT: element
+// j is paired with j + hd/2) by the angle position * base^(-2j/hd); `inverse` rotates back, which
+// is also the backward. hd must be even.
 void rotary(const PackedSequences& packed, double base, bool inverse, TensorView qkv,
             Stream stream = {});
 

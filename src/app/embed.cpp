@@ -40,7 +40,7 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
                                     : trained.config.data.sources[0].query_prefix;
   TextEmbedder embedder(*trained.model, *trained.tokenizer, trained.config, grid->dp(), runtime);
   runtime.set_phase("embedding texts");
-  const EmbedResult result = embed_file(embed, embedder, grid->dp());
+  const EmbedResult result = embed_file(embed, embedder, grid->world());
   if (runtime.rank() != 0) return kExitOk;
   Log::info("{} texts ({} tokens, {} cut at {} tokens) in {:.1f} s: {:.0f} texts/s -> {}",
             result.texts, result.tokens, result.truncated, trained.config.model.max_length,

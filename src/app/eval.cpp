@@ -50,7 +50,7 @@ int run_eval(Runtime& runtime, const std::vector<std::string>& args) {
   if (set.queries.empty())
     throw UsageError("there are no evaluation pairs: give some with --data FILE");
   TextEmbedder embedder(*trained.model, *trained.tokenizer, trained.config, grid->dp(), runtime);
-  const Evaluation result = evaluate(embedder, set, grid->dp());
+  const Evaluation result = evaluate(embedder, set, grid->world());
   if (runtime.rank() != 0) return kExitOk;
   std::cout << (options.json ? to_json(result) + "\n" : to_table(result));
   Log::info("step {}, {:.1f} s", trained.info.step, result.seconds);

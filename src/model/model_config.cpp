@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/core/error.h"
+
 namespace amur {
 
 int64_t ModelConfig::resolved_ffn() const {
@@ -10,6 +12,19 @@ int64_t ModelConfig::resolved_ffn() const {
   if (!is_gated(activation)) return 4 * hidden;
   constexpr int64_t kUnit = 64;
   return (8 * hidden + 3 * kUnit - 1) / (3 * kUnit) * kUnit;
+}
+
+void ModelConfig::require_shares(int64_t tp) const {
+  const auto require = [&](const char* what, int64_t count) {
+    if (count < tp)
+      throw UsageError("parallel.tp: {} ranks cannot share {} of {}; use at most {}", tp, what,
+                       count, count);
+  };
+  if (layers > 0) {
+    require("model.heads", heads);
+    require("model.ffn", resolved_ffn());
+  }
+  if (vocab > 0) require("a vocabulary", vocab);
 }
 
 double ModelConfig::residual_std() const {

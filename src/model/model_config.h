@@ -46,6 +46,9 @@ struct ModelConfig {
   // Standard deviation of the projections that write into the residual stream.
   double residual_std() const;
   int64_t embedding_size() const { return projection ? projection : hidden; }
+  // UsageError where `tp` ranks cannot share the model: each must get a head, a feed-forward unit
+  // and, once the vocabulary is known, a token. Shares may be uneven.
+  void require_shares(int64_t tp) const;
 };
 
 }  // namespace amur

@@ -41,20 +41,9 @@ double initial_value(const Initializer& init, const RandomKey& key, uint64_t ind
 
 template <class T>
 void fill(T* out, const Parameter& parameter, const Slab& slab, const RandomKey& key) {
-  const Shape global = parameter.global_shape();
-  const int dims = global.dims();
-  std::array<int64_t, Shape::kMaxDims> at{};  // position inside the slab
-  const int64_t elements = slab.count.elements();
-  for (int64_t i = 0; i < elements; ++i) {
-    int64_t index = 0;
-    for (int d = 0; d < dims; ++d)
-      index = index * global[d] + slab.first[d] + at[static_cast<size_t>(d)];
-    out[i] = static_cast<T>(initial_value(parameter.init, key, static_cast<uint64_t>(index)));
-    for (int d = dims - 1; d >= 0; --d) {
-      if (++at[static_cast<size_t>(d)] < slab.count[d]) break;
-      at[static_cast<size_t>(d)] = 0;
-    }
-  }
+  for_each_element(slab, parameter.global_shape(), [&](int64_t local, int64_t index) {
+    out[local] = static_cast<T>(initial_value(parameter.init, key, static_cast<uint64_t>(index)));
+  });
 }
 
 }  // namespace

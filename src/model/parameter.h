@@ -4,6 +4,7 @@
 // never from a pattern on the name.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <string>
 #include <vector>
@@ -71,6 +72,22 @@ struct Slab {
   Shape count;
 };
 Slab slab_of(const Parameter& parameter, int tp_rank, int tp_size);
+
+// f(element of the slab, element of the whole tensor), row-major, in the order of the slab.
+template <class F>
+void for_each_element(const Slab& slab, const Shape& global, const F& f) {
+  std::array<int64_t, Shape::kMaxDims> at{};  // position inside the slab
+  for (int64_t i = 0; i < slab.count.elements(); ++i) {
+    int64_t index = 0;
+    for (int d = 0; d < global.dims(); ++d)
+      index = index * global[d] + slab.first[d] + at[static_cast<size_t>(d)];
+    f(i, index);
+    for (int d = global.dims() - 1; d >= 0; --d) {
+      if (++at[static_cast<size_t>(d)] < slab.count[d]) break;
+      at[static_cast<size_t>(d)] = 0;
+    }
+  }
+}
 
 // The parameters of a model, in a fixed order. References stay valid.
 class ParameterSet {

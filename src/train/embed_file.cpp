@@ -122,13 +122,13 @@ std::vector<std::string> unpack(const std::string& packed) {
 
 }  // namespace
 
-EmbedResult embed_file(const EmbedOptions& options, TextEmbedder& embedder, Communicator& dp) {
+EmbedResult embed_file(const EmbedOptions& options, TextEmbedder& embedder, Communicator& world) {
   Stopwatch watch;
   EmbedResult result;
   std::unique_ptr<EmbeddingFile> output;
   std::ifstream file;
   std::string error;
-  const bool reader = dp.rank() == 0;
+  const bool reader = world.rank() == 0;
   // What only rank 0 does, every rank learns the outcome of.
   const auto on_reader = [&](auto&& body) {
     if (reader) try {
@@ -136,7 +136,7 @@ EmbedResult embed_file(const EmbedOptions& options, TextEmbedder& embedder, Comm
       } catch (const std::exception& e) {
         error = e.what();
       }
-    agree_or_throw<IoError>(dp, error);
+    agree_or_throw<IoError>(world, error);
   };
   on_reader([&] {
     if (options.input != "-") {
@@ -149,7 +149,7 @@ EmbedResult embed_file(const EmbedOptions& options, TextEmbedder& embedder, Comm
   while (true) {
     std::string packed;
     if (reader) packed = read_window(in, options.prefix);
-    dp.broadcast(packed, 0);
+    world.broadcast(packed, 0);
     if (packed.empty()) break;
     const std::vector<std::string> texts = unpack(packed);
     const Tensor rows = embedder.embed(texts, options.tower);
@@ -162,8 +162,8 @@ EmbedResult embed_file(const EmbedOptions& options, TextEmbedder& embedder, Comm
   Log::progress("");
   if (result.texts == 0) throw UsageError("'{}' holds no texts", options.input);
   on_reader([&] { output->finish(); });
-  result.tokens = dp.sum(embedder.tokens());
-  result.truncated = dp.sum(embedder.truncated());
+  result.tokens = world.sum(embedder.tokens());
+  result.truncated = world.sum(embedder.truncated());
   result.seconds = watch.elapsed();
   return result;
 }

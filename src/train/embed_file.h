@@ -21,7 +21,8 @@ struct EmbedResult {
 };
 
 // Reads in windows, so that memory does not grow with the input. The output appears under its name
-// when it is complete. An empty line is a text of its own. Collective; IoError on every rank.
-EmbedResult embed_file(const EmbedOptions& options, TextEmbedder& embedder, Communicator& dp);
+// when it is complete. An empty line is a text of its own. Collective over all ranks; IoError on
+// every rank.
+EmbedResult embed_file(const EmbedOptions& options, TextEmbedder& embedder, Communicator& world);
 
 }  // namespace amur

@@ -36,6 +36,7 @@ EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, Commun
       initial_log_scale_(std::log(config.loss.scale)),
       initial_bias_(config.loss.bias) {
   AMUR_CHECK(config.model.vocab > 0, "the vocabulary's size is not set");
+  config.model.require_shares(tp_size());
   if (config.model.towers == TowerKind::shared) {
     query_ = std::make_unique<Encoder>(config.model, "encoder", parameters_);
   } else {

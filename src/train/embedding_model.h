@@ -26,7 +26,8 @@ constexpr DType activation_dtype(Precision precision) {
 class EmbeddingModel {
  public:
   // Allocates this rank's share of the parameters, not initialised. `tp` are the ranks that share
-  // every layer, and must outlive the model; null: this one alone. `config.model.vocab` must be set.
+  // every layer, and must outlive the model; null: this one alone. `config.model.vocab` must be
+  // set.
   EmbeddingModel(const Config& config, Precision precision, Communicator* tp = nullptr);
 
   // For the `Context` of a pass; null where the group has one rank.

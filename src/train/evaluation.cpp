@@ -58,7 +58,8 @@ nlohmann::ordered_json json_of(const RetrievalScores& s) {
 }  // namespace
 
 RetrievalScores score_retrieval(ConstTensorView queries, ConstTensorView documents,
-                                const std::vector<std::vector<int32_t>>& right, Communicator& dp) {
+                                const std::vector<std::vector<int32_t>>& right,
+                                Communicator& world) {
   const int64_t n = queries.rows(), m = documents.rows();
   AMUR_CHECK(static_cast<int64_t>(right.size()) == n, "{} answers for {} queries", right.size(), n);
   const int64_t block = std::clamp<int64_t>(m > 0 ? kBlockScores / m : 1, 1, kBlockQueries);
@@ -67,7 +68,7 @@ RetrievalScores score_retrieval(ConstTensorView queries, ConstTensorView documen
   // One partial result a block, summed in block order on every rank: the same bits at any grid.
   constexpr int64_t kMetrics = 5;
   Tensor partial = Tensor::zeros({blocks, kMetrics}, DType::f64);
-  for (int64_t b = dp.rank(); b < blocks; b += dp.size()) {
+  for (int64_t b = world.rank(); b < blocks; b += world.size()) {
     const int64_t first = b * block, count = std::min(block, n - first);
     TensorView tile = scores.view().slice(0, count);
     gemm(Transpose::no, Transpose::yes, 1, queries.slice(first, count), documents, 0, tile);
@@ -83,7 +84,7 @@ RetrievalScores score_retrieval(ConstTensorView queries, ConstTensorView documen
     out[3] = sums.mrr;
     out[4] = sums.ndcg_10;
   }
-  dp.all_reduce(partial, ReduceOp::sum);
+  world.all_reduce(partial, ReduceOp::sum);
   double total[kMetrics] = {};
   for (int64_t b = 0; b < blocks; ++b)
     for (int64_t k = 0; k < kMetrics; ++k) total[k] += partial.as<double>()[b * kMetrics + k];
@@ -99,7 +100,7 @@ RetrievalScores score_retrieval(ConstTensorView queries, ConstTensorView documen
           m};
 }
 
-Evaluation evaluate(TextEmbedder& embedder, const EvalSet& set, Communicator& dp) {
+Evaluation evaluate(TextEmbedder& embedder, const EvalSet& set, Communicator& world) {
   Stopwatch watch;
   const Tensor queries = embedder.embed(set.queries, 0);
   const Tensor documents = embedder.embed(set.documents, 1);
@@ -108,8 +109,8 @@ Evaluation evaluate(TextEmbedder& embedder, const EvalSet& set, Communicator& dp
     for (int32_t d : set.right[q]) asked[static_cast<size_t>(d)].push_back(static_cast<int32_t>(q));
   Evaluation result;
   result.name = set.name;
-  result.query_to_document = score_retrieval(queries, documents, set.right, dp);
-  result.document_to_query = score_retrieval(documents, queries, asked, dp);
+  result.query_to_document = score_retrieval(queries, documents, set.right, world);
+  result.document_to_query = score_retrieval(documents, queries, asked, world);
   result.seconds = watch.elapsed();
   return result;
 }

@@ -30,10 +30,11 @@ struct Evaluation {
 // depend on n and m only, so the result does not depend on the number of ranks. Memory: one block
 // of at most 16 Mi scores. Collective.
 RetrievalScores score_retrieval(ConstTensorView queries, ConstTensorView documents,
-                                const std::vector<std::vector<int32_t>>& right, Communicator& dp);
+                                const std::vector<std::vector<int32_t>>& right,
+                                Communicator& world);
 
 // Embeds the pool once and scores both directions. Collective.
-Evaluation evaluate(TextEmbedder& embedder, const EvalSet& set, Communicator& dp);
+Evaluation evaluate(TextEmbedder& embedder, const EvalSet& set, Communicator& world);
 
 // The metrics as `amur eval --json` prints them, and as a table for people.
 std::string to_json(const Evaluation& evaluation);

@@ -1,5 +1,6 @@
 #include "src/train/session.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -21,8 +22,9 @@ std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backen
   runtime.start_watchdog(options);
   GridShape shape;
   shape.tp = static_cast<int>(config.parallel.tp);
-  shape.dp =
-      config.parallel.dp > 0 ? static_cast<int>(config.parallel.dp) : runtime.size() / shape.tp;
+  shape.dp = config.parallel.dp > 0 ? static_cast<int>(config.parallel.dp)
+                                    : std::max(1, runtime.size() / shape.tp);
+  config.model.require_shares(shape.tp);
   return std::make_unique<ProcessGrid>(runtime, shape, backend);
 }
 
@@ -65,7 +67,10 @@ Config checkpoint_config(const std::string& path, const std::vector<std::string>
   const std::string file = resolve_checkpoint(path);
   const CheckpointInfo info = Checkpoint::read_info(file);
   const Config saved = parse_config(info.config_yaml, file, {});
-  Config config = parse_config(info.config_yaml, file, overrides);
+  // The grid of the training run is its own affair.
+  std::vector<std::string> changes = {"parallel.dp=0", "parallel.tp=1"};
+  changes.insert(changes.end(), overrides.begin(), overrides.end());
+  Config config = parse_config(info.config_yaml, file, changes);
   for (const ConfigDifference& d : compare_configs(saved, config))
     if (d.key.starts_with("model."))
       throw UsageError("--set {}={}: the model in '{}' has {}; it cannot be changed here", d.key,

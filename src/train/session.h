@@ -14,7 +14,8 @@ namespace amur {
 
 class Runtime;
 
-// Starts the watchdog and the compute threads as configured and lays the ranks out.
+// Starts the watchdog and the compute threads as configured and lays the ranks out. UsageError
+// where the ranks or the model do not fit the grid.
 std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend,
                                         Runtime& runtime);
 
@@ -35,7 +36,8 @@ struct TrainedModel {
 // where an override would change the model. Collective.
 TrainedModel load_trained_model(const std::string& path, const std::vector<std::string>& overrides,
                                 ProcessGrid& grid);
-// The configuration of a checkpoint alone, for `start_grid`.
+// The configuration of a checkpoint alone, for `start_grid`: any number of ranks, data-parallel,
+// unless `overrides` say otherwise.
 std::string resolve_checkpoint(const std::string& path);
 Config checkpoint_config(const std::string& path, const std::vector<std::string>& overrides);
 

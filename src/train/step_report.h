@@ -17,9 +17,9 @@ struct StepReport {
   double seconds = 0;
   double checkpoint_seconds = 0;  // that the training stood still for checkpoints before this step
   StepTimes times;
-  // Of this rank; summed over the ranks by StepReporter.
+  // Of this rank, the same on all of a tp group but for the work; summed by StepReporter.
   int64_t pairs = 0, tokens = 0, chunks = 0, recomputed = 0, truncated = 0;
-  double forward_flops = 0;
+  double forward_flops = 0;  // of this rank alone
   int batches = 0;
   SideTraffic sync;  // of the sum over ranks: seconds that it was under way, bytes of this rank
 
@@ -32,8 +32,8 @@ class StepReporter {
   StepReporter(const Config& config, int64_t first_step, int64_t total_steps,
                MetricsHistory& history);
 
-  // Collective over dp: counts are summed, memory and seconds are the largest.
-  void add(const StepReport& report, Communicator& dp);
+  // Collective over the grid: counts are summed, memory and seconds are the largest.
+  void add(const StepReport& report, ProcessGrid& grid);
   // The step as one JSON object.
   const std::string& last_line() const { return line_; }
   // Rates and shares of time over this start, into the log.

@@ -60,6 +60,7 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
   const DType dtype = model_.parameters_dtype();
   const int64_t width = model_.embedding_size();
   const auto mine = static_cast<size_t>(dp_.rank());
+  const bool counted = model_.tp_rank() == 0;
   Tensor gathered({static_cast<int64_t>(texts.size()), width}, dtype);
   int64_t row = std::accumulate(counts.begin(), counts.begin() + dp_.rank(), int64_t{0});
   const int64_t first_row = row;
@@ -70,14 +71,15 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
     for (size_t i = starts[c]; i < starts[c + 1]; ++i) {
       TextUnit unit;
       unit.first = static_cast<int32_t>(batch.tokens.size());
-      truncated_ +=
+      const bool cut =
           tokenizer_.encode(texts[static_cast<size_t>(order[i])], max_length, batch.tokens);
+      truncated_ += counted && cut;
       unit.length = static_cast<int32_t>(batch.tokens.size()) - unit.first;
       chunk.units.push_back(static_cast<int32_t>(batch.queries.size()));
       batch.queries.push_back(unit);
     }
     chunk.tokens = static_cast<int64_t>(batch.tokens.size());
-    tokens_ += chunk.tokens;
+    if (counted) tokens_ += chunk.tokens;
     const PackedChunk packed(batch, chunk, nullptr);
     const ChunkView view = packed.view();
     ScratchScope scope(scratch_);

@@ -1,4 +1,4 @@
-// Embeddings of texts, spread over the dp ranks.
+// Embeddings of texts, spread over the dp ranks; the ranks of a tp group do the same texts.
 #pragma once
 
 #include <span>
@@ -22,8 +22,9 @@ class TextEmbedder {
   // share. Chunks are cut from the texts alone, so a row has the same bits at any number of ranks.
   Tensor embed(std::span<const std::string> texts, int tower);
 
-  int64_t truncated() const { return truncated_; }  // texts that this rank cut at max_length
-  int64_t tokens() const { return tokens_; }        // of this rank
+  // Of this rank, and 0 but on the first of a tp group: sums over all ranks count each text once.
+  int64_t truncated() const { return truncated_; }  // texts cut at max_length
+  int64_t tokens() const { return tokens_; }
 
  private:
   EmbeddingModel& model_;

@@ -13,6 +13,7 @@
 #include "src/train/checkpoint/checkpoint_writer.h"
 #include "src/train/checkpoint/run_folder.h"
 #include "src/train/optimizer/optimizer.h"
+#include "src/train/replica_check.h"
 #include "src/train/session.h"
 #include "src/train/step_report.h"
 #include "src/train/stop_signal.h"
@@ -195,9 +196,10 @@ void Trainer::print_banner() {
       "model: {} layers, width {}, vocabulary {}, {:.2f} M parameters; for Hugging Face tools: {}",
       config_.model.layers, config_.model.hidden, config_.model.vocab,
       static_cast<double>(parameters) * 1e-6, EmbeddingModel::interchange_class(config_.model));
-  Log::info("training state: {:.1f} MB of weights, {:.1f} MB of {}",
-            static_cast<double>(parameters) *
-                static_cast<double>(size_of(model_->parameters_dtype())) * 1e-6,
+  size_t weights = 0;
+  for (const Parameter& p : model_->parameters()) weights += p.value.bytes();
+  Log::info("training state of a rank: {:.1f} MB of weights, {:.1f} MB of {}",
+            static_cast<double>(weights) * 1e-6,
             static_cast<double>(optimizer_->state_bytes()) * 1e-6, optimizer_->name());
   if (writer_->beside_training())
     Log::info("checkpoints are written beside the training: {:.1f} MB a rank for the copy",
@@ -210,7 +212,7 @@ void Trainer::print_banner() {
   if (grid_->node().size() != grid_->world().size()) Log::info("hosts: {}", runtime_.nodes());
 }
 
-// Marks the embedding rows that this batch will touch.
+// Marks the embedding rows of this rank that this batch will touch.
 void Trainer::touch(const LocalBatch& batch) {
   const auto rows_of = [&](const Parameter* table) -> Tensor* {
     if (!table) return nullptr;
@@ -225,10 +227,13 @@ void Trainer::touch(const LocalBatch& batch) {
   for (int tower = 0; tower < 2; ++tower) {
     Encoder& encoder = model_->tower(tower);
     Tensor* tokens = rows_of(&encoder.token_table());
+    const int64_t first =
+        slab_of(encoder.token_table(), model_->tp_rank(), model_->tp_size()).first[0];
     Tensor* positions = rows_of(encoder.position_table());
     for (const TextUnit& unit : tower == 0 ? batch.queries : batch.documents)
       for (int32_t k = 0; k < unit.length; ++k) {
-        tokens->as<uint8_t>()[batch.tokens[static_cast<size_t>(unit.first + k)]] = 1;
+        const int64_t row = batch.tokens[static_cast<size_t>(unit.first + k)] - first;
+        if (row >= 0 && row < tokens->elements()) tokens->as<uint8_t>()[row] = 1;
         if (positions) positions->as<uint8_t>()[k] = 1;
       }
   }
@@ -311,7 +316,7 @@ bool Trainer::step() {
 }
 
 void Trainer::record(const StepReport& report) {
-  reporter_->add(report, grid_->dp());
+  reporter_->add(report, *grid_);
   if (grid_->world().rank() == 0) folder_.append_metrics(reporter_->last_line());
   result_.loss = report.loss;
 }
@@ -345,7 +350,7 @@ void Trainer::run_evaluation() {
     return;
   }
   TextEmbedder embedder(*model_, *tokenizer_, config_, grid_->dp(), runtime_);
-  const Evaluation e = evaluate(embedder, *eval_set_, grid_->dp());
+  const Evaluation e = evaluate(embedder, *eval_set_, grid_->world());
   Log::info("step {}: evaluation in {:.1f} s\n{}", info_.step, e.seconds, to_table(e));
   const double recall = e.query_to_document.recall_1;
   if (auto it = info_.best.find("recall@1"); it == info_.best.end() || recall > it->second)
@@ -370,6 +375,10 @@ TrainResult Trainer::run() {
     stopped = !step();
     if (stopped) break;
     const bool last = info_.step == total_steps_;
+    if (const int64_t every = config_.parallel.check_replicas_every_steps;
+        every > 0 && info_.step % every == 0)
+      require_equal_replicas(model_->parameters(), optimizer_->slots(), optimizer_->name(),
+                             info_.step, *grid_);
     if (last || (config_.eval.every_steps > 0 && info_.step % config_.eval.every_steps == 0))
       run_evaluation();
     const Wish wish = agree_on_wish();

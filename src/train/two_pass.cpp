@@ -50,8 +50,10 @@ void TwoPass::plan() {
   }
   std::vector<int64_t> bytes;
   for (const PlannedChunk& planned : chunks_)
-    bytes.push_back(static_cast<int64_t>(model_.tower(planned.tower).saved_bytes(
-        planned.chunk.tokens, static_cast<int64_t>(planned.chunk.units.size()), model_.dtype())));
+    bytes.push_back(static_cast<int64_t>(
+        model_.tower(planned.tower)
+            .saved_bytes(planned.chunk.tokens, static_cast<int64_t>(planned.chunk.units.size()),
+                         model_.dtype())));
   // A tp group replays the same chunks, or its collectives would not meet; its ranks may hold
   // different numbers of heads.
   if (model_.tp() && !bytes.empty())

@@ -38,7 +38,7 @@ struct BatchGradient {
   double clip = 1;           // factor that was applied
   int64_t chunks = 0, recomputed = 0;  // of this rank
   int64_t tokens = 0, texts = 0;       // of this rank
-  double forward_flops = 0;            // of one forward, this rank
+  double forward_flops = 0;            // of one forward, this rank's share
 };
 
 class TwoPass {

@@ -295,16 +295,23 @@ double norm_of(const std::vector<double>& v) {
   return std::sqrt(std::inner_product(v.begin(), v.end(), v.begin(), 0.0));
 }
 
+// `got` is this rank's part of the tensor, `want` the whole. Collective over tp.
 double relative_error(const Parameter& p, const std::vector<double>& got,
-                      const std::vector<double>& want, const ReferenceGradient& reference) {
+                      const std::vector<double>& want, const ReferenceGradient& reference,
+                      Communicator& tp) {
   double squares = 0;
-  for (size_t k = 0; k < got.size(); ++k) squares += (got[k] - want[k]) * (got[k] - want[k]);
+  for_each_element(
+      slab_of(p, tp.rank(), tp.size()), p.global_shape(), [&](int64_t local, int64_t global) {
+        const double d = got[static_cast<size_t>(local)] - want[static_cast<size_t>(global)];
+        squares += d * d;
+      });
+  if (p.sharding.axis >= 0) squares = tp.sum(squares);
   const double difference = std::sqrt(squares);
   if (p.kind == ParamKind::scalar)
     return difference / std::max(p.name == "loss.bias" ? reference.loss.bias_magnitude
                                                        : reference.loss.scale_magnitude,
                                  1e-300);
-  const double floor = 1e-3 * std::sqrt(static_cast<double>(got.size())) * reference.rms;
+  const double floor = 1e-3 * std::sqrt(static_cast<double>(want.size())) * reference.rms;
   return difference / (p.zero_gradient ? floor : std::max(norm_of(want), floor));
 }
 
@@ -363,8 +370,8 @@ GradientCheck check_precision(Precision precision, EmbeddingModel& model, const 
   ParameterSet& parameters = model.parameters();
   for (size_t i = 0; i < parameters.size(); ++i) {
     grid.dp().all_reduce(buffers[i].view(), ReduceOp::sum);
-    const double error =
-        relative_error(parameters[i], buffers.in_double(i), reference.tensors[i], reference);
+    const double error = relative_error(parameters[i], buffers.in_double(i), reference.tensors[i],
+                                        reference, grid.tp());
     check.tensors.push_back({parameters[i].name, error});
     check.max_relative_error = std::max(check.max_relative_error, error);
   }
@@ -385,11 +392,18 @@ GradientCertificate verify_gradient(const Config& user_config, const Dataset& da
   const LocalBatch own =
       BatchStream(data, tokenizer, config, grid.dp_rank(), grid.shape().dp, {}).next();
 
-  // The weights of the configured precision, exactly, in both models.
-  EmbeddingModel model(config, config.train.precision);
-  model.initialise(config.train.seed);
+  // The weights of the configured precision, exactly, in all models: whole for the reference, and
+  // shared by the tp group for what is certified.
   EmbeddingModel exact(config, Precision::fp64);
-  exact.assign_from(model);
+  {
+    EmbeddingModel rounded(config, config.train.precision);
+    rounded.initialise(config.train.seed);
+    exact.assign_from(rounded);
+  }
+  EmbeddingModel model(config, config.train.precision, &grid.tp());
+  model.initialise(config.train.seed);
+  EmbeddingModel in_double(config, Precision::fp64, &grid.tp());
+  in_double.assign_from(model);
 
   runtime.set_phase("verify-grad: reference");
   Reference reference(exact, config, whole);
@@ -409,7 +423,7 @@ GradientCertificate verify_gradient(const Config& user_config, const Dataset& da
 
   GradientCertificate certificate;
   certificate.samples = config.train.batch_size;
-  certificate.ranks = grid.shape().dp;
+  certificate.ranks = grid.world().size();
   certificate.reference_loss = expected.loss.loss;
   // The tensors are dealt to the ranks.
   double worst = 0;
@@ -422,8 +436,8 @@ GradientCertificate verify_gradient(const Config& user_config, const Dataset& da
   }
   certificate.max_direction_error = grid.world().max(worst);
 
-  certificate.checks.push_back(check_precision(Precision::fp64, exact, config, own, fault, expected,
-                                               grid, runtime, certificate.chunks));
+  certificate.checks.push_back(check_precision(Precision::fp64, in_double, config, own, fault,
+                                               expected, grid, runtime, certificate.chunks));
   if (config.train.precision != Precision::fp64)
     certificate.checks.push_back(check_precision(config.train.precision, model, config, own, fault,
                                                  expected, grid, runtime, certificate.chunks));

@@ -7,8 +7,9 @@ import support
 # Texts of very different length, so that the ranks' shares are uneven.
 BASE = {"parallel.threads": 1, "train.schedule_steps": 201, "model.dropout": 0.1,
         "model.attention_dropout": 0.05, "model.word_dropout": 0.1}
-GRIDS = [  # ranks, chunk_tokens, activation_budget
-    (1, 100000, "1GiB"), (2, 64, "0"), (4, 128, "600KB"), (8, 40, "0")]
+GRIDS = [  # ranks, tensor-parallel, chunk_tokens, activation_budget
+    (1, 1, 100000, "1GiB"), (2, 1, 64, "0"), (4, 1, 128, "600KB"), (8, 1, 40, "0"),
+    (2, 2, 90, "100KB"), (4, 2, 300, "1GiB")]
 
 
 def relative(a, b):
@@ -27,9 +28,9 @@ class WorldSize(support.EndToEnd):
         """200 steps with dropout: the same losses, weights and signs of the momentum."""
         values = BASE | {"train.precision": "fp64", "train.steps": 200}
         runs = []
-        for ranks, chunk_tokens, budget in GRIDS:
-            name = f"r{ranks}"
-            self.train(name, values | {"train.chunk_tokens": chunk_tokens,
+        for ranks, tp, chunk_tokens, budget in GRIDS:
+            name = f"r{ranks // tp}" + (f"x{tp}" if tp > 1 else "")
+            self.train(name, values | {"parallel.tp": tp, "train.chunk_tokens": chunk_tokens,
                                        "train.activation_budget": budget}, ranks=ranks, limit=100)
             runs.append(name)
         losses = {name: self.losses(name) for name in runs}

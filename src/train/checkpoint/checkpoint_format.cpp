@@ -97,7 +97,7 @@ std::vector<StoredTensor> stored_tensors(ParameterSet& parameters,
   for (Parameter& p : parameters) {
     check_name(p.name);
     tensors.push_back({"/model/" + p.name, &p, p.global_shape(), slab_of(p, tp_rank, tp_size),
-                       p.value.view(), p.sharding.axis >= 0 || tp_rank == 0});
+                       p.value.view(), p.sharding.axis < 0, true});
   }
   for (const OptimizerSlot& slot : slots) {
     const Parameter& p = *slot.parameter;
@@ -108,18 +108,21 @@ std::vector<StoredTensor> stored_tensors(ParameterSet& parameters,
                    p.global_shape(),
                    slab_of(p, tp_rank, tp_size),
                    slot.value,
-                   p.sharding.axis >= 0 || tp_rank == 0};
+                   p.sharding.axis < 0,
+                   true};
     if (slot.per_row) {
       AMUR_CHECK(t.global.dims() > 0, "{}: one value a row of a scalar", t.path);
       t.global = Shape{t.global[0]};
       t.slab = {Shape{t.slab.first[0]}, Shape{t.slab.count[0]}};
-      t.counted = p.sharding.axis == 0 || tp_rank == 0;
+      t.replicated = p.sharding.axis != 0;
     }
     tensors.push_back(std::move(t));
   }
-  for (const StoredTensor& t : tensors)
+  for (StoredTensor& t : tensors) {
+    t.counted = !t.replicated || tp_rank == 0;
     AMUR_CHECK(t.value.shape() == t.slab.count, "{} is {}, its slab {}", t.path,
                t.value.shape().text(), t.slab.count.text());
+  }
   return tensors;
 }
 

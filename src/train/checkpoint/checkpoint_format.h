@@ -31,6 +31,7 @@ struct StoredTensor {
   Shape global;
   Slab slab;         // of this tp rank
   TensorView value;  // [slab.count]
+  bool replicated;   // every rank of a tp group holds all of it
   // Ranks of a tp group that hold the same elements count them once.
   bool counted;
 

@@ -22,6 +22,17 @@ TEST(ProcessGrid, TensorParallelRanksAreNeighbours) {
   EXPECT_EQ(tp_groups({4, 1}), (Groups{{0}, {1}, {2}, {3}}));
 }
 
+TEST(ProcessGrid, TensorParallelGroupsStayOnAMachine) {
+  using Members = std::vector<int>;
+  const std::vector<int64_t> two_and_two = {0, 0, 2, 2}, in_turn = {0, 1, 0, 1},
+                             three_and_one = {0, 0, 0, 3};
+  EXPECT_EQ(divided_tp_group({2, 2}, two_and_two), Members());
+  EXPECT_EQ(divided_tp_group({4, 1}, in_turn), Members());
+  EXPECT_EQ(divided_tp_group({2, 2}, in_turn), (Members{0, 1}));
+  EXPECT_EQ(divided_tp_group({2, 2}, three_and_one), (Members{2, 3}));
+  EXPECT_EQ(divided_tp_group({1, 4}, two_and_two), (Members{0, 1, 2, 3}));
+}
+
 Environment environment_of(std::map<std::string, std::string> values) {
   return [values = std::move(values)](const char* name) {
     const auto at = values.find(name);

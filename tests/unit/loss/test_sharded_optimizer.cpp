@@ -4,11 +4,16 @@
 #include "comm/process_grid.h"
 #include "src/core/hash.h"
 #include "tests/support/mpi_runtime.h"
-#include "tests/support/slabs.h"
 #include "tests/unit/loss/optimizer_fixture.h"
 
 namespace amur {
 namespace {
+
+// f(local element, element of the whole tensor)
+template <class F>
+void for_each_local(const Parameter& p, int tp_rank, int tp_size, const F& f) {
+  for_each_element(slab_of(p, tp_rank, tp_size), p.global_shape(), f);
+}
 
 constexpr int64_t kTokens = 13, kSteps = 10, kSamples = 6;
 
@@ -36,7 +41,7 @@ void add_parameters(ParameterSet& set, int tp_rank, int tp_size) {
   for (Parameter& p : set) {
     const RandomKey key = RandomKey(3).fold(fnv1a(p.name));
     // A weight whose parts differ in size: an RMS over one of them would be seen.
-    test::for_each_element(p, tp_rank, tp_size, [&](int64_t local, int64_t global) {
+    for_each_local(p, tp_rank, tp_size, [&](int64_t local, int64_t global) {
       p.value.as<double>()[local] =
           0.1 * key.normal(static_cast<uint64_t>(global)) * (1 + static_cast<double>(global));
     });
@@ -48,8 +53,9 @@ bool row_touched(size_t table, int64_t row, int64_t step, int64_t sample) {
 }
 
 // A run of kSteps on one grid; `tp` may be left out, as a mistake.
-struct Run {
-  Run(const OptimizerConfig& config, Communicator& dp, Communicator& tp, bool leave_out_tp = false)
+struct OptimizerRun {
+  OptimizerRun(const OptimizerConfig& config, Communicator& dp, Communicator& tp,
+               bool leave_out_tp = false)
       : tp_rank(tp.rank()), tp_size(tp.size()) {
     add_parameters(parameters, tp_rank, tp_size);
     optimizer = Optimizer::make(config, parameters, 0.01, leave_out_tp ? nullptr : &tp);
@@ -65,7 +71,7 @@ struct Run {
       const Parameter& p = parameters[i];
       bitmaps.push_back(Tensor::zeros({p.value.shape()[0]}, DType::u8));
       for (int64_t s = dp.rank(); s < kSamples; s += dp.size())
-        test::for_each_element(p, tp_rank, tp_size, [&](int64_t local, int64_t global) {
+        for_each_local(p, tp_rank, tp_size, [&](int64_t local, int64_t global) {
           if (touched(i, global, s)) bitmaps[i].as<uint8_t>()[local / 5] = 1;
         });
     }
@@ -73,7 +79,7 @@ struct Run {
     optimizer->begin_step(step, 1, views, dp);
     for (int64_t s = dp.rank(); s < kSamples; s += dp.size())
       for (size_t i = 0; i < parameters.size(); ++i)
-        test::for_each_element(parameters[i], tp_rank, tp_size, [&](int64_t local, int64_t global) {
+        for_each_local(parameters[i], tp_rank, tp_size, [&](int64_t local, int64_t global) {
           if (touched(i, global, s))
             add_to_sink(parameters[i], local, gradient(i, global, step, s));
         });
@@ -88,10 +94,10 @@ struct Run {
 };
 
 // The largest difference of this rank's parameters, slots and norms from those of the whole run.
-double difference(Run& run, Run& whole) {
+double difference(OptimizerRun& run, OptimizerRun& whole) {
   double largest = 0;
   const auto compare = [&](const Parameter& p, ConstTensorView part, ConstTensorView all) {
-    test::for_each_element(p, run.tp_rank, run.tp_size, [&](int64_t local, int64_t global) {
+    for_each_local(p, run.tp_rank, run.tp_size, [&](int64_t local, int64_t global) {
       largest = std::max(largest, std::abs(part.as<double>()[local] - all.as<double>()[global]));
     });
   };
@@ -138,9 +144,9 @@ TEST(ShardedOptimizer, TenStepsEqualOneRank) {
   ProcessGrid wide(test_runtime(), {test_runtime().size(), 1});
   Communicator& self = wide.tp();  // a group of one
   for (const OptimizerConfig& config : configs()) {
-    Run whole(config, self, self);
+    OptimizerRun whole(config, self, self);
     for_each_grid([&](ProcessGrid& grid) {
-      Run run(config, grid.dp(), grid.tp());
+      OptimizerRun run(config, grid.dp(), grid.tp());
       EXPECT_LE(difference(run, whole), 1e-13) << run.optimizer->name();
       for (const Parameter& p : run.parameters) {
         EXPECT_TRUE(same_on_all_ranks(p.value, grid.dp())) << p.name;
@@ -156,13 +162,13 @@ TEST(ShardedOptimizer, TenStepsEqualOneRank) {
 TEST(ShardedOptimizer, LocalSumsAreSeen) {
   ProcessGrid wide(test_runtime(), {test_runtime().size(), 1});
   Communicator& self = wide.tp();
-  Run whole(configs()[0], self, self);
+  OptimizerRun whole(configs()[0], self, self);
   for_each_grid([&](ProcessGrid& grid) {
     if (grid.shape().tp == 1) return;
-    Run run(configs()[0], grid.dp(), grid.tp(), true);
+    OptimizerRun run(configs()[0], grid.dp(), grid.tp(), true);
     double weights = 0;
     for (size_t i : {2, 4})
-      test::for_each_element(
+      for_each_local(
           run.parameters[i], run.tp_rank, run.tp_size, [&](int64_t local, int64_t global) {
             weights = std::max(weights, std::abs(run.parameters[i].value.as<double>()[local] -
                                                  whole.parameters[i].value.as<double>()[global]));
