@@ -47,16 +47,10 @@ void StepReporter::add(const StepReport& r, ProcessGrid& grid) {
   const int64_t chunks = dp.sum(r.chunks), recomputed = dp.sum(r.recomputed);
   const int64_t truncated = dp.sum(r.truncated);
   // Backward costs twice the forward; recomputation is not counted as work.
-<<<<<<< HEAD
-  const double flops = 3 * dp.sum(r.forward_flops);
-  const int64_t sync_bytes = dp.sum(r.sync.bytes_sent);
-  const double seconds = dp.max(r.seconds);
-  const double memory = dp.max(static_cast<double>(peak_resident_bytes()));
-=======
   const double flops = 3 * world.sum(r.forward_flops);
+  const int64_t sync_bytes = world.sum(r.sync.bytes_sent);
   const double seconds = world.max(r.seconds);
   const double memory = world.max(static_cast<double>(peak_resident_bytes()));
->>>>>>> 3787b3c (Tensor parallelism through trainer, evaluation, embedding and the certificate; copies are compared; tests at many grids)
   const double loss = r.batches > 0 ? r.loss : std::numeric_limits<double>::quiet_NaN();
 
   // One list of columns for metrics.jsonl and the checkpoint's history.

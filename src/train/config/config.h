@@ -120,13 +120,10 @@ struct ParallelConfig {
   int64_t dp = 0;  // 0: all ranks / tp
   int64_t tp = 1;
   int64_t threads = 0;
-<<<<<<< HEAD
   bool overlap_sync = true;
   bool node_sync = true;
   SyncPrecision sync_precision = SyncPrecision::fp32;
-=======
   int64_t check_replicas_every_steps = 100;
->>>>>>> 3787b3c (Tensor parallelism through trainer, evaluation, embedding and the certificate; copies are compared; tests at many grids)
 };
 
 enum class CheckpointAsync : uint8_t { automatic, on, off };

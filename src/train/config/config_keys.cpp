@@ -440,7 +440,6 @@ void declare_parallel(Group& group) {
       "each layer, and the vocabulary");
   key.whole("threads", &P::threads, between(0, 1024),
             "compute threads of a rank; 0: the cores of a machine shared by its ranks");
-<<<<<<< HEAD
   key.flag("overlap_sync", &P::overlap_sync,
            "sum over ranks while the last backward pass of a step goes on; the result is the same "
            "to the bit");
@@ -452,10 +451,8 @@ void declare_parallel(Group& group) {
              "bf16: inexact; what travels between machines is rounded, and what was rounded away "
              "is added in the next step and before a checkpoint. Takes 4 bytes a parameter more. "
              "Only with optimizer.kind tiger");
-=======
   key.whole("check_replicas_every_steps", &P::check_replicas_every_steps, at_least(0),
             "steps between comparisons of what several ranks hold alike; 0: never");
->>>>>>> 3787b3c (Tensor parallelism through trainer, evaluation, embedding and the certificate; copies are compared; tests at many grids)
 }
 
 void declare_checkpoint(Group& group) {

@@ -49,9 +49,9 @@ class GradientSync {
   // over the whole grid.
   void finish(int64_t step, Communicator& dp);
 
-  // `sums` holds one or more numbers a parameter, [k][parameters], each a sum over the elements that
-  // this rank has; they become sums over all elements, a replicated tensor counting once, with the
-  // same bits on every rank. Collective over tp: one operation for all.
+  // `sums` holds one or more numbers a parameter, [k][parameters], each a sum over the elements
+  // that this rank has; they become sums over all elements, a replicated tensor counting once, with
+  // the same bits on every rank. Collective over tp: one operation for all.
   void complete_sums(std::vector<double>& sums) const;
 
  private:
