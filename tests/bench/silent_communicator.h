@@ -17,15 +17,16 @@ class SilentCommunicator : public Communicator {
       : Communicator(rank, size, "silent", trace) {}
 
  private:
-  static void fill(ConstTensorView shard, TensorView full, std::span<const int64_t> counts) {
+  static void fill(ConstTensorView shard, TensorView full, std::span<const int64_t> counts,
+                   bool ids) {
     int64_t first = 0, rank = 0;
     for (const int64_t count : counts) {
       const int64_t rows = std::min(count, shard.rows());
       const TensorView to = full.slice(first, rows);
       if (rows > 0 && to.raw() != shard.raw())
         std::memcpy(to.raw(), shard.slice(0, rows).raw(), to.bytes());
-      // Ids must differ.
-      if (full.dtype() == DType::i64)
+      // Ids of texts must differ.
+      if (ids && full.dtype() == DType::i64)
         for (int64_t i = 0; i < to.elements(); ++i) to.as<int64_t>()[i] += rank;
       first += count;
       ++rank;
@@ -35,7 +36,7 @@ class SilentCommunicator : public Communicator {
   void do_all_reduce(std::span<const TensorView>, ReduceOp, Stream) override {}
   void do_all_gather(ConstTensorView shard, TensorView full, std::span<const int64_t> counts,
                      Stream) override {
-    fill(shard, full, counts);
+    fill(shard, full, counts, true);
   }
   void do_reduce_scatter(TensorView full, TensorView shard, std::span<const int64_t> counts,
                          Stream) override {
@@ -55,7 +56,7 @@ class SilentCommunicator : public Communicator {
   void host_all_reduce(TensorView, ReduceOp) override {}
   void host_all_gather(ConstTensorView shard, TensorView full,
                        std::span<const int64_t> counts) override {
-    fill(shard, full, counts);
+    fill(shard, full, counts, false);
   }
   void host_broadcast(TensorView, int) override {}
 };
