@@ -278,7 +278,7 @@ bool Trainer::step() {
       report.times.update += watch.lap();
       begun = true;
     }
-    if (&batch == &batches.back())
+    if (&batch == &batches.back() && config_.parallel.overlap_sync)
       two_pass_->pass2(report.times,
                        [&](size_t group) { optimizer_->group_done(group, grid_->dp()); });
     else

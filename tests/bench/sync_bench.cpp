@@ -163,13 +163,14 @@ struct Variant {
   std::unique_ptr<Optimizer> optimizer;
   std::unique_ptr<TwoPass> two_pass;
   std::vector<Tensor> touched;
+  bool overlap;
   int64_t step = 0;
   std::vector<double> seconds, exposed, under_way, ratio;
   double megabytes = 0;
 
   Variant(std::string way, bool quiet, SideStreamOptions options, bool rounded, const Config& c,
           Runtime& runtime)
-      : name(std::move(way)), grid(open_grid(runtime)), config(c) {
+      : name(std::move(way)), grid(open_grid(runtime)), config(c), overlap(options.overlap) {
     if (quiet)
       silent =
           std::make_unique<SilentCommunicator>(runtime.rank(), runtime.size(), &runtime.trace());
@@ -199,7 +200,10 @@ struct Variant {
     AMUR_CHECK(two_pass->pass1(batch, step, times).finite, "the loss is not finite");
     std::vector<TensorView> bitmaps(touched.begin(), touched.end());
     optimizer->begin_step(step, 1, bitmaps, dp());
-    two_pass->pass2(times, [this](size_t group) { optimizer->group_done(group, dp()); });
+    if (overlap)
+      two_pass->pass2(times, [this](size_t group) { optimizer->group_done(group, dp()); });
+    else
+      two_pass->pass2(times);
     watch.lap();
     optimizer->sum_over_ranks(step, dp());
     exposed.push_back(watch.lap());
