@@ -110,7 +110,10 @@ void Runtime::State::end_job(int exit_code, const std::string& text) {
   // Should the log or the library hang, the alarm ends this process, and with it the job.
   std::signal(SIGALRM, SIG_DFL);
   alarm(5);
-  Log::error_here("{}", text);
+  if (exit_code == kExitInterrupted)
+    Log::warn_here("{}", text);
+  else
+    Log::error_here("{}", text);
   if (size > 1) MPI_Abort(MPI_COMM_WORLD, exit_code);
   std::_Exit(exit_code);
 }
@@ -290,7 +293,8 @@ void Runtime::abort_job(int exit_code, const std::string& message) {
 
 int Runtime::fail_together(int exit_code, const std::string& message) {
   State& s = *state_;
-  const std::string text = exit_code == kExitUsage ? message : s.failure_text(message);
+  const bool plain = exit_code == kExitUsage || exit_code == kExitInterrupted;
+  const std::string text = plain ? message : s.failure_text(message);
   // Where all ranks found the same fault of a file, their collectives say nothing about it.
   const std::string shared_text =
       exit_code == kExitIo ? fmt::format("{}: {}", s.trace.phase(), message) : text;
@@ -310,7 +314,10 @@ int Runtime::fail_together(int exit_code, const std::string& message) {
   if (!works || !done || most[0] != ~most[1]) s.end_job(exit_code, text);
   if (s.rank == 0) {
     Log::set_rank(0, "");
-    Log::error_here("{}", shared_text);
+    if (exit_code == kExitInterrupted)
+      Log::warn_here("{}", shared_text);
+    else
+      Log::error_here("{}", shared_text);
   }
   return exit_code;
 }

@@ -63,7 +63,8 @@ class Runtime {
 
   // Called on a rank where an exception ended the work. Where every rank calls it within two
   // seconds with the same message, rank 0 prints that once and all return the exit code; otherwise
-  // this rank prints and ends the job. Usage errors are printed without rank and trace.
+  // this rank prints and ends the job. Usage errors and interruptions
+  // are printed without phase and trace.
   int fail_together(int exit_code, const std::string& message);
 
   // The handle of the world communicator (a pointer to an MPI_Comm).

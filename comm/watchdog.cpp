@@ -23,6 +23,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
+// A signal handler can reach nothing but static memory.
+volatile std::sig_atomic_t asked = 0;
+extern "C" void on_ask(int) {
+  asked = 1;
+}
+
 enum Kind : uint8_t { kBeat, kVerdict, kLast };
 
 constexpr int kTag = 1;
@@ -31,6 +37,7 @@ constexpr Seconds kFinishTick{0.005};
 constexpr auto kOthersGrace = std::chrono::seconds(5);
 constexpr size_t kShownRanks = 32;
 constexpr size_t kShownCollectives = 3;
+constexpr size_t kAskedCollectives = 16;
 
 template <size_t N>
 void put(char (&to)[N], const std::string& text) {
@@ -337,6 +344,10 @@ void Watchdog::State::run() {
   sigset_t all;
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  struct sigaction answer {};
+  answer.sa_handler = on_ask;
+  answer.sa_flags = SA_RESTART;
+  sigaction(SIGUSR2, &answer, nullptr);
   try {
     // The first heartbeat goes out at once.
     bool over = comm != MPI_COMM_NULL && tick(false);
@@ -347,6 +358,10 @@ void Watchdog::State::run() {
         const Seconds pause = finished ? std::min(interval, kFinishTick) : interval;
         wake.wait_for(lock, pause, [&] { return finished && !sent_finished; });
         done = finished;
+      }
+      if (asked) {
+        asked = 0;
+        Log::warn_here("SIGUSR2: {}\n{}", describe(own(done)), trace.last_text(kAskedCollectives));
       }
       if (comm != MPI_COMM_NULL) {
         over = tick(done);

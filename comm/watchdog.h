@@ -4,7 +4,8 @@
 // its own to every rank. Liveness: a rank that has not been heard of for the limit, also rank 0.
 // Progress: no rank has moved for the limit; ranks that only wait for one that works are not stuck.
 // Whoever notices prints the culprit; every rank that is alive adds its last collectives; then the
-// job is aborted. A job that was suspended as a whole goes on.
+// job is aborted. A job that was suspended as a whole goes on. On SIGUSR2 each rank prints where it
+// is and its last collectives, and goes on.
 #pragma once
 
 #include <cstdint>

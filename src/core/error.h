@@ -64,6 +64,14 @@ class NumericError : public Error {
       : Error(kExitNumeric, fmt::format(format, std::forward<A>(a)...)) {}
 };
 
+// Not a failure: the run has to stop here, and goes on from its newest checkpoint.
+class Interrupted : public Error {
+ public:
+  template <class... A>
+  explicit Interrupted(fmt::format_string<A...> format, A&&... a)
+      : Error(kExitInterrupted, fmt::format(format, std::forward<A>(a)...)) {}
+};
+
 // A programming error of ours; `what()` carries the call site.
 class InternalError : public Error {
  public:

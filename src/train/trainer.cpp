@@ -18,6 +18,7 @@
 #include "src/train/step_report.h"
 #include "src/train/stop_signal.h"
 #include "src/train/stopwatch.h"
+#include "src/train/time_limit.h"
 #include "src/train/two_pass.h"
 
 namespace amur {
@@ -50,6 +51,7 @@ class Trainer {
   // What all ranks must decide alike after a step.
   enum Wish : int64_t { kNothing = 0, kSave = 1, kStop = 2, kFail = 3 };
   Wish agree_on_wish();
+  void leave_lost_step() const;
 
   Config config_;
   TrainOptions options_;
@@ -57,6 +59,7 @@ class Trainer {
   std::unique_ptr<ProcessGrid> grid_;
   RunFolder folder_;
   StopSignal stop_signal_;
+  TimeLimit time_limit_;
 
   std::optional<std::string> resume_from_;
   CheckpointInfo info_;  // state of the run: step, position, history
@@ -185,6 +188,7 @@ void Trainer::build() {
                                           grid_->shape().dp, info_.position);
   two_pass_ = std::make_unique<TwoPass>(*model_, config_, grid_->dp(), runtime_,
                                         [] { return StopSignal::received(); });
+  two_pass_->set_pass2_check([this] { leave_lost_step(); });
   reporter_ = std::make_unique<StepReporter>(config_, first_step_, total_steps_, info_.metrics);
   writer_ = std::make_unique<CheckpointWriter>(config_, model_->parameters(), optimizer_->slots(),
                                                info_.optimizer, folder_, *grid_, runtime_);
@@ -311,6 +315,7 @@ bool Trainer::step() {
   report.position = info_.position;
   report.scale = std::exp(model_->log_scale_value());
   report.seconds = whole.elapsed();
+  time_limit_.step_took(report.seconds);
   record(report);
   return true;
 }
@@ -327,9 +332,21 @@ Trainer::Wish Trainer::agree_on_wish() {
   if (c.every_steps > 0 && info_.step % c.every_steps == 0) wish = kSave;
   // The clocks differ between ranks: the first one that finds it due decides for all.
   if (c.every_minutes > 0 && since_checkpoint_.elapsed() > 60 * c.every_minutes) wish = kSave;
-  if (StopSignal::received()) wish = kStop;
+  time_limit_.write_took(writer_->last_seconds());
+  if (StopSignal::received() || time_limit_.no_step_fits()) wish = kStop;
   if (writer_->failed()) wish = kFail;
   return static_cast<Wish>(grid_->world().max(wish));
+}
+
+// In pass 2, where a step can neither be abandoned nor, so late, be finished.
+void Trainer::leave_lost_step() const {
+  if (!StopSignal::received() || !time_limit_.step_is_lost()) return;
+  Log::info("{:.0f} s are left of this job, the last step took {:.0f} s",
+            time_limit_.seconds_left(), time_limit_.last_step());
+  throw Interrupted(
+      "this step cannot be finished before the job ends: leaving at once; the same command goes on "
+      "from the newest complete checkpoint in {}",
+      folder_.checkpoints_dir());
 }
 
 void Trainer::save_checkpoint() {
@@ -389,9 +406,15 @@ TrainResult Trainer::run() {
   }
   Log::progress("");
   if (stopped) {
-    save_checkpoint();
-    Log::info("stopped by {} at step {}; the same command goes on from there", StopSignal::name(),
-              info_.step);
+    const std::string why =
+        StopSignal::received() ? StopSignal::name() : std::string("the time limit of the job");
+    if (grid_->world().all_agree(!time_limit_.no_checkpoint_fits()))
+      save_checkpoint();
+    else
+      Log::info("{:.0f} s are left of this job, too few for a checkpoint",
+                time_limit_.seconds_left());
+    Log::info("stopped by {} at step {}; the same command goes on from {}", why, info_.step,
+              result_.checkpoint.empty() ? "the beginning" : result_.checkpoint);
   } else if (!result_.evaluation) {
     Log::info("all {} steps are done", total_steps_);
     run_evaluation();

@@ -200,6 +200,7 @@ void TwoPass::pass2(StepTimes& times, const GroupDone& group_done) {
                        return &model_.tower(c.tower) == &model_.tower(planned.tower);
                      });
     runtime_.set_phase(fmt::format("pass 2, chunk {}/{}", count - i, count));
+    if (pass2_check_) pass2_check_();
     ScratchScope scope(scratch_);
     const auto sequences = static_cast<int64_t>(planned.chunk.units.size());
     TensorView h = scope.tensor({sequences, model_.embedding_size()}, model_.parameters_dtype());

@@ -63,6 +63,9 @@ class TwoPass {
       std::function<ContrastiveOutput(const ContrastiveInput&, TensorView dq, TensorView dk)>;
   void set_loss_stage(LossStage stage) { loss_stage_ = std::move(stage); }
 
+  // Asked between chunks of pass 2, where nothing can be abandoned: it may throw.
+  void set_pass2_check(std::function<void()> check) { pass2_check_ = std::move(check); }
+
   size_t activation_peak_bytes() const { return saved_.peak_bytes(); }
 
  private:
@@ -82,6 +85,7 @@ class TwoPass {
   Communicator& dp_;
   Runtime& runtime_;
   std::function<bool()> stop_requested_;
+  std::function<void()> pass2_check_;
   LossStage loss_stage_;
 
   const LocalBatch* batch_ = nullptr;

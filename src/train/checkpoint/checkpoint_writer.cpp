@@ -69,7 +69,8 @@ void CheckpointWriter::save(const CheckpointInfo& info) {
   runtime_.set_phase("writing a checkpoint");
   if (!beside_) {
     write(info, grid_.world());
-    Log::info("checkpoint {} in {:.1f} s", path_, watch.lap());
+    last_seconds_ = watch.lap();
+    Log::info("checkpoint {} in {:.1f} s", path_, last_seconds());
     return;
   }
   snapshot_.take();
@@ -83,10 +84,11 @@ void CheckpointWriter::save(const CheckpointInfo& info) {
     Stopwatch writing;
     try {
       write(info, *group_);
+      last_seconds_ = writing.elapsed();
       Log::info(
           "checkpoint {} in {:.1f} s beside the training, which waited {:.2f} s for the one before "
           "and {:.2f} s for the copy",
-          path_, writing.elapsed(), waited, copied);
+          path_, last_seconds(), waited, copied);
     } catch (...) {
       failure_ = std::current_exception();
       failed_ = true;

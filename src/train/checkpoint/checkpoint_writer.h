@@ -39,6 +39,8 @@ class CheckpointWriter {
   void save(const CheckpointInfo& info);
   // True once the checkpoint under way has failed on this rank: then all ranks should `wait`.
   bool failed() const { return failed_; }
+  // How long the newest complete one took to write; 0 before there is one.
+  double last_seconds() const { return last_seconds_; }
   // Until the checkpoint under way is complete; IoError, on every rank, where it is not.
   // Collective.
   void wait();
@@ -58,6 +60,7 @@ class CheckpointWriter {
   std::unique_ptr<Communicator> group_;  // all ranks; the writing thread's own
   std::thread thread_;
   std::atomic<bool> done_{true}, failed_{false};
+  std::atomic<double> last_seconds_{0};
   std::exception_ptr failure_;
   std::string path_;  // of the one under way
 };

@@ -145,7 +145,8 @@ std::string LockOwner::text() const {
 
 LockOwner this_process() {
   LockOwner owner{host_name(), ::getpid(), "", 0};
-  for (const auto& [variable, system] : {std::pair{"SLURM_JOB_ID", "slurm"},
+  for (const auto& [variable, system] : {std::pair{"AMUR_JOB_ID", "relaunch"},
+                                         {"SLURM_JOB_ID", "slurm"},
                                          {"PBS_JOBID", "pbs"},
                                          {"LSB_JOBID", "lsf"},
                                          {"JOB_ID", "job"}}) {
@@ -154,7 +155,9 @@ LockOwner this_process() {
       break;
     }
   }
-  owner.restart = std::atoll(environment("SLURM_RESTART_COUNT").c_str());
+  const char* restarts =
+      owner.job.starts_with("relaunch") ? "AMUR_RESTART_COUNT" : "SLURM_RESTART_COUNT";
+  owner.restart = std::atoll(environment(restarts).c_str());
   return owner;
 }
 
