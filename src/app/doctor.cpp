@@ -4,6 +4,7 @@
 #include "kernels/gemm.h"
 #include "src/app/command_line.h"
 #include "src/app/commands.h"
+#include "src/app/doctor_cluster.h"
 #include "src/app/output.h"
 #include "src/core/device.h"
 #include "src/core/version.h"
@@ -70,8 +71,20 @@ std::string value_text(const nlohmann::ordered_json& value) {
 int run_doctor(Runtime& runtime, const std::vector<std::string>& args) {
   CommandLine line("doctor", "Says what this program was built with and what it finds here.");
   RunOptions options;
+  bool cluster = false;
+  std::string folder = "runs";
+  line.flag("cluster", cluster,
+            "examine the ranks that this is started on, under mpirun or srun: hosts, versions, "
+            "network, shared file system, clocks");
+  line.option("run-dir", folder, "DIR", "with --cluster: where runs are to be written");
   options.declare_json(line);
-  bool help = !line.parse(args);
+  line.footer("With --cluster the exit code is not 0 where a run would fail.");
+  const bool help = !line.parse(args);
+  if (!help && cluster) {
+    const ClusterReport report = examine_cluster(runtime, folder);
+    if (runtime.rank() == 0) print_text(options.json ? report.json.dump(2) + "\n" : report.text);
+    return report.exit_code;
+  }
   if (runtime.rank() != 0) return 0;
   if (help) return print_text(line.help());
 

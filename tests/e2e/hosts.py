@@ -44,14 +44,14 @@ class OnHosts(support.EndToEnd):
     """Tests on `count` hosts; `self.hosts` are their names."""
 
     count = 4
-    rate = "none"
+    name = f"h{os.getpid()}"
 
     @classmethod
     def setUpClass(cls):
-        cls.place = os.path.join(tempfile.mkdtemp(prefix="amur_hosts_"), f"h{os.getpid()}")
+        cls.place = os.path.join(tempfile.mkdtemp(prefix="amur_hosts_"), cls.name)
         cls.addClassCleanup(shutil.rmtree, os.path.dirname(cls.place), ignore_errors=True)
         cls.addClassCleanup(script, "hosts.sh", cls.place, "down")
-        script("hosts.sh", cls.place, "up", cls.count, cls.rate)
+        script("hosts.sh", cls.place, "up", cls.count)
         script("hosts.sh", cls.place, "owner", os.getpid())
         cls.hosts = script("hosts.sh", cls.place, "names").split()
 

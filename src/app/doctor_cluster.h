@@ -1,0 +1,25 @@
+// `amur doctor --cluster`: what a run on these ranks would meet. Collective.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "comm/runtime.h"
+
+namespace amur {
+
+struct ClusterReport {
+  nlohmann::ordered_json json;        // all of it, "problems" and "warnings" among it
+  std::string text;                   // the same for people
+  std::vector<std::string> problems;  // each with what to do; a run would fail
+  int exit_code = 0;                  // of the first problem
+};
+
+// `folder` is where runs are to be written; it is made if it is not there. Collectives are timed
+// inside a machine, between machines (one rank of each) and over all ranks, and put into the model
+//   time of an all-reduce of S bytes over n ranks = ceil(log2 n) alpha + 2 (n - 1) / n S beta,
+// alpha from 8 bytes and beta from as much as takes up to half a second.
+ClusterReport examine_cluster(Runtime& runtime, const std::string& folder);
+
+}  // namespace amur
