@@ -53,16 +53,19 @@ class Slurm(hosts.OnHosts):
         except FileNotFoundError:
             return ""
 
-    def wait_for_end(self, job, path, limit=90):
+    def wait_for(self, job, path, condition, limit=90):
+        try:
+            support.wait_until(condition, limit, pause=0.3)
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n{self.state(job)}\n{self.log(path)}") from None
+
+    def wait_for_end(self, job, path):
         def over():
             state = self.state(job)["JobState"]
             self.assertNotIn(state, ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), self.log(path))
             return state == "COMPLETED"
 
-        try:
-            support.wait_until(over, limit, pause=0.3)
-        except AssertionError as e:
-            raise AssertionError(f"{e}\n{self.state(job)}\n{self.log(path)}") from None
+        self.wait_for(job, path, over)
 
     def same(self, a, b):
         """Every data set below /model, /optimizer and /state has the same bits."""
@@ -76,9 +79,9 @@ class Slurm(hosts.OnHosts):
         """USR1 before the limit: checkpoint, requeue, resume to the same bits, by either launcher."""
         self.on_hosts("rate", "8mbit")  # steps that take their time
         jobs = {launcher: self.submit(launcher, VALUES, "--launcher", launcher, "--nodes", "4",
-                                      "--time", "1", "--warn", "50") for launcher in ("srun", "mpirun")}
-        for launcher, (_, log) in jobs.items():
-            support.wait_until(lambda log=log: "is started again" in self.log(log), 90, pause=0.2)
+                                      "--time", "2", "--warn", "110") for launcher in ("srun", "mpirun")}
+        for job, log in jobs.values():
+            self.wait_for(job, log, lambda log=log: "is started again" in self.log(log), 150)
         self.on_hosts("rate", "none")
         for launcher, (job, log) in jobs.items():
             self.slurm("scontrol", "update", f"job={job}", "TimeLimit=10")  # no second warning
@@ -113,7 +116,7 @@ class Slurm(hosts.OnHosts):
         killed = time.monotonic()
         self.addCleanup(hosts.script, "slurm.sh", self.place, "start", victim)
         self.addCleanup(self.on_hosts, "start", victim)
-        support.wait_until(lambda: "is started again" in self.log(log), 60, pause=0.2)
+        self.wait_for(job, log, lambda: "is started again" in self.log(log))
         noticed = time.monotonic() - killed
         self.on_hosts("rate", "none")
         self.wait_for_end(job, log)
