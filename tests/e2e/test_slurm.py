@@ -7,7 +7,7 @@ import numpy as np
 import hosts
 import support
 
-STEPS = 80
+STEPS = 120
 VALUES = {"parallel.threads": 1, "train.steps": STEPS, "eval.every_steps": 0, "data.eval_limit": 0,
           "checkpoint.keep": 2, "runtime.liveness_seconds": 6}
 
@@ -77,7 +77,7 @@ class Slurm(hosts.OnHosts):
 
     def test_time_limit(self):
         """USR1 before the limit: checkpoint, requeue, resume to the same bits, by either launcher."""
-        self.on_hosts("rate", "8mbit")  # steps that take their time
+        self.on_hosts("rate", "2mbit")  # steps that take their time
         jobs = {launcher: self.submit(launcher, VALUES, "--launcher", launcher, "--nodes", "4",
                                       "--time", "2", "--warn", "110") for launcher in ("srun", "mpirun")}
         for job, log in jobs.values():
