@@ -39,7 +39,10 @@ if [ "${1:-}" = check ]; then
 fi
 
 [ $# -ge 2 ] || { sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 2; }
-mkdir -p "$1"
+case $2 in
+  up) mkdir -p "$1" ;;
+  down) [ -d "$1" ] || exit 0 ;;
+esac
 dir=$(cd "$1" && pwd)
 name=$(basename "$dir")
 subnet=10.77.0
