@@ -34,6 +34,8 @@ class ForgetfulGroup final : public Communicator {
   void do_reduce_scatter(TensorView, TensorView, std::span<const int64_t>, Stream) override {}
   void do_broadcast(std::span<const TensorView>, int, Stream) override {}
   void do_synchronize(Stream) override {}
+  void do_side_sum(std::span<const TensorView>, std::span<const TensorView>, uint64_t) override {}
+  Stream do_side_stream(const SideStreamOptions&) override { return {}; }
   void host_barrier() override {}
   void host_all_reduce(TensorView, ReduceOp) override {}
   void host_all_gather(ConstTensorView, TensorView, std::span<const int64_t>) override {}
