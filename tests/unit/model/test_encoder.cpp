@@ -302,7 +302,7 @@ TEST(Encoder, ShapesRolesAndShardsOfItsParameters) {
                           p->sharding.axis == static_cast<int>(i) ? "/tp" : "");
     return text + (p->zero_gradient ? " zero" : "");
   };
-  EXPECT_EQ(describe("embeddings.tokens"), "embedding 13vocab 8model");
+  EXPECT_EQ(describe("embeddings.tokens"), "embedding 13vocab/tp 8model");
   EXPECT_EQ(describe("embeddings.positions"), "embedding 9position 8model");
   EXPECT_EQ(describe("embeddings.norm.gain"), "gain 8model");
   const std::string layer = "layers.0.";
