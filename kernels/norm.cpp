@@ -6,7 +6,8 @@
 namespace amur {
 
 void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
-                  double eps, TensorView y, TensorView mean, TensorView rstd, Stream) {
+                  double eps, TensorView y, TensorView mean, TensorView rstd,
+                  int64_t statistics_width, Stream) {
   const char* op = "norm_forward";
   require_device(op, {x, gain, bias, y, mean, rstd});
   const int64_t rows = x.rows(), width = x.columns();
@@ -16,11 +17,14 @@ void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstT
   if (bias.defined()) require_matrix(op, "bias", bias, width, 1, parameter);
   if (kind == NormKind::layer) require_matrix(op, "mean", mean, rows, 1, parameter);
   require_matrix(op, "rstd", rstd, rows, 1, parameter);
+  if (statistics_width == kWholeRow) statistics_width = width;
+  AMUR_CHECK(statistics_width > 0 && statistics_width <= width, "{}: statistics of {} of {}", op,
+             statistics_width, width);
   if (x.elements() == 0) return;
   dispatch_float(x.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     cpu::kernels<cpu::NormKernels<T>>().forward(
-        {kind, rows, width, static_cast<P>(eps), x.as<T>(), gain.as<P>(),
+        {kind, rows, width, statistics_width, static_cast<P>(eps), x.as<T>(), gain.as<P>(),
          bias.defined() ? bias.as<P>() : nullptr, y.as<T>(),
          kind == NormKind::layer ? mean.as<P>() : nullptr, rstd.as<P>()});
   });
@@ -29,7 +33,7 @@ void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstT
 void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTensorView gain,
                    ConstTensorView mean, ConstTensorView rstd, ConstTensorView residual,
                    TensorView dx, double sink_scale, TensorView gain_sink, TensorView bias_sink,
-                   Stream) {
+                   int64_t statistics_width, Stream) {
   const char* op = "norm_backward";
   require_device(op, {x, dy, gain, mean, rstd, residual, dx, gain_sink, bias_sink});
   const int64_t rows = x.rows(), width = x.columns();
@@ -42,13 +46,16 @@ void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTe
   if (residual.defined()) require_matrix(op, "residual", residual, rows, width, x.dtype());
   if (gain_sink.defined()) require_matrix(op, "gain_sink", gain_sink, width, 1, parameter);
   if (bias_sink.defined()) require_matrix(op, "bias_sink", bias_sink, width, 1, parameter);
+  if (statistics_width == kWholeRow) statistics_width = width;
+  AMUR_CHECK(statistics_width > 0 && statistics_width <= width, "{}: statistics of {} of {}", op,
+             statistics_width, width);
   if (x.elements() == 0) return;
   const int64_t blocks = (rows + cpu::kNormBlock - 1) / cpu::kNormBlock;
   Tensor partial({blocks, 2, width}, parameter, x.device());
   dispatch_float(x.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     cpu::kernels<cpu::NormKernels<T>>().backward(
-        {kind, rows, width, dy.as<T>(), x.as<T>(), gain.as<P>(),
+        {kind, rows, width, statistics_width, dy.as<T>(), x.as<T>(), gain.as<P>(),
          kind == NormKind::layer ? mean.as<P>() : nullptr, rstd.as<P>(),
          residual.defined() ? residual.as<T>() : nullptr, dx.as<T>(), static_cast<P>(sink_scale),
          gain_sink.defined() ? gain_sink.as<P>() : nullptr,

@@ -9,19 +9,19 @@ namespace AMUR_ISA {
 
 template <class T, class P>
 void forward_row(const NormForward<T>& a, int64_t t) {
-  const P width = static_cast<P>(a.width);
+  const P width = static_cast<P>(a.statistics_width);
   const T* x = a.x + t * a.width;
   T* y = a.y + t * a.width;
   P mean = 0;
   if (a.kind == NormKind::layer) {
     Vec<P> sum{};
-    for_each_vector<P>(a.width, [&](auto at) { sum += at.load_from(x); });
+    for_each_vector<P>(a.statistics_width, [&](auto at) { sum += at.load_from(x); });
     mean = sum_lanes<P>(sum) / width;
     a.mean[t] = mean;
   }
   // A second pass over the row, still in cache: no cancellation as in E[x^2] - E[x]^2.
   Vec<P> squares{};
-  for_each_vector<P>(a.width, [&](auto at) {
+  for_each_vector<P>(a.statistics_width, [&](auto at) {
     Vec<P> d = at.load_from(x) - mean;
     if constexpr (requires { at.count; }) {
       P lane[kLanes<P>] = {};
@@ -59,7 +59,8 @@ void backward_row(const NormBackward<T>& a, int64_t t, AccumulateType<T>* gain_s
   const T* x = a.x + t * a.width;
   const T* dy = a.dy + t * a.width;
   T* dx = a.dx + t * a.width;
-  // With g = dy * gain and n = (x - mean) * rstd: dx = rstd (g - mean(g) - n mean(g n)).
+  // With g = dy * gain and n = (x - mean) * rstd: dx = rstd (g - mean(g) - n mean(g n)); the sums
+  // are over all coordinates, and only those that the statistics are of feel them.
   Vec<P> g_sum{}, gn_sum{};
   for_each_vector<P>(a.width, [&](auto at) {
     const Vec<P> d = at.load_from(dy);
@@ -70,14 +71,20 @@ void backward_row(const NormBackward<T>& a, int64_t t, AccumulateType<T>* gain_s
     if constexpr (has_gain_sink) at.store_to(gain_sum, at.load_from(gain_sum) + d * n);
     if constexpr (has_bias_sink) at.store_to(bias_sum, at.load_from(bias_sum) + d);
   });
-  const P width = static_cast<P>(a.width);
+  const P width = static_cast<P>(a.statistics_width);
   const P g_mean = layer ? sum_lanes<P>(g_sum) / width : P(0);
   const P gn_mean = sum_lanes<P>(gn_sum) / width;
-  for_each_vector<P>(a.width, [&](auto at) {
+  for_each_vector<P>(a.statistics_width, [&](auto at) {
     const Vec<P> n = (at.load_from(x) - mean) * rstd;
     Vec<P> d = rstd * (at.load_from(dy) * at.load_from(a.gain) - g_mean - n * gn_mean);
     if constexpr (has_residual) d += at.load_from(a.residual + t * a.width);
     at.store_to(dx, d);
+  });
+  const int64_t rest = a.statistics_width;
+  for_each_vector<P>(a.width - rest, [&](auto at) {
+    Vec<P> d = rstd * (at.load_from(dy + rest) * at.load_from(a.gain + rest));
+    if constexpr (has_residual) d += at.load_from(a.residual + t * a.width + rest);
+    at.store_to(dx + rest, d);
   });
 }
 

@@ -9,7 +9,7 @@ namespace amur::cpu {
 template <class T, class P = AccumulateType<T>>
 struct NormForward {
   NormKind kind;
-  int64_t rows, width;
+  int64_t rows, width, statistics_width;
   P eps;
   const T* x;
   const P *gain, *bias;
@@ -19,7 +19,7 @@ struct NormForward {
 template <class T, class P = AccumulateType<T>>
 struct NormBackward {
   NormKind kind;
-  int64_t rows, width;
+  int64_t rows, width, statistics_width;
   const T *dy, *x;
   const P *gain, *mean, *rstd;
   const T* residual;

@@ -8,6 +8,7 @@ const std::vector<Command>& commands() {
       {"eval", "retrieval metrics of a checkpoint", run_eval},
       {"embed", "embeddings of the lines of a file", run_embed},
       {"inspect", "what a checkpoint holds, and whether it is sound", run_inspect},
+      {"widen", "a larger model that computes the same embeddings", run_widen},
       {"verify-grad", "certify the gradients against an independent reference", run_verify_grad},
       {"doctor", "what this program found: libraries, processor, ranks, hosts", run_doctor},
   };

@@ -81,6 +81,9 @@ struct Encoder::Parts {
       });
     }
     layer_first.push_back(parameters.size());
+    for (size_t i = 0; i + 1 < layer_first.size(); ++i)
+      for (size_t p = layer_first[i]; p < layer_first[i + 1]; ++p)
+        parameters[p].layer = static_cast<int>(i);
     if (pre && c.layers > 0) norm.emplace(c, prefix + ".norm", parameters);
     final_norm = std::move(norm);
     if (c.projection > 0) projection.emplace(add_projection(c, prefix, parameters));
@@ -221,13 +224,18 @@ Parameter* Encoder::position_table() {
 std::vector<ModelConstant> Encoder::constants() {
   std::vector<ModelConstant> all;
   const auto add_norm = [&](std::optional<Norm>& norm) {
-    if (norm) all.push_back({norm->name() + ".eps", &norm->eps()});
+    if (!norm) return;
+    all.push_back({norm->name() + ".eps", ConstantKind::norm_eps, &norm->eps()});
+    if (norm->kind() == NormKind::layer)
+      all.push_back({norm->name() + ".statistics_width", ConstantKind::norm_statistics_width,
+                     &norm->statistics_width()});
   };
   add_norm(parts_->embedding.norm());
   for (const auto& block : parts_->blocks) add_norm(block->norm());
   add_norm(parts_->final_norm);
   for (Attention* attention : parts_->attentions)
-    all.push_back({attention->name() + ".scale", &attention->scale()});
+    all.push_back(
+        {attention->name() + ".scale", ConstantKind::attention_scale, &attention->scale()});
   return all;
 }
 

@@ -22,10 +22,12 @@
 namespace amur {
 
 // A number of the model that is no parameter, but that a checkpoint keeps and growth may change:
-// the eps of a norm ("query.norm.eps"), the scale of an attention
-// ("query.layers.0.attention.scale").
+// the eps of a norm ("query.norm.eps"), how many coordinates its statistics are of
+// ("query.norm.statistics_width"), the scale of an attention ("query.layers.0.attention.scale").
+enum class ConstantKind : uint8_t { norm_eps, norm_statistics_width, attention_scale };
 struct ModelConstant {
   std::string name;
+  ConstantKind kind;
   double* value;  // inside the encoder
 };
 

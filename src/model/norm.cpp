@@ -5,7 +5,10 @@
 namespace amur {
 
 Norm::Norm(const ModelConfig& config, const std::string& name, ParameterSet& parameters)
-    : name_(name), kind_(config.norm), eps_(config.norm_eps) {
+    : name_(name),
+      kind_(config.norm),
+      eps_(config.norm_eps),
+      statistics_width_(static_cast<double>(config.hidden)) {
   Parameter gain;
   gain.name = name + ".gain";
   gain.kind = ParamKind::gain;
@@ -32,7 +35,8 @@ NormStatistics Norm::statistics(ScratchScope& scratch, ConstTensorView x) const 
 void Norm::forward(const Context& context, ConstTensorView x, TensorView y,
                    const NormStatistics& statistics) const {
   norm_forward(kind_, x, gain_->value, bias_ ? bias_->value.view() : TensorView(), eps_, y,
-               statistics.mean, statistics.rstd, context.stream);
+               statistics.mean, statistics.rstd, static_cast<int64_t>(statistics_width_),
+               context.stream);
 }
 
 void Norm::backward(const Context& context, ConstTensorView dy, ConstTensorView x,
@@ -47,7 +51,7 @@ void Norm::backward(const Context& context, ConstTensorView dy, ConstTensorView 
                        : bias_sink.defined() ? bias_->sink_scale
                                              : 0;
   norm_backward(kind_, dy, x, gain_->value, statistics.mean, statistics.rstd, residual, dx, scale,
-                gain_sink, bias_sink, context.stream);
+                gain_sink, bias_sink, static_cast<int64_t>(statistics_width_), context.stream);
 }
 
 }  // namespace amur

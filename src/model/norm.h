@@ -27,12 +27,17 @@ class Norm {
                 const NormStatistics& statistics, ConstTensorView residual, TensorView dx) const;
 
   const std::string& name() const { return name_; }
+  NormKind kind() const { return kind_; }
   double& eps() { return eps_; }
+  // LayerNorm: mean and variance are those of so many first coordinates; all, unless growth has
+  // added others (a whole number).
+  double& statistics_width() { return statistics_width_; }
 
  private:
   std::string name_;
   NormKind kind_;
   double eps_;
+  double statistics_width_;
   Parameter* gain_;
   Parameter* bias_ = nullptr;
 };

@@ -140,7 +140,11 @@ void Trainer::build() {
   config_.model.vocab = tokenizer_->vocab_size();
 
   model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, &grid_->tp());
-  apply_parameter_groups(config_.optimizer, model_->parameters());
+  // A checkpoint's parameters carry the groups already, and what growth has changed.
+  if (resume_from_)
+    Checkpoint::load_rules(*resume_from_, model_->parameters(), *grid_);
+  else
+    apply_parameter_groups(config_.optimizer, model_->parameters());
   optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
                                config_.loss.scale_learning_rate, model_->tp());
   SyncOptions sync;

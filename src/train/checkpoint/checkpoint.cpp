@@ -360,6 +360,16 @@ void Checkpoint::load(const std::string& path, ParameterSet& parameters,
   grid.dp().synchronize();
 }
 
+void Checkpoint::load_rules(const std::string& path, ParameterSet& parameters, ProcessGrid& grid) {
+  on_every_rank(grid.world(), [&] {
+    const Hdf5File file(path, Hdf5File::Mode::read);
+    for (Parameter& p : parameters) {
+      const std::string tensor = "/model/" + p.name;
+      if (file.exists(tensor)) read_parameter_attributes(file, tensor, p);
+    }
+  });
+}
+
 std::optional<std::string> Checkpoint::newest_complete(const std::string& checkpoints_dir) {
   std::error_code ignored;
   std::vector<std::pair<int64_t, std::string>> found;

@@ -78,6 +78,10 @@ class Checkpoint {
   static void load(const std::string& path, ParameterSet& parameters,
                    std::span<const OptimizerSlot> slots, ProcessGrid& grid);
 
+  // How each parameter learns, as the file has it: learning-rate and decay multipliers, RMS floor,
+  // frozen. Before the optimizer is made. Collective.
+  static void load_rules(const std::string& path, ParameterSet& parameters, ProcessGrid& grid);
+
   // The newest complete checkpoint of a run folder: the one that `latest` names if it is readable,
   // otherwise the highest step that is. Names the ones it passed over in the log.
   static std::optional<std::string> newest_complete(const std::string& checkpoints_dir);

@@ -197,6 +197,15 @@ void write_tensor_attributes(Hdf5File& file, const StoredTensor& tensor, uint64_
   file.set_attribute(tensor.path, "frozen", int64_t{p.frozen});
 }
 
+void read_parameter_attributes(const Hdf5File& file, const std::string& path,
+                               Parameter& parameter) {
+  parameter.learning_rate_multiplier =
+      file.attribute_as<double>(path, "learning_rate_multiplier");
+  parameter.decay_multiplier = file.attribute_as<double>(path, "decay_multiplier");
+  parameter.rms_floor = file.attribute_as<double>(path, "rms_floor");
+  parameter.frozen = file.attribute_as<int64_t>(path, "frozen") != 0;
+}
+
 std::string damage_text(const std::string& path, const std::string& object, uint64_t stored,
                         uint64_t found) {
   return fmt::format(

@@ -57,6 +57,9 @@ TensorView view_of_rows(const StoredTensor& tensor, RowRange rows);
 // f32 and f64), and returns their check sum as stored.
 uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange rows, bool keep);
 
+// What write_tensor_attributes has written about how a parameter learns.
+void read_parameter_attributes(const Hdf5File& file, const std::string& path, Parameter& parameter);
+
 // Attributes of a tensor that come from its parameter, and its check sum.
 void write_tensor_attributes(Hdf5File& file, const StoredTensor& tensor, uint64_t checksum);
 

@@ -167,13 +167,16 @@ TEST(NormDerivative, CentralDifferences) {
   const int64_t rows = 3, width = 11;
   const Doubles x = random_doubles(rows * width, 1), gain = random_doubles(width, 2);
   const Doubles weights = random_doubles(rows * width, 3);
-  for (const NormKind kind : {NormKind::layer, NormKind::rms}) {
+  for (const auto& [kind, statistics] : {std::pair(NormKind::layer, kWholeRow),
+                                         {NormKind::rms, kWholeRow},
+                                         {NormKind::layer, int64_t{5}},
+                                         {NormKind::rms, int64_t{9}}}) {
     Tensor y({rows, width}, DType::f64), mean({rows}, DType::f64), rstd({rows}, DType::f64);
     const auto loss = [&](const Doubles& at_x, const Doubles& at_gain, const Doubles& at_bias) {
       norm_forward(kind, from_doubles(at_x, {rows, width}, DType::f64),
                    from_doubles(at_gain, {width}, DType::f64),
                    from_doubles(at_bias, {width}, DType::f64), 1e-2, y,
-                   kind == NormKind::layer ? TensorView(mean) : TensorView(), rstd);
+                   kind == NormKind::layer ? TensorView(mean) : TensorView(), rstd, statistics);
       return dot(weights, to_doubles(y));
     };
     const Doubles bias = random_doubles(width, 4);
@@ -183,7 +186,7 @@ TEST(NormDerivative, CentralDifferences) {
     norm_backward(kind, from_doubles(weights, {rows, width}, DType::f64),
                   from_doubles(x, {rows, width}, DType::f64),
                   from_doubles(gain, {width}, DType::f64), mean, rstd, {}, dx, 1, gain_sink,
-                  bias_sink);
+                  bias_sink, statistics);
     const Doubles along_x = random_doubles(rows * width, 5), along = random_doubles(width, 6);
     EXPECT_NEAR(dot(to_doubles(dx), along_x),
                 slope_along([&](const Doubles& v) { return loss(v, gain, bias); }, x, along_x),
@@ -193,6 +196,29 @@ TEST(NormDerivative, CentralDifferences) {
     EXPECT_NEAR(dot(to_doubles(bias_sink), along),
                 slope_along([&](const Doubles& v) { return loss(x, gain, v); }, bias, along), 1e-8);
   }
+}
+
+TEST(NormStatistics, OfTheFirstCoordinatesAlone) {
+  // Of 3 coordinates of 8: what the other 5 hold does not reach the first 3.
+  const Doubles gain = random_doubles(8, 2);
+  Doubles x = random_doubles(8, 1);
+  Tensor mean({1}, DType::f64), rstd({1}, DType::f64), y({1, 8}, DType::f64);
+  const auto forward = [&](int64_t width, int64_t statistics) {
+    y = Tensor({1, width}, DType::f64);
+    norm_forward(NormKind::layer,
+                 from_doubles(Doubles(x.begin(), x.begin() + width), {1, width}, DType::f64),
+                 from_doubles(Doubles(gain.begin(), gain.begin() + width), {width}, DType::f64), {},
+                 1e-2, y, mean, rstd, statistics);
+    return to_doubles(y);
+  };
+  const Doubles narrow = forward(3, kWholeRow);
+  const Doubles wide = forward(8, 3);
+  const double old_mean = mean.as<double>()[0], old_rstd = rstd.as<double>()[0];
+  for (size_t i = 0; i < 3; ++i) EXPECT_NEAR(wide[i], narrow[i], 1e-15);
+  for (size_t i = 3; i < 8; ++i)
+    EXPECT_NEAR(wide[i], (x[i] - old_mean) * old_rstd * gain[i], 1e-15);
+  EXPECT_GT(std::abs(forward(8, kWholeRow)[0] - narrow[0]), 1e-3);
+  EXPECT_THROW(forward(8, 9), InternalError);
 }
 
 TEST(NormErrors, ShapesAreChecked) {

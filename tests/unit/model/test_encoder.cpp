@@ -354,14 +354,15 @@ TEST(Encoder, ConstantsReachTheComputation) {
   TestEncoder model(config, DType::f64);
   const std::vector<double> h = to_doubles(model.forward(chunk, false, false));
   const std::vector<ModelConstant> constants = model.encoder.constants();
-  ASSERT_EQ(constants.size(), 7u);  // 5 norms, 2 attentions
+  ASSERT_EQ(constants.size(), 12u);  // 5 norms of two, 2 attentions
   EXPECT_EQ(constants[0].name, "encoder.embeddings.norm.eps");
-  EXPECT_EQ(constants[4].name, "encoder.layers.1.feed_forward.norm.eps");
-  EXPECT_EQ(constants[6].name, "encoder.layers.1.attention.scale");
-  EXPECT_DOUBLE_EQ(*constants[6].value, 1 / std::sqrt(6.0));
+  EXPECT_EQ(constants[1].name, "encoder.embeddings.norm.statistics_width");
+  EXPECT_EQ(constants[8].name, "encoder.layers.1.feed_forward.norm.eps");
+  EXPECT_EQ(constants[11].name, "encoder.layers.1.attention.scale");
+  EXPECT_DOUBLE_EQ(*constants[11].value, 1 / std::sqrt(6.0));
   for (const ModelConstant& constant : constants) {
     const double before = *constant.value;
-    *constant.value *= 2;
+    *constant.value *= constant.kind == ConstantKind::norm_statistics_width ? 0.5 : 2;
     EXPECT_GT(relative_error(to_doubles(model.forward(chunk, false, false)), h), 1e-6)
         << constant.name;
     *constant.value = before;

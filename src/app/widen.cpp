@@ -1,0 +1,70 @@
+#include <charconv>
+#include <iostream>
+
+#include "src/app/command_line.h"
+#include "src/app/commands.h"
+#include "src/app/output.h"
+#include "src/train/growth/widen.h"
+
+namespace amur {
+namespace {
+
+double decibels(const std::string& text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size())
+    throw UsageError("--noise-db '{}': give a number, e.g. 10", text);
+  return value;
+}
+
+}  // namespace
+
+int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
+  CommandLine line("widen",
+                   "Turns a trained model into a larger one that computes the same embeddings.");
+  RunOptions run_options;
+  WidenOptions options;
+  GrowthOptions& g = options.growth;
+  std::string split = "noise", noise = "10";
+  int64_t seed = 0;
+  bool no_projection = false;
+  line.argument("IN", options.input, "a checkpoint file, or a run folder (its newest)");
+  line.argument("OUT", options.output, "the checkpoint to be written");
+  line.option("hidden", g.hidden, "N", "width of the model");
+  line.option("heads", g.heads, "N", "attention heads");
+  line.option("head-size", g.head_size, "N", "width of a head");
+  line.option("ffn", g.ffn, "N", "width of the feed-forward network");
+  line.option("layers", g.layers, "N", "layers (pre-norm models)");
+  line.option("positions", g.positions, "N", "model.max_length");
+  line.option("vocab", options.vocabulary, "FILE",
+              "a SentencePiece model that begins with the checkpoint's tokens");
+  line.choice("split", split, {"noise", "even", "uneven"}, "how copies share a weight");
+  line.option("noise-db", noise, "DB", "of a shared weight over its noise (default 10)");
+  line.option("seed", seed, "N", "of the noise and of new numbers");
+  line.flag("no-projection", no_projection,
+            "let embeddings grow with --hidden where the model has no projection");
+  line.flag("old-statistics", g.old_statistics,
+            "LayerNorm: mean and variance of the copies alone, for any --hidden");
+  line.option("probe", options.probe, "FILE",
+              "texts to compare the models on, one a line or query TAB document");
+  line.option("config", options.config_output, "FILE", "write the new configuration there too");
+  line.flag("plan", options.plan_only, "print what would be done to each tensor; write nothing");
+  run_options.declare_device(line);
+  run_options.declare_json(line);
+  line.footer("Exit code 5: the embeddings differ by more than the bound; OUT is not written.");
+  if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
+  const CommBackend backend = run_options.backend();
+  g.split = split == "even"     ? GrowthSplit::even
+            : split == "uneven" ? GrowthSplit::uneven
+                                : GrowthSplit::noise;
+  g.noise_db = decibels(noise);
+  if (seed < 0) throw UsageError("--seed {}: must not be negative", seed);
+  g.seed = static_cast<uint64_t>(seed);
+  g.projection = !no_projection;
+  const WidenResult result = widen(options, backend, runtime);
+  if (runtime.rank() == 0)
+    print_text(run_options.json ? to_json(result, options) + "\n" : to_text(result, options));
+  return options.plan_only || result.written ? kExitOk : kExitNumeric;
+}
+
+}  // namespace amur

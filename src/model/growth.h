@@ -1,0 +1,119 @@
+// Lossless widening: a larger encoder that computes the same function (docs/growth.md).
+//
+// What happens to a tensor follows from its kind and the roles of its axes, never from its name. A
+// parameter is a matrix [outputs, inputs]: a weight reads its last axis (or the pair heads, head),
+// every other kind has no inputs. With W the old tensor, s(o) the old place of output o and c(i)
+// that of input i:
+//
+//   W~[o, i] = scale(o) W[s(o), c(i)] p(i),  sum of p over the copies of one old input = 1
+//
+// axis        as output                               as input
+// model       copies, i mod d; then coordinates that   split over the copies; columns that read
+//             stay 0                                   the zero coordinates are random
+// heads, ffn  copies, i mod n                          split over the copies
+// head        old numbers, then new ones: query 0,     old numbers, then columns of 0
+//             key and value random; query and key
+//             times (h'/h)^(1/4)
+// vocab,      old rows, then random ones               -
+// position
+// others      as they are
+//
+// Where the width is no multiple of the old one (RMSNorm), the copies take r d of D coordinates:
+// gains times eta, eps times eta^2, eta^2 = r d / D. LayerNorm takes multiples only, unless its
+// statistics stay those of the copies (GrowthOptions::old_statistics).
+//
+// Sources: archives/8444 of kexue.fm (corrected), LEMON (arXiv 2310.07999), HyperCloning (arXiv
+// 2409.12903), Net2Net (arXiv 1511.05641), MSG (arXiv 2305.02869).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "src/model/encoder.h"
+#include "src/model/model_config.h"
+#include "src/model/parameter.h"
+
+namespace amur {
+
+enum class GrowthSplit : uint8_t { even, noise, uneven };
+
+// Sizes of the grown model; 0: as before.
+struct GrowthOptions {
+  int64_t hidden = 0, heads = 0, head_size = 0, ffn = 0, layers = 0, vocab = 0, positions = 0;
+  GrowthSplit split = GrowthSplit::noise;
+  double noise_db = 10;         // of the split weight over the zero-sum noise that is added to it
+  bool projection = true;       // a model without one keeps its embedding size by a fixed average
+  bool old_statistics = false;  // LayerNorm: mean and variance of the copies alone, any width
+  uint64_t seed = 0;
+};
+
+// What is done to one parameter of the grown model.
+struct GrowthRule {
+  std::string source;      // name of the parameter that it comes from; empty: there is none
+  bool new_layer = false;  // of a layer that was not there: inner weights are the source's
+  bool silent = false;     // all zero, so that its layer adds nothing
+  bool average = false;    // the fixed projection
+  double fan_in = 1;       // new inputs an old one: factor of decay, divisor of the RMS floor
+  std::string text;        // for people: "model: 2 copies; heads: split over 2 (noise)"
+};
+
+class Growth {
+ public:
+  // `from.vocab` must be set. UsageError for sizes that cannot be reached without changing the
+  // function, with the reason, all of them at once.
+  Growth(const ModelConfig& from, const GrowthOptions& options);
+
+  const ModelConfig& from() const { return from_; }
+  const ModelConfig& to() const { return to_; }
+  const GrowthOptions& options() const { return options_; }
+  bool changes_nothing() const;
+  // Sizes that kernels run slowly or not at all, one a line; empty where there are none.
+  std::vector<std::string> warnings() const;
+
+  // Where an old layer stands in the grown model, and the old layer that one of it comes from; a
+  // new layer takes its inner weights from the old one behind it.
+  int64_t place_of_layer(int64_t old_layer) const;
+  struct LayerSource {
+    int64_t layer;
+    bool is_new;
+  };
+  LayerSource source_of_layer(int64_t layer) const;
+  // What a tensor or constant of the grown model is called in the old one.
+  std::string old_name(const std::string& name) const;
+
+  // `to` is a parameter of the grown model; `old` holds those of the old one.
+  GrowthRule rule(const Parameter& to, ParameterSet& old) const;
+  // Fills `to.value` and its multipliers, RMS floor and frozen flag from its source (null where the
+  // rule names none). Values f32 or f64, the same on both sides, whole tensors.
+  void widen(const GrowthRule& rule, const Parameter* from, Parameter& to) const;
+  // The same for a tensor of optimizer state that is a mean of gradients to the power `order` (1: a
+  // momentum, 2: AdamW's second moment). Copies of a coordinate have equal shares of its gradient
+  // under an even split: 1/m of m copies. `old_state` may be undefined (no source or frozen): 0.
+  void widen_moment(const GrowthRule& rule, const Parameter* from, ConstTensorView old_state,
+                    int order, const Parameter& to, TensorView state) const;
+  // [rows] i64 of a table: those of the old rows, then `fresh`.
+  void widen_rows(ConstTensorView old_rows, int64_t fresh, TensorView rows) const;
+
+  // Of the grown model, from that of the old one.
+  double constant(ConstantKind kind, double old_value) const;
+
+  // Coordinates of model width that hold copies, r d; the others stay 0.
+  int64_t copied_width() const { return copied_; }
+
+ private:
+  friend class TensorGrowth;
+  void check() const;
+  void resolve();
+  // The gain of RMSNorm makes up for coordinates that are 0.
+  double eta_squared() const {
+    if (to_.norm != NormKind::rms) return 1;
+    return static_cast<double>(copied_) / static_cast<double>(to_.hidden);
+  }
+
+  ModelConfig from_, to_;
+  GrowthOptions options_;
+  int64_t copied_ = 0;
+};
+
+}  // namespace amur

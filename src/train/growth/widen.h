@@ -1,0 +1,58 @@
+// `amur widen`: a checkpoint of a larger model that computes what the old one does, with its
+// optimizer state, and the proof. The rules stand in src/model/growth.h.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/process_grid.h"
+#include "src/model/growth.h"
+#include "src/train/growth/growth_proof.h"
+#include "src/train/optimizer/optimizer.h"
+
+namespace amur {
+
+class Runtime;
+
+// Values, multipliers and constants of `to` from those of `from`, which both hold whole tensors;
+// `to` is initialised.
+void widen_model(const Growth& growth, EmbeddingModel& from, EmbeddingModel& to);
+// Optimizer state: slots of `to` from those of the same kind of `from`.
+void widen_state(const Growth& growth, EmbeddingModel& from, std::span<const OptimizerSlot> old,
+                 EmbeddingModel& to, std::span<const OptimizerSlot> grown);
+// The configuration that the grown model is trained on with.
+Config grown_config(const Config& config, const Growth& growth);
+
+struct WidenOptions {
+  std::string input, output;  // checkpoint file or run folder; the file to be written
+  std::string probe;          // see probe_pairs
+  std::string config_output;  // where the new configuration is written too; empty: nowhere
+  std::string vocabulary;     // SentencePiece model whose first pieces are the checkpoint's
+  GrowthOptions growth;
+  bool plan_only = false;
+};
+
+struct TensorPlan {
+  std::string name, before, after, rule;  // shapes as text; `before` is empty for new ones
+  int64_t elements = 0;
+};
+
+struct WidenResult {
+  std::vector<TensorPlan> plan;
+  std::vector<std::string> warnings;
+  int64_t parameters_before = 0, parameters_after = 0;
+  double file_bytes = 0;    // of tensors in the new file
+  double memory_bytes = 0;  // that the work takes on each rank: both models with their state
+  bool written = false;
+  GrowthProof proof;  // unless `plan_only`
+};
+
+// Collective over all ranks, each of which holds both models whole. Nothing stands under the
+// output's name unless the proof passes and the file has been read back.
+WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& runtime);
+
+std::string to_text(const WidenResult& result, const WidenOptions& options);
+std::string to_json(const WidenResult& result, const WidenOptions& options);
+
+}  // namespace amur

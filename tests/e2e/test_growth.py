@@ -1,0 +1,131 @@
+"""`amur widen`: the same embeddings, the same training, the same bits on any number of ranks."""
+import os
+
+import numpy as np
+import support
+
+# Even splits commute with Tiger where nothing is random in training.
+EXACT = {"train.precision": "fp64", "model.dropout": 0, "parallel.threads": 1, "eval.every_steps": 0,
+         "train.schedule_steps": 60}
+SIZES = ("--hidden", 64, "--heads", 4, "--ffn", 128)
+
+
+class Growth(support.EndToEnd):
+    samples = 300
+
+    def widen(self, source, target, *options, ranks=1, code=0):
+        outcome = self.run_in("widen", self.path(source), self.path(target), *options, ranks=ranks)
+        self.assertEqual(outcome.code, code, outcome)
+        return outcome
+
+    def small(self, name="small", values=None, steps=10):
+        settings = {"model.hidden": 32, "model.heads": 2, "model.ffn": 64, "model.head_size": 16,
+                    "train.batch_size": 32} | (values or {})
+        self.settings = settings
+        self.train(name, settings | {"train.steps": steps})
+        return os.path.join(name, "checkpoints", f"step-{steps:08}.h5")
+
+    def tensors(self, name):
+        return support.datasets(self.path(name), ("/model", "/optimizer"))
+
+    def test_widening_commutes_with_fifty_tiger_steps(self):
+        small = self.small(values=EXACT)
+        self.widen(small, "big.h5", *SIZES, "--split", "even", "--config", self.path("big.yaml"))
+        # The same training, of both.
+        self.train("small", self.settings | {"train.steps": 60})
+        self.train("big", {"train.steps": 60}, "--resume", "big.h5", config="big.yaml")
+        self.widen("small/checkpoints/step-00000060.h5", "expected.h5", *SIZES, "--split", "even")
+        expected = self.tensors("expected.h5")
+        found = self.tensors("big/checkpoints/step-00000060.h5")
+        self.assertEqual(expected.keys(), found.keys())
+        moved = self.tensors("big.h5")
+        signs = 0
+        for name, value in expected.items():
+            value, other = np.asarray(value, float), np.asarray(found[name], float)
+            self.assertLessEqual(np.abs(value - other).max(), 1e-12, name)
+            if name.endswith("weight") and "momentum" in name:
+                signs += np.sum(np.sign(value) != np.sign(other))
+            if name.startswith("/model") and name.endswith("weight"):
+                self.assertGreater(np.abs(other - moved[name]).max(), 1e-3, name)
+        self.assertEqual(signs, 0)
+
+        # What the comparison can see: noise, and a decay that does not follow the width.
+        self.widen(small, "noisy.h5", *SIZES)
+        self.train("noisy", {"train.steps": 60}, "--resume", "noisy.h5", config="big.yaml")
+        noisy = self.tensors("noisy/checkpoints/step-00000060.h5")
+        self.assertGreater(max(np.abs(noisy[n] - found[n]).max() for n in found), 1e-3)
+        # Copies of a unit stay alike after an even split, and part after noise (W7).
+        up = "/model/encoder.layers.0.feed_forward.up.weight"
+        for tensors, apart in ((found, False), (noisy, True)):
+            half = tensors[up].sum(axis=1)
+            difference = np.abs(half[:64] - half[64:]).max()
+            (self.assertGreater if apart else self.assertLess)(difference, 1e-3 if apart else 1e-12)
+
+    def test_same_bits_at_any_number_of_ranks(self):
+        small = self.small()
+        self.widen(small, "one.h5", *SIZES)
+        self.widen(small, "two.h5", *SIZES, ranks=2)
+        again = ("--ffn", 200, "--layers", 3, "--positions", 80)
+        self.widen("one.h5", "one_again.h5", *again)
+        self.widen("two.h5", "two_again.h5", *again, ranks=2)
+        for a, b in (("one.h5", "two.h5"), ("one_again.h5", "two_again.h5")):
+            left, right = self.tensors(a), self.tensors(b)
+            self.assertEqual(left.keys(), right.keys())
+            for name, value in left.items():
+                self.assertEqual(np.asarray(value).tobytes(), np.asarray(right[name]).tobytes(), name)
+        other = self.widen(small, "other.h5", *SIZES, "--seed", 9) and self.tensors("other.h5")
+        up = "/model/encoder.layers.0.feed_forward.up.weight"
+        self.assertNotEqual(other[up].tobytes(), self.tensors("one.h5")[up].tobytes())
+
+    def test_train_small_grow_train_on(self):
+        small = self.small(steps=20)
+        result = self.widen(small, "big.h5", *SIZES, "--json", "--config", self.path("big.yaml"))
+        proof = result.json()["proof"]
+        self.assertTrue(proof["pass"])
+        self.assertLessEqual(proof["max_difference"], 5e-6)
+        lineage = self.run_in("inspect", "big.h5", "--json", "--verify").json()["lineage"]
+        self.assertEqual(lineage[0]["to"]["hidden"], 64)
+        self.assertEqual(lineage[0]["proof"]["max_difference"], proof["max_difference"])
+        self.train("big", {"train.steps": 30}, "--resume", "big.h5", config="big.yaml")
+        lines = support.metrics(self.path("big"))
+        self.assertEqual([line["step"] for line in lines], list(range(21, 31)))
+        # It goes on, it does not begin again.
+        first = support.metrics(self.path("small"))[0]["loss"]
+        self.assertLess(lines[0]["loss"], first)
+        # The small configuration is not that of the big model.
+        self.refuses(self.run_in(*self.train_args("other", self.settings, "--resume", "big.h5")), 2,
+                     "model.hidden: 64 in the checkpoint, 32 now")
+        # An index built before growth gives the same neighbours after it (W8); a frozen projection
+        # keeps the size of embeddings, and stays what it was.
+        texts = self.write("texts.txt", "\n".join(q for q, _ in support.pairs(100, seed=3)))
+        rows = []
+        for name in (small, "big.h5"):
+            out = self.path("rows.npy")
+            self.assertEqual(self.run_in("embed", name, "--input", texts, "--output", out).code, 0)
+            rows.append(np.load(out))
+        self.assertEqual(rows[0].shape, rows[1].shape)
+        index, queries = rows[0][:80], [r[80:] for r in rows]
+        for old, new in zip(*(np.argmax(q @ index.T, axis=1) for q in queries), strict=True):
+            self.assertEqual(old, new)
+        projection = "/model/encoder.projection.weight"
+        trained = self.tensors("big/checkpoints/step-00000030.h5")
+        self.assertEqual(trained[projection].tobytes(), self.tensors("big.h5")[projection].tobytes())
+
+    def test_what_cannot_be_exact(self):
+        small = self.small(steps=2)
+        self.refuses(self.widen(small, "no.h5", "--hidden", 40, code=2), 2, "multiple of 32",
+                     "--old-statistics")
+        self.refuses(self.widen(small, "no.h5", code=2), 2, "nothing to widen")
+        # Noise that rounding cannot cancel makes another function: no file.
+        outcome = self.widen(small, "no.h5", *SIZES, "--noise-db", -120, code=5)
+        self.assertIn("ANOTHER FUNCTION", outcome.out)
+        self.assertEqual([n for n in os.listdir(self.folder) if n.startswith("no.h5")], [])
+        plan = self.widen(small, "no.h5", *SIZES, "--plan").out
+        self.assertRegex(plan, r"feed_forward\.down\.weight +\[32, 64\] -> \[64, 128\] +model: 2 copies; "
+                               r"ffn: split over 2 \(noise\)")
+        self.assertFalse(os.path.exists(self.path("no.h5")))
+        self.widen(small, "yes.h5", "--hidden", 40, "--old-statistics")
+
+
+if __name__ == "__main__":
+    support.main()
