@@ -45,21 +45,21 @@ class Growth(support.EndToEnd):
             self.assertLessEqual(np.abs(value - other).max(), 1e-12, name)
             if name.endswith("weight") and "momentum" in name:
                 signs += np.sum(np.sign(value) != np.sign(other))
-            if name.startswith("/model") and name.endswith("weight"):
-                self.assertGreater(np.abs(other - moved[name]).max(), 1e-3, name)
+            if name.startswith("/model/encoder.layers") and name.endswith("weight"):
+                self.assertGreater(np.abs(other - moved[name]).max(), 1e-5, name)
         self.assertEqual(signs, 0)
 
         # What the comparison can see: noise, and a decay that does not follow the width.
         self.widen(small, "noisy.h5", *SIZES)
         self.train("noisy", {"train.steps": 60}, "--resume", "noisy.h5", config="big.yaml")
         noisy = self.tensors("noisy/checkpoints/step-00000060.h5")
-        self.assertGreater(max(np.abs(noisy[n] - found[n]).max() for n in found), 1e-3)
+        self.assertGreater(max(np.abs(noisy[n] - found[n]).max() for n in found), 1e-4)
         # Copies of a unit stay alike after an even split, and part after noise (W7).
         up = "/model/encoder.layers.0.feed_forward.up.weight"
         for tensors, apart in ((found, False), (noisy, True)):
             half = tensors[up].sum(axis=1)
             difference = np.abs(half[:64] - half[64:]).max()
-            (self.assertGreater if apart else self.assertLess)(difference, 1e-3 if apart else 1e-12)
+            (self.assertGreater if apart else self.assertLess)(difference, 1e-6 if apart else 1e-12)
 
     def test_same_bits_at_any_number_of_ranks(self):
         small = self.small()
@@ -117,7 +117,7 @@ class Growth(support.EndToEnd):
                      "--old-statistics")
         self.refuses(self.widen(small, "no.h5", code=2), 2, "nothing to widen")
         # Noise that rounding cannot cancel makes another function: no file.
-        outcome = self.widen(small, "no.h5", *SIZES, "--noise-db", -120, code=5)
+        outcome = self.widen(small, "no.h5", *SIZES, "--noise-db=-120", code=5)
         self.assertIn("ANOTHER FUNCTION", outcome.out)
         self.assertEqual([n for n in os.listdir(self.folder) if n.startswith("no.h5")], [])
         plan = self.widen(small, "no.h5", *SIZES, "--plan").out

@@ -199,8 +199,7 @@ void write_tensor_attributes(Hdf5File& file, const StoredTensor& tensor, uint64_
 
 void read_parameter_attributes(const Hdf5File& file, const std::string& path,
                                Parameter& parameter) {
-  parameter.learning_rate_multiplier =
-      file.attribute_as<double>(path, "learning_rate_multiplier");
+  parameter.learning_rate_multiplier = file.attribute_as<double>(path, "learning_rate_multiplier");
   parameter.decay_multiplier = file.attribute_as<double>(path, "decay_multiplier");
   parameter.rms_floor = file.attribute_as<double>(path, "rms_floor");
   parameter.frozen = file.attribute_as<int64_t>(path, "frozen") != 0;

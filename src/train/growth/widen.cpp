@@ -4,20 +4,17 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "comm/runtime.h"
 #include "src/core/log.h"
-#include "src/train/checkpoint/run_folder.h"
+#include "src/train/growth/grow_model.h"
 #include "src/train/session.h"
 
 namespace amur {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-constexpr const char* kSecondMoment = "second_moment";
 
 const char* split_name(GrowthSplit split) {
   switch (split) {
@@ -125,45 +122,6 @@ void write_config(const std::string& path, const std::string& yaml) {
 
 }  // namespace
 
-void widen_model(const Growth& growth, EmbeddingModel& from, EmbeddingModel& to) {
-  for (Parameter& p : to.parameters()) {
-    const GrowthRule rule = growth.rule(p, from.parameters());
-    growth.widen(rule, from.parameters().find(rule.source), p);
-  }
-  const std::map<std::string, double> old = from.constants();
-  for (int which = 0; which < (to.separate_towers() ? 2 : 1); ++which)
-    for (const ModelConstant& c : to.tower(which).constants())
-      if (const auto it = old.find(growth.old_name(c.name)); it != old.end())
-        *c.value = growth.constant(c.kind, it->second);
-}
-
-void widen_state(const Growth& growth, EmbeddingModel& from, std::span<const OptimizerSlot> old,
-                 EmbeddingModel& to, std::span<const OptimizerSlot> grown) {
-  constexpr int64_t kNever = -1;  // step of a row that no step has touched
-  for (const OptimizerSlot& slot : grown) {
-    const GrowthRule rule = growth.rule(*slot.parameter, from.parameters());
-    const Parameter* source = from.parameters().find(rule.source);
-    const auto it = std::find_if(old.begin(), old.end(), [&](const OptimizerSlot& s) {
-      return s.slot == slot.slot && s.parameter == source;
-    });
-    if (slot.per_row) {
-      AMUR_CHECK(it != old.end(), "{}: no {} to start from", slot.parameter->name, slot.slot);
-      growth.widen_rows(it->value, kNever, slot.value);
-    } else {
-      growth.widen_moment(rule, source, it == old.end() ? TensorView() : it->value,
-                          slot.slot == kSecondMoment ? 2 : 1, *slot.parameter, slot.value);
-    }
-  }
-}
-
-Config grown_config(const Config& config, const Growth& growth) {
-  Config grown = config;
-  grown.model = growth.to();
-  for (ParameterGroup& group : grown.optimizer.groups)
-    if (group.layer >= 0) group.layer = growth.place_of_layer(group.layer);
-  return grown;
-}
-
 WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& runtime) {
   runtime.set_phase("reading the checkpoint");
   const std::string input = resolve_checkpoint(options.input);
@@ -208,7 +166,7 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
   if (options.plan_only) return result;
   Log::info("both models with their state take {:.1f} MB on each rank", result.memory_bytes * 1e-6);
   Checkpoint::load(input, old.model->parameters(), old_slots, *grid);
-  widen_state(growth, *old.model, old_slots, grown, new_slots);
+  widen_state(growth, *old.model, old_slots, new_slots);
 
   runtime.set_phase("comparing the two models");
   result.proof = prove_growth(*old.model, grown, *old.tokenizer, old.config,

@@ -2,27 +2,16 @@
 // optimizer state, and the proof. The rules stand in src/model/growth.h.
 #pragma once
 
-#include <span>
 #include <string>
 #include <vector>
 
 #include "comm/process_grid.h"
 #include "src/model/growth.h"
 #include "src/train/growth/growth_proof.h"
-#include "src/train/optimizer/optimizer.h"
 
 namespace amur {
 
 class Runtime;
-
-// Values, multipliers and constants of `to` from those of `from`, which both hold whole tensors;
-// `to` is initialised.
-void widen_model(const Growth& growth, EmbeddingModel& from, EmbeddingModel& to);
-// Optimizer state: slots of `to` from those of the same kind of `from`.
-void widen_state(const Growth& growth, EmbeddingModel& from, std::span<const OptimizerSlot> old,
-                 EmbeddingModel& to, std::span<const OptimizerSlot> grown);
-// The configuration that the grown model is trained on with.
-Config grown_config(const Config& config, const Growth& growth);
 
 struct WidenOptions {
   std::string input, output;  // checkpoint file or run folder; the file to be written

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "src/train/growth/widen.h"
+#include "src/train/growth/grow_model.h"
 #include "tests/unit/model/fixture.h"
 
 namespace amur::test {
