@@ -83,15 +83,26 @@ class Growth(support.EndToEnd):
         proof = result.json()["proof"]
         self.assertTrue(proof["pass"])
         self.assertLessEqual(proof["max_difference"], 5e-6)
+        # Distances between the distributions of queries and documents stay, too; 10 pairs a
+        # coordinate, a ridge of 1e-3.
+        compared = self.run_in("compare", small, "big.h5", "--json", ranks=2)
+        self.assertEqual(compared.code, 0, compared)
+        self.assertLessEqual(compared.json()["largest_change"], 1e-5)
         lineage = self.run_in("inspect", "big.h5", "--json", "--verify").json()["lineage"]
         self.assertEqual(lineage[0]["to"]["hidden"], 64)
         self.assertEqual(lineage[0]["proof"]["max_difference"], proof["max_difference"])
         self.train("big", {"train.steps": 30}, "--resume", "big.h5", config="big.yaml")
         lines = support.metrics(self.path("big"))
+        # Any grid goes on from it, with the same losses up to rounding.
+        self.train("shared", {"train.steps": 25, "train.schedule_steps": 30, "parallel.tp": 2}, "--resume", "big.h5",
+                   config="big.yaml", ranks=2)
+        for line, other in zip(lines, support.metrics(self.path("shared")), strict=False):
+            self.assertLessEqual(abs(line["loss"] - other["loss"]), 1e-3 * line["loss"])
         self.assertEqual([line["step"] for line in lines], list(range(21, 31)))
         # It goes on, it does not begin again.
         first = support.metrics(self.path("small"))[0]["loss"]
         self.assertLess(lines[0]["loss"], first)
+        self.assertEqual(self.run_in("compare", "big.h5", "big").code, 5)
         # The small configuration is not that of the big model.
         self.refuses(self.run_in(*self.train_args("other", self.settings, "--resume", "big.h5")), 2,
                      "model.hidden: 64 in the checkpoint, 32 now")

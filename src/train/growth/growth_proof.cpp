@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
-#include "src/train/loss/reference_loss.h"
 #include "src/train/text_embedder.h"
 
 namespace amur {
@@ -39,35 +39,6 @@ ReferenceRows rows_of(ConstTensorView z) {
   return r;
 }
 
-// Queries and documents of one model.
-struct Embedded {
-  ReferenceBatch batch;
-  double loss;
-};
-
-Embedded embed(EmbeddingModel& model, const Tokenizer& tokenizer, const Config& config,
-               const ProbePairs& probe, Communicator& dp, Runtime& runtime) {
-  TextEmbedder embedder(model, tokenizer, config, dp, runtime);
-  Embedded e;
-  e.batch.queries = rows_of(embedder.embed(probe.queries, 0));
-  e.batch.documents = rows_of(embedder.embed(probe.documents, 1));
-  for (size_t i = 0; i < probe.queries.size(); ++i) {
-    e.batch.query_ids.push_back(2 * i);
-    e.batch.document_ids.push_back(2 * i + 1);
-    e.batch.positive.push_back(static_cast<int32_t>(i));
-  }
-  e.batch.other_positives.resize(probe.queries.size());
-  e.loss =
-      reference_loss_value(config.loss, model.log_scale_value(), model.loss_bias_value(), e.batch);
-  return e;
-}
-
-std::vector<double> stacked(const ReferenceBatch& batch) {
-  std::vector<double> all = batch.queries.values;
-  all.insert(all.end(), batch.documents.values.begin(), batch.documents.values.end());
-  return all;
-}
-
 double cosine(const std::vector<double>& z, int64_t width, int64_t i, int64_t j) {
   double sum = 0;
   for (int64_t k = 0; k < width; ++k)
@@ -83,12 +54,11 @@ bool GrowthProof::pass() const {
          std::isfinite(loss_after);
 }
 
-ProbePairs probe_pairs(const std::string& path) {
+ProbePairs probe_pairs(const std::string& path, int64_t made_up) {
   ProbePairs probe;
   if (path.empty()) {
-    constexpr uint64_t kPairs = 64;
     const RandomKey key = RandomKey(0).fold(static_cast<uint64_t>(RandomPurpose::probe));
-    for (uint64_t i = 0; i < kPairs; ++i) {
+    for (uint64_t i = 0; i < static_cast<uint64_t>(made_up); ++i) {
       probe.queries.push_back(made_up_text(key.fold(2 * i)));
       probe.documents.push_back(made_up_text(key.fold(2 * i + 1)));
     }
@@ -107,18 +77,38 @@ ProbePairs probe_pairs(const std::string& path) {
   return probe;
 }
 
-GrowthProof prove_growth(EmbeddingModel& before, EmbeddingModel& after, const Tokenizer& tokenizer,
-                         const Config& old_config, const ProbePairs& probe, Communicator& dp,
-                         Runtime& runtime) {
-  const Embedded a = embed(before, tokenizer, old_config, probe, dp, runtime);
-  const Embedded b = embed(after, tokenizer, old_config, probe, dp, runtime);
+ProbeEmbeddings embed_probe(EmbeddingModel& model, const Tokenizer& tokenizer, const Config& config,
+                            const ProbePairs& probe, Communicator& dp, Runtime& runtime) {
+  TextEmbedder embedder(model, tokenizer, config, dp, runtime);
+  ProbeEmbeddings e;
+  e.batch.queries = rows_of(embedder.embed(probe.queries, 0));
+  e.batch.documents = rows_of(embedder.embed(probe.documents, 1));
+  for (size_t i = 0; i < probe.queries.size(); ++i) {
+    e.batch.query_ids.push_back(2 * i);
+    e.batch.document_ids.push_back(2 * i + 1);
+    e.batch.positive.push_back(static_cast<int32_t>(i));
+  }
+  e.batch.other_positives.resize(probe.queries.size());
+  e.loss =
+      reference_loss_value(config.loss, model.log_scale_value(), model.loss_bias_value(), e.batch);
+  return e;
+}
+
+std::vector<double> all_rows(const ProbeEmbeddings& e) {
+  std::vector<double> all = e.batch.queries.values;
+  all.insert(all.end(), e.batch.documents.values.begin(), e.batch.documents.values.end());
+  return all;
+}
+
+GrowthProof compare_embeddings(const ProbeEmbeddings& a, const ProbeEmbeddings& b,
+                               DType parameters) {
   GrowthProof proof;
-  proof.bound = before.parameters_dtype() == DType::f64 ? kBoundF64 : kBoundF32;
+  proof.bound = parameters == DType::f64 ? kBoundF64 : kBoundF32;
   proof.loss_before = a.loss;
   proof.loss_after = b.loss;
   proof.texts = a.batch.queries.rows + a.batch.documents.rows;
   const auto larger = [](double x, double y) { return y <= x ? x : y; };  // NaN wins
-  const std::vector<double> old_rows = stacked(a.batch), new_rows = stacked(b.batch);
+  const std::vector<double> old_rows = all_rows(a), new_rows = all_rows(b);
   const int64_t old_width = a.batch.queries.width, new_width = b.batch.queries.width;
   proof.embeddings_compared = old_width == new_width;
   if (proof.embeddings_compared) {
@@ -136,6 +126,31 @@ GrowthProof prove_growth(EmbeddingModel& before, EmbeddingModel& after, const To
           larger(proof.max_cosine_difference,
                  std::abs(cosine(new_rows, new_width, i, j) - cosine(old_rows, old_width, i, j)));
   return proof;
+}
+
+std::string to_text(const GrowthProof& p) {
+  std::string out = fmt::format("{} probe texts, bound {:g}\n", p.texts, p.bound);
+  if (p.embeddings_compared)
+    out += fmt::format("  embeddings: largest difference {:.3g}, mean {:.3g}\n", p.max_difference,
+                       p.mean_difference);
+  out += fmt::format("  cosines: largest difference {:.3g}\n", p.max_cosine_difference);
+  out += fmt::format("  loss: {:.9g} -> {:.9g}, difference {:.3g}\n", p.loss_before, p.loss_after,
+                     p.loss_after - p.loss_before);
+  return out;
+}
+
+std::string to_json(const GrowthProof& p) {
+  nlohmann::ordered_json j{{"texts", p.texts}};
+  if (p.embeddings_compared) {
+    j["max_difference"] = p.max_difference;
+    j["mean_difference"] = p.mean_difference;
+  }
+  j["max_cosine_difference"] = p.max_cosine_difference;
+  j["loss_before"] = p.loss_before;
+  j["loss_after"] = p.loss_after;
+  j["bound"] = p.bound;
+  j["pass"] = p.pass();
+  return j.dump();
 }
 
 }  // namespace amur

@@ -8,6 +8,7 @@
 #include "comm/communicator.h"
 #include "src/train/data/tokenizer.h"
 #include "src/train/embedding_model.h"
+#include "src/train/loss/reference_loss.h"
 
 namespace amur {
 
@@ -18,8 +19,19 @@ struct ProbePairs {
 };
 
 // Pairs from a file, one a line, query and document separated by a tab; a line without a tab is
-// both. Empty path: 64 pairs of made-up words, the same on every call.
-ProbePairs probe_pairs(const std::string& path);
+// both. Empty path: so many pairs of made-up words, the same on every call.
+ProbePairs probe_pairs(const std::string& path, int64_t made_up = 64);
+
+// Unit vectors of the probe pairs in doubles, and their loss as one batch.
+struct ProbeEmbeddings {
+  ReferenceBatch batch;
+  double loss = 0;
+};
+// Texts are cut at config.model.max_length. Collective over dp; every rank gets all.
+ProbeEmbeddings embed_probe(EmbeddingModel& model, const Tokenizer& tokenizer, const Config& config,
+                            const ProbePairs& probe, Communicator& dp, Runtime& runtime);
+// Queries, then documents: [texts, e].
+std::vector<double> all_rows(const ProbeEmbeddings& embeddings);
 
 struct GrowthProof {
   int64_t texts = 0;
@@ -31,10 +43,10 @@ struct GrowthProof {
   bool pass() const;
 };
 
-// Bound: 1e-12 in fp64, 5e-6 otherwise. Texts are cut at the old length. Collective over dp; every
-// rank gets the same answer. Time grows with the square of the number of texts.
-GrowthProof prove_growth(EmbeddingModel& before, EmbeddingModel& after, const Tokenizer& tokenizer,
-                         const Config& old_config, const ProbePairs& probe, Communicator& dp,
-                         Runtime& runtime);
+// Bound: 1e-12 in fp64, 5e-6 otherwise. Time grows with the square of the number of texts.
+GrowthProof compare_embeddings(const ProbeEmbeddings& before, const ProbeEmbeddings& after,
+                               DType parameters);
+std::string to_text(const GrowthProof& proof);  // some indented lines
+std::string to_json(const GrowthProof& proof);  // one line
 
 }  // namespace amur

@@ -59,20 +59,6 @@ Json sizes_of(const ModelConfig& m) {
           {"projection", m.projection}};
 }
 
-Json json_of(const GrowthProof& p) {
-  Json j{{"texts", p.texts}};
-  if (p.embeddings_compared) {
-    j["max_difference"] = p.max_difference;
-    j["mean_difference"] = p.mean_difference;
-  }
-  j["max_cosine_difference"] = p.max_cosine_difference;
-  j["loss_before"] = p.loss_before;
-  j["loss_after"] = p.loss_after;
-  j["bound"] = p.bound;
-  j["pass"] = p.pass();
-  return j;
-}
-
 std::string lineage_of(const WidenOptions& options, const Growth& growth, int64_t step,
                        const WidenResult& result) {
   Json j{{"widened_from", options.input},
@@ -86,7 +72,7 @@ std::string lineage_of(const WidenOptions& options, const Growth& growth, int64_
   if (growth.options().split == GrowthSplit::noise) j["noise_db"] = growth.options().noise_db;
   if (growth.options().old_statistics) j["old_statistics"] = true;
   j["fixed_projection"] = growth.to().projection != growth.from().projection;
-  j["proof"] = json_of(result.proof);
+  j["proof"] = Json::parse(to_json(result.proof));
   return j.dump();
 }
 
@@ -125,9 +111,9 @@ void write_config(const std::string& path, const std::string& yaml) {
 WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& runtime) {
   runtime.set_phase("reading the checkpoint");
   const std::string input = resolve_checkpoint(options.input);
-  const Config saved = checkpoint_config(input, {});
-  // Whole tensors on every rank, in the precision of the parameters.
-  std::vector<std::string> overrides = {"parallel.dp=0", "parallel.tp=1"};
+  const Config saved = parse_config(Checkpoint::read_info(input).config_yaml, input, {});
+  // In the precision of the parameters; whole tensors on every rank, as of any checkpoint.
+  std::vector<std::string> overrides;
   if (saved.train.precision == Precision::bf16) overrides.emplace_back("train.precision=fp32");
   if (saved.parallel.sync_precision == SyncPrecision::bf16)
     overrides.emplace_back("parallel.sync_precision=fp32");
@@ -169,8 +155,12 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
   widen_state(growth, *old.model, old_slots, new_slots);
 
   runtime.set_phase("comparing the two models");
-  result.proof = prove_growth(*old.model, grown, *old.tokenizer, old.config,
-                              probe_pairs(options.probe), grid->dp(), runtime);
+  const ProbePairs probe = probe_pairs(options.probe);
+  const auto embedded = [&](EmbeddingModel& model) {
+    return embed_probe(model, *old.tokenizer, old.config, probe, grid->dp(), runtime);
+  };
+  const ProbeEmbeddings before = embedded(*old.model), after = embedded(grown);
+  result.proof = compare_embeddings(before, after, grown.parameters_dtype());
   if (!result.proof.pass()) return result;
 
   runtime.set_phase("writing the checkpoint");
@@ -211,14 +201,7 @@ std::string to_text(const WidenResult& result, const WidenOptions& options) {
       result.memory_bytes * 1e-6);
   for (const std::string& warning : result.warnings) out += fmt::format("note: {}\n", warning);
   if (options.plan_only) return out;
-  const GrowthProof& p = result.proof;
-  out += fmt::format("{} probe texts, bound {:g}\n", p.texts, p.bound);
-  if (p.embeddings_compared)
-    out += fmt::format("  embeddings: largest difference {:.3g}, mean {:.3g}\n", p.max_difference,
-                       p.mean_difference);
-  out += fmt::format("  cosines: largest difference {:.3g}\n", p.max_cosine_difference);
-  out += fmt::format("  loss: {:.9g} -> {:.9g}, difference {:.3g}\n", p.loss_before, p.loss_after,
-                     p.loss_after - p.loss_before);
+  out += to_text(result.proof);
   out += result.written ? fmt::format("the same function; written to {}\n", options.output)
                         : fmt::format("ANOTHER FUNCTION; {} was not written\n", options.output);
   return out;
@@ -237,7 +220,7 @@ std::string to_json(const WidenResult& result, const WidenOptions& options) {
   for (const TensorPlan& t : result.plan)
     j["tensors"].push_back(
         {{"name", t.name}, {"before", t.before}, {"after", t.after}, {"rule", t.rule}});
-  if (!options.plan_only) j["proof"] = json_of(result.proof);
+  if (!options.plan_only) j["proof"] = Json::parse(to_json(result.proof));
   return j.dump(2);
 }
 
