@@ -1,6 +1,7 @@
 """`amur widen`: the same embeddings, the same training, the same bits on any number of ranks."""
 import os
 
+import h5py
 import numpy as np
 import support
 
@@ -49,7 +50,15 @@ class Growth(support.EndToEnd):
                 self.assertGreater(np.abs(other - moved[name]).max(), 1e-5, name)
         self.assertEqual(signs, 0)
 
-        # What the comparison can see: noise, and a decay that does not follow the width.
+        # What the comparison can see: a decay that does not follow the width, and noise.
+        self.widen(small, "flat.h5", *SIZES, "--split", "even")
+        with h5py.File(self.path("flat.h5"), "r+") as file:
+            for tensor in file["/model"].values():
+                if tensor.attrs["decay_multiplier"] == 2:
+                    tensor.attrs.modify("decay_multiplier", 1.0)
+        self.train("flat", {"train.steps": 60}, "--resume", "flat.h5", config="big.yaml")
+        flat = self.tensors("flat/checkpoints/step-00000060.h5")
+        self.assertGreater(max(np.abs(flat[n] - found[n]).max() for n in found), 1e-10)
         self.widen(small, "noisy.h5", *SIZES)
         self.train("noisy", {"train.steps": 60}, "--resume", "noisy.h5", config="big.yaml")
         noisy = self.tensors("noisy/checkpoints/step-00000060.h5")
