@@ -55,7 +55,7 @@ if [ $long = yes ] && [ -n "$state" ] && [ "$(cat "$stamp" 2> /dev/null)" = "$st
   say "the plain suite has passed on these sources"
 else
   rm -f "$stamp"
-  attempt "test release" suite release 1200 --label-exclude soak
+  attempt "test release" suite release 1800 --label-exclude soak
   if [ ${#failed[@]} = 0 ] && [ -n "$state" ]; then printf '%s\n' "$state" > "$stamp"; fi
 fi
 [ $long = yes ] || finish

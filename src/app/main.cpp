@@ -51,8 +51,9 @@ int run(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);
 #if defined(M_MMAP_THRESHOLD)
   // Large blocks go back to the system when they are freed. Left to itself, glibc raises this limit
-  // to the largest block it has seen and keeps up to 32 MB of such blocks, in pieces.
-  constexpr int kLargeBlock = 4 << 20;
+  // to the largest block it has seen and keeps up to 32 MB of such blocks, in pieces; at 4 MB the
+  // freed buffers of a checkpoint still stood for half a byte a parameter.
+  constexpr int kLargeBlock = 1 << 20;
   mallopt(M_MMAP_THRESHOLD, kLargeBlock);
 #endif
   // What needs no ranks is answered before MPI starts.

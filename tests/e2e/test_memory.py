@@ -46,10 +46,7 @@ class Memory(support.EndToEnd):
         self.assertAlmostEqual(self.slope("chunks", {"train.chunk_tokens": 8}), 8.0, delta=0.4)
         chunks = support.metrics(self.path("chunks-1"))[0]["chunks"]
         self.assertGreater(chunks, 2)
-        # With several ranks MPI-IO has buffers of its own while a checkpoint is written.
-        self.assertAlmostEqual(self.slope("two ranks", {"checkpoint.every_steps": 0}, ranks=2), 8.0,
-                               delta=0.4)
-        self.assertAlmostEqual(self.slope("two ranks, saving", {}, ranks=2), 8.0, delta=0.8)
+        self.assertAlmostEqual(self.slope("two ranks", {}, ranks=2), 8.0, delta=0.4)
 
     def test_adamw(self):
         slope = self.slope("adamw", {"optimizer.kind": "adamw", "optimizer.learning_rate": 1e-4})

@@ -98,6 +98,7 @@ TEST_P(SideStream, TheSameWithoutOverlapAndOnEveryRank) {
     group.synchronize(side);
     for (const Tensor& t : tensors) {
       std::vector<std::byte> first(t.bytes());
+      if (first.empty()) continue;
       std::memcpy(first.data(), t.view().raw(), t.bytes());
       group.broadcast(first, 0);
       EXPECT_EQ(std::memcmp(first.data(), t.view().raw(), t.bytes()), 0);
