@@ -102,7 +102,7 @@ def main():
               encoding="utf-8") as out:
         out.write(f"""# Checkpoints
 
-Written by `tests/bench/checkpoints.py build/release/src/app/amur`, {datetime.date.today()}, load average after: {load}.
+Written by `tests/bench/checkpoints.py build/release/src/app/amur {' '.join(map(str, sizes))}`, {datetime.date.today()}, load average after: {load}.
 
 `beside` is `checkpoint.async`. *Stood still*: the training did nothing else; for a checkpoint beside the training, the
 copy and the wait for the one before. *Lost*: that, and what the steps of one interval took longer than as many median steps of a
