@@ -68,7 +68,7 @@ Config checkpoint_config(const std::string& path, const std::vector<std::string>
   const CheckpointInfo info = Checkpoint::read_info(file);
   const Config saved = parse_config(info.config_yaml, file, {});
   // The grid of the training run is its own affair.
-  std::vector<std::string> changes = {"parallel.dp=0", "parallel.tp=1"};
+  std::vector<std::string> changes = {"parallel.dp=auto", "parallel.tp=1"};
   changes.insert(changes.end(), overrides.begin(), overrides.end());
   Config config = parse_config(info.config_yaml, file, changes);
   for (const ConfigDifference& d : compare_configs(saved, config))

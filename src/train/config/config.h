@@ -117,7 +117,7 @@ struct TrainConfig {
 enum class SyncPrecision : uint8_t { fp32, bf16 };
 
 struct ParallelConfig {
-  int64_t dp = 0;  // 0: all ranks / tp
+  int64_t dp = 0;  // 0, written as "auto": all ranks / tp
   int64_t tp = 1;
   int64_t threads = 0;
   bool overlap_sync = true;

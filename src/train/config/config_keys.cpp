@@ -83,6 +83,18 @@ class Declare {
         [](T value) { return fmt::format("{}", value); });
   }
 
+  // A whole number of at least 1, or the word; 0 means the word and is read as such.
+  template <class S>
+  void whole_or(const char* word, const char* name, int64_t S::*member, int64_t most,
+                const char* doc) {
+    add(
+        name, fmt::format("{} or a whole number from 1 to {}", word, most), doc, {}, member,
+        [=](int64_t& to, const std::string& text) {
+          return parse_number(text == word ? "0" : text, between(0, static_cast<double>(most)), to);
+        },
+        [=](int64_t value) { return value == 0 ? word : fmt::format("{}", value); });
+  }
+
   template <class S>
   void real(const char* name, double S::*member, Range range, const char* doc,
             OnResume on_resume = {}) {
@@ -433,7 +445,7 @@ void declare_parallel(Group& group) {
   Declare key(
       group, [](auto& config, size_t) -> auto& { return config.parallel; });
   using P = ParallelConfig;
-  key.whole("dp", &P::dp, between(0, 1 << 20), "data-parallel ranks; 0: all ranks / tp");
+  key.whole_or("auto", "dp", &P::dp, 1 << 20, "data-parallel ranks; auto: all ranks / tp");
   key.whole(
       "tp", &P::tp, between(1, 1024),
       "tensor-parallel ranks, all on one machine: they share the heads and feed-forward units of "

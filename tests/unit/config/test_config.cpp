@@ -222,6 +222,17 @@ TEST(Config, OverridesComeLast) {
   EXPECT_EQ(problems_of(std::string(kSource) + "train: {steps: x}\n", {"train.steps=1"}), "");
 }
 
+TEST(Config, DataParallelRanksMayBeAuto) {
+  for (const char* text : {"auto", "0"}) {
+    const Config config = parse(std::string(kSource) + "parallel: {dp: " + text + ", tp: 2}\n");
+    EXPECT_EQ(config.parallel.dp, 0);
+    EXPECT_THAT(to_yaml(config), HasSubstr("dp: auto\n"));
+  }
+  EXPECT_EQ(parse(kSource, {"parallel.dp=3"}).parallel.dp, 3);
+  EXPECT_THAT(problems_of(kSource, {"parallel.dp=some"}),
+              HasSubstr("parallel.dp: expected auto or a whole number from 1 to 1048576, found"));
+}
+
 TEST(Config, BytesAreReadAndWritten) {
   const std::pair<const char*, int64_t> cases[] = {{"0", 0},
                                                    {"4096", 4096},
