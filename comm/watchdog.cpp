@@ -36,7 +36,7 @@ constexpr Seconds kFinishTick{0.005};
 // How long a rank waits for another thread or rank to end the job before it does so itself.
 constexpr auto kOthersGrace = std::chrono::seconds(5);
 constexpr size_t kShownRanks = 32;
-constexpr size_t kShownCollectives = 3;
+constexpr size_t kCollectivesInVerdict = 3;
 constexpr size_t kAskedCollectives = 16;
 
 template <size_t N>
@@ -206,7 +206,8 @@ void Watchdog::State::receive_all(Clock::time_point now) {
       if (h.kind == kVerdict && verdict.empty()) {
         verdict = "the watchdog of another rank ends the job";
         abort_at = now + kOthersGrace;
-        Log::error_here("{}: {}\n{}", trace.phase(), verdict, trace.last_text(kShownCollectives));
+        Log::error_here("{}: {}\n{}", trace.phase(), verdict,
+                        trace.last_text(kCollectivesInVerdict));
       }
     }
   }
@@ -333,7 +334,7 @@ void Watchdog::State::tick_alone() {
                           limits.progress_seconds, describe(beat));
     abort_at = now + kOthersGrace;
     if (!beat.in_collective)
-      Log::error_here("{}: {}\n{}", trace.phase(), verdict, trace.last_text(kShownCollectives));
+      Log::error_here("{}: {}\n{}", trace.phase(), verdict, trace.last_text(kCollectivesInVerdict));
     trace.interrupt(verdict);
   }
   if (!verdict.empty() && now >= abort_at) std::_Exit(kExitComm);

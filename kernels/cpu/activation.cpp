@@ -8,7 +8,7 @@
 namespace amur::cpu {
 namespace AMUR_ISA {
 
-constexpr int64_t kGrain = 8192;  // elements
+constexpr int64_t kActivationGrain = 8192;  // elements
 
 // Without a gate rows do not matter: one long row.
 template <class T, class F>
@@ -16,7 +16,7 @@ void map_forward(int64_t elements, const T* u, T* y, F value) {
   using A = AccumulateType<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t vectors = (elements + lanes - 1) / lanes;
-  parallel_for(vectors, kGrain / lanes, [&](int64_t first, int64_t last) {
+  parallel_for(vectors, kActivationGrain / lanes, [&](int64_t first, int64_t last) {
     const int64_t begin = first * lanes, count = std::min(elements, last * lanes) - begin;
     for_each_vector<A>(count,
                        [&](auto at) { at.store_to(y + begin, value(at.load_from(u + begin))); });
@@ -27,7 +27,7 @@ void map_backward(int64_t elements, const T* dy, const T* u, T* du, F slope) {
   using A = AccumulateType<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t vectors = (elements + lanes - 1) / lanes;
-  parallel_for(vectors, kGrain / lanes, [&](int64_t first, int64_t last) {
+  parallel_for(vectors, kActivationGrain / lanes, [&](int64_t first, int64_t last) {
     const int64_t begin = first * lanes, count = std::min(elements, last * lanes) - begin;
     for_each_vector<A>(count, [&](auto at) {
       at.store_to(du + begin, at.load_from(dy + begin) * slope(at.load_from(u + begin)));
@@ -38,30 +38,33 @@ void map_backward(int64_t elements, const T* dy, const T* u, T* du, F slope) {
 template <class T, class F>
 void gate_forward(int64_t rows, int64_t width, const T* u, T* y, F value) {
   using A = AccumulateType<T>;
-  parallel_for(rows, std::max<int64_t>(1, kGrain / width), [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) {
-      const T *in = u + 2 * t * width, *gate = in + width;
-      T* out = y + t * width;
-      for_each_vector<A>(
-          width, [&](auto at) { at.store_to(out, value(at.load_from(in)) * at.load_from(gate)); });
-    }
-  });
+  parallel_for(rows, std::max<int64_t>(1, kActivationGrain / width),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t t = first; t < last; ++t) {
+                   const T *in = u + 2 * t * width, *gate = in + width;
+                   T* out = y + t * width;
+                   for_each_vector<A>(width, [&](auto at) {
+                     at.store_to(out, value(at.load_from(in)) * at.load_from(gate));
+                   });
+                 }
+               });
 }
 template <class T, class F>
 void gate_backward(int64_t rows, int64_t width, const T* dy, const T* u, T* du, F both) {
   using A = AccumulateType<T>;
-  parallel_for(rows, std::max<int64_t>(1, kGrain / width), [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) {
-      const T *in = u + 2 * t * width, *gate = in + width, *d_out = dy + t * width;
-      T *d_in = du + 2 * t * width, *d_gate = d_in + width;
-      for_each_vector<A>(width, [&](auto at) {
-        const Vec<A> d = at.load_from(d_out), g = at.load_from(gate);
-        const auto act = both(at.load_from(in));
-        at.store_to(d_in, d * g * act.slope);
-        at.store_to(d_gate, d * act.value);
-      });
-    }
-  });
+  parallel_for(rows, std::max<int64_t>(1, kActivationGrain / width),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t t = first; t < last; ++t) {
+                   const T *in = u + 2 * t * width, *gate = in + width, *d_out = dy + t * width;
+                   T *d_in = du + 2 * t * width, *d_gate = d_in + width;
+                   for_each_vector<A>(width, [&](auto at) {
+                     const Vec<A> d = at.load_from(d_out), g = at.load_from(gate);
+                     const auto act = both(at.load_from(in));
+                     at.store_to(d_in, d * g * act.slope);
+                     at.store_to(d_gate, d * act.value);
+                   });
+                 }
+               });
 }
 
 template <class T>

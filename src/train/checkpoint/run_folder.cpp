@@ -58,7 +58,7 @@ void replace_file(const std::string& path, const std::string& text) {
 }
 
 std::optional<int64_t> step_of_line(const std::string& line) {
-  const auto object = nlohmann::json::parse(line, nullptr, false);
+  const auto object = nlohmann::ordered_json::parse(line, nullptr, false);
   if (!object.is_object() || !object.contains("step") || !object["step"].is_number())
     return std::nullopt;
   return object["step"].get<int64_t>();
@@ -171,11 +171,11 @@ std::string to_line(const LockOwner& owner) {
 }
 
 std::optional<LockOwner> parse_lock_owner(const std::string& line) {
-  const auto object = nlohmann::json::parse(line, nullptr, false);
+  const auto object = nlohmann::ordered_json::parse(line, nullptr, false);
   try {
     return LockOwner{object.at("host").get<std::string>(), object.at("process").get<int64_t>(),
                      object.at("job").get<std::string>(), object.at("restart").get<int64_t>()};
-  } catch (const nlohmann::json::exception&) {
+  } catch (const nlohmann::ordered_json::exception&) {
     return std::nullopt;
   }
 }

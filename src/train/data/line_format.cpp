@@ -8,7 +8,7 @@
 namespace amur {
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 std::string parse_tsv(std::string_view line, RawSample& sample) {
   for (int column = 0;; ++column) {

@@ -6,14 +6,14 @@ namespace {
 
 class NormTest : public KernelTest {};
 
-struct Oracle {
+struct NormOracle {
   Doubles y, mean, rstd, dx, d_gain, d_bias;
 };
 
-Oracle oracle(NormKind kind, int64_t rows, int64_t width, const Doubles& x, const Doubles& gain,
-              const Doubles& bias, double eps, const Doubles& dy) {
+NormOracle oracle(NormKind kind, int64_t rows, int64_t width, const Doubles& x, const Doubles& gain,
+                  const Doubles& bias, double eps, const Doubles& dy) {
   const size_t d = static_cast<size_t>(width), n = static_cast<size_t>(rows);
-  Oracle o{Doubles(n * d), Doubles(n), Doubles(n), Doubles(n * d), Doubles(d), Doubles(d)};
+  NormOracle o{Doubles(n * d), Doubles(n), Doubles(n), Doubles(n * d), Doubles(d), Doubles(d)};
   for (size_t t = 0; t < n; ++t) {
     double mean = 0, square = 0;
     if (kind == NormKind::layer)
@@ -51,8 +51,8 @@ TEST_P(NormTest, MatchesTheDefinition) {
       const Tensor gain = random_tensor({width}, parameter(), 4);
       const Tensor bias = random_tensor({width}, parameter(), 5);
       const double eps = 1e-3;
-      const Oracle o = oracle(kind, rows, width, to_doubles(x), to_doubles(gain), to_doubles(bias),
-                              eps, to_doubles(dy));
+      const NormOracle o = oracle(kind, rows, width, to_doubles(x), to_doubles(gain),
+                                  to_doubles(bias), eps, to_doubles(dy));
       const std::string what = fmt::format("{} rows of {}", rows, width);
       const double tolerance = 16 * rounding(dtype());
       const double sum_tolerance =

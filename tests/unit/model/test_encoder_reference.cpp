@@ -7,8 +7,8 @@
 namespace amur::test {
 namespace {
 
-using Reference = std::vector<double> (*)(const ModelConfig&, ParameterSet&, const std::string&,
-                                          const std::vector<int32_t>&);
+using EmbeddingReference = std::vector<double> (*)(const ModelConfig&, ParameterSet&,
+                                                   const std::string&, const std::vector<int32_t>&);
 
 ModelConfig bert() {
   ModelConfig config = tiny_config();
@@ -29,7 +29,7 @@ ModelConfig modernbert() {
 }
 
 // Relative error over all texts of the chunk.
-double reference_error(const ModelConfig& config, DType dtype, Reference reference) {
+double reference_error(const ModelConfig& config, DType dtype, EmbeddingReference reference) {
   const TestChunk chunk = tiny_chunk(config);
   TestEncoder model(config, dtype);
   const Tensor h = model.forward(chunk, false, false);

@@ -10,7 +10,7 @@
 namespace amur::test {
 namespace {
 
-constexpr double kBound = 1e-7;
+constexpr double kModuleBound = 1e-7;
 constexpr double kStep = 1e-4;
 
 double weighted_sum(ConstTensorView y) {
@@ -52,8 +52,8 @@ TEST(Linear, GradientsAndAccumulation) {
   };
   Tensor dx({10, 8}, DType::f64);
   linear.backward(bench.context(chunk), x, dy, 0, dx);
-  EXPECT_LT(gradient_error(bench, loss, kStep, 3), kBound);
-  EXPECT_LT(input_gradient_error(x, dx, loss, kStep), kBound);
+  EXPECT_LT(gradient_error(bench, loss, kStep, 3), kModuleBound);
+  EXPECT_LT(input_gradient_error(x, dx, loss, kStep), kModuleBound);
 
   // beta adds to dx, and the sinks take a second gradient on top of the first.
   const std::vector<double> once = to_doubles(dx), sink_once = to_doubles(bench.sinks[0]);
@@ -125,8 +125,8 @@ TEST(Norm, Gradients) {
       loss();
       Tensor dx = random_tensor({10, 8}, DType::f64, 31);
       norm.backward(context, dx, x, statistics, {}, dx);
-      EXPECT_LT(gradient_error(bench, loss, kStep, 3), kBound);
-      EXPECT_LT(input_gradient_error(x, dx, loss, kStep), kBound);
+      EXPECT_LT(gradient_error(bench, loss, kStep, 3), kModuleBound);
+      EXPECT_LT(input_gradient_error(x, dx, loss, kStep), kModuleBound);
     }
   }
 }
@@ -151,7 +151,7 @@ TEST(Embedding, Gradients) {
         };
         Tensor dx = random_tensor({10, 8}, DType::f64, 31);
         embedding.backward(context, dx);
-        EXPECT_LT(gradient_error(bench, loss, kStep, 3), kBound)
+        EXPECT_LT(gradient_error(bench, loss, kStep, 3), kModuleBound)
             << layers << " layers, dropout " << dropout;
       }
 }
@@ -175,8 +175,8 @@ void check_branch(Bench& bench, const Branch& branch, const TestChunk& chunk) {
   branch.backward(context, n, dy, 0, dn);
   EXPECT_EQ(bench.saved.bytes(), 0u);
   EXPECT_EQ(bench.scratch.bytes(), 0u);
-  EXPECT_LT(gradient_error(bench, loss, kStep, 3), kBound);
-  EXPECT_LT(input_gradient_error(n, dn, loss, kStep), kBound);
+  EXPECT_LT(gradient_error(bench, loss, kStep, 3), kModuleBound);
+  EXPECT_LT(input_gradient_error(n, dn, loss, kStep), kModuleBound);
 
   // dn in the place of dy: dy plus the gradient.
   branch.forward(context, n, y);
