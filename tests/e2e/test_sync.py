@@ -2,12 +2,12 @@
 import numpy as np
 import support
 
-BASE = {"parallel.threads": 1, "train.steps": 24, "checkpoint.every_steps": 12, "checkpoint.keep": 9,
+BASE = {"parallel.threads": 1, "train.steps": 12, "checkpoint.every_steps": 6, "checkpoint.keep": 9,
         "model.layers": 2, "train.chunk_tokens": 128, "train.activation_budget": "100KB"}
 
 
 class Sync(support.EndToEnd):
-    def state(self, name, step=24):
+    def state(self, name, step=12):
         return {tensor: np.asarray(value).tobytes() for tensor, value in
                 support.datasets(support.checkpoint(self.path(name), step)).items()}
 
@@ -31,7 +31,7 @@ class Sync(support.EndToEnd):
     def test_rounded_sums(self):
         """Inexact, but near; half of the bytes; and a run that stops goes on bit for bit."""
         messages = BASE | {"parallel.node_sync": "false"}
-        rounded = messages | {"parallel.sync_precision": "bf16", "train.schedule_steps": 24}
+        rounded = messages | {"parallel.sync_precision": "bf16", "train.schedule_steps": 12}
         self.train("exact", messages, ranks=2)
         self.train("rounded", rounded, ranks=2)
         self.assertEqual(2 * self.total("rounded", "sync_bytes_sent"),
@@ -40,7 +40,7 @@ class Sync(support.EndToEnd):
                   for name in ("exact", "rounded")}
         self.assertLess(np.max(np.abs(losses["rounded"] / losses["exact"] - 1)), 0.02)
         self.assertNotEqual(self.state("rounded"), self.state("exact"))
-        self.train("halves", rounded | {"train.steps": 12}, ranks=2)
+        self.train("halves", rounded | {"train.steps": 6}, ranks=2)
         self.train("halves", rounded, ranks=2)
         self.assertEqual(self.state("halves"), self.state("rounded"))
         self.refuses(self.run_in(*self.train_args("no", rounded | {"optimizer.kind": "adamw"}),
