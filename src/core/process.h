@@ -9,4 +9,7 @@ namespace amur {
 size_t resident_bytes();
 size_t peak_resident_bytes();
 
+// Seconds that cores have spent on all threads of this process; 0 where the system does not tell.
+double cpu_seconds();
+
 }  // namespace amur

@@ -49,7 +49,7 @@ void StepReporter::add(const StepReport& r, ProcessGrid& grid) {
   // Backward costs twice the forward; recomputation is not counted as work.
   const double flops = 3 * world.sum(r.forward_flops);
   const int64_t sync_bytes = world.sum(r.sync.bytes_sent);
-  const double seconds = world.max(r.seconds);
+  const double seconds = world.max(r.seconds), cpu = world.sum(r.cpu_seconds);
   const double memory = world.max(static_cast<double>(peak_resident_bytes()));
   const double loss = r.batches > 0 ? r.loss : std::numeric_limits<double>::quiet_NaN();
 
@@ -66,11 +66,13 @@ void StepReporter::add(const StepReport& r, ProcessGrid& grid) {
       {"pairs_per_second", pairs / seconds},
       {"tokens_per_second", tokens / seconds},
       {"model_flops_per_second", flops / seconds},
+      {"model_flops", flops},
       {"chunks", static_cast<double>(chunks)},
       {"recomputed_chunks", static_cast<double>(recomputed)},
       {"truncated_texts", static_cast<double>(truncated)},
       {"peak_resident_bytes", memory},
       {"seconds", seconds},
+      {"cpu_seconds", cpu},
       {"seconds_data", r.times.data},
       {"seconds_pass1", r.times.pass1},
       {"seconds_loss", r.times.loss},

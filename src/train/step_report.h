@@ -15,6 +15,7 @@ struct StepReport {
   double scale = 0, learning_rate = 0;
   double gradient_norm = 0, momentum_change = 0;
   double seconds = 0;
+  double cpu_seconds = 0;         // of all threads of this rank
   double checkpoint_seconds = 0;  // that the training stood still for checkpoints before this step
   StepTimes times;
   // Of this rank, the same on all of a tp group but for the work; summed by StepReporter.

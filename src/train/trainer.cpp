@@ -261,6 +261,7 @@ bool Trainer::step() {
   StepReport report;
   const SideTraffic before = grid_->dp().side_traffic();
   Stopwatch whole, watch;
+  const double cpu_before = cpu_seconds();
   const auto k = static_cast<size_t>(config_.train.accumulate);
   std::vector<LocalBatch> batches;
   for (size_t i = 0; i < k; ++i) batches.push_back(stream_->next());
@@ -319,6 +320,7 @@ bool Trainer::step() {
   report.position = info_.position;
   report.scale = std::exp(model_->log_scale_value());
   report.seconds = whole.elapsed();
+  report.cpu_seconds = cpu_seconds() - cpu_before;
   time_limit_.step_took(report.seconds);
   record(report);
   return true;
