@@ -27,7 +27,7 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
   GrowthOptions& g = options.growth;
   std::string split = "noise", noise = "10";
   int64_t seed = 0;
-  bool no_projection = false;
+  bool no_projection = false, no_proof = false;
   line.argument("IN", options.input, "a checkpoint file, or a run folder (its newest)");
   line.argument("OUT", options.output, "the checkpoint to be written");
   line.option("hidden", g.hidden, "N", "width of the model");
@@ -47,6 +47,8 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
             "LayerNorm: mean and variance of the copies alone, for any --hidden");
   line.option("probe", options.probe, "FILE",
               "texts to compare the models on, one a line or query TAB document");
+  line.flag("no-proof", no_proof,
+            "write OUT without comparing the two models; the lineage says so");
   line.option("config", options.config_output, "FILE", "write the new configuration there too");
   line.flag("plan", options.plan_only, "print what would be done to each tensor; write nothing");
   run_options.declare_device(line);
@@ -61,6 +63,7 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
   if (seed < 0) throw UsageError("--seed {}: must not be negative", seed);
   g.seed = static_cast<uint64_t>(seed);
   g.projection = !no_projection;
+  options.prove = !no_proof;
   const WidenResult result = widen(options, backend, runtime);
   if (runtime.rank() == 0)
     print_text(run_options.json ? to_json(result, options) + "\n" : to_text(result, options));

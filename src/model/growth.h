@@ -27,6 +27,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,18 @@ struct GrowthRule {
   std::string text;        // for people: "model: 2 copies; heads: split over 2 (noise)"
 };
 
+// A part of a grown tensor, and the part of the old one that it is made from (empty where it needs
+// nothing of it).
+struct GrowthBlock {
+  Slab to, from;
+};
+
+// RMS of a tensor from the sums of squares of its boxes, in order: the same bits whoever summed
+// which box.
+std::vector<Slab> statistics_boxes(const Shape& shape);
+double sum_of_squares_of(ConstTensorView box);
+double root_mean_square_of(std::span<const double> sums, int64_t elements);
+
 class Growth {
  public:
   // `from.vocab` must be set. UsageError for sizes that cannot be reached without changing the
@@ -84,16 +97,28 @@ class Growth {
 
   // `to` is a parameter of the grown model; `old` holds those of the old one.
   GrowthRule rule(const Parameter& to, ParameterSet& old) const;
-  // Fills `to.value` and its multipliers, RMS floor and frozen flag from its source (null where the
-  // rule names none). Values f32 or f64, the same on both sides, whole tensors.
-  void widen(const GrowthRule& rule, const Parameter* from, Parameter& to) const;
+  // How `to` learns: multipliers, RMS floor and frozen flag. `from` is its source, null where the
+  // rule names none, here and below.
+  void inherit(const GrowthRule& rule, const Parameter* from, Parameter& to) const;
+  // `to` in parts of about `elements` numbers, none of which needs more than that of the old tensor
+  // (or one row of each). In row-major order.
+  std::vector<GrowthBlock> blocks(const Parameter* from, const Parameter& to,
+                                  int64_t elements) const;
+  // Fills `values` [block.to.count] from `old` [block.from.count], both f32 or both f64; `rms` is
+  // that of the whole old tensor. False, and nothing filled, where the tensor is as initialised.
+  bool widen_block(const GrowthRule& rule, const Parameter* from, double rms,
+                   const GrowthBlock& block, ConstTensorView old, const Parameter& to,
+                   TensorView values) const;
   // The same for a tensor of optimizer state that is a mean of gradients to the power `order` (1: a
   // momentum, 2: AdamW's second moment). Copies of a coordinate have equal shares of its gradient
-  // under an even split: 1/m of m copies. `old_state` may be undefined (no source or frozen): 0.
+  // under an even split: 1/m of m copies. `old` may be undefined (no source or frozen): 0.
+  void widen_moment_block(const GrowthRule& rule, const Parameter* from, const GrowthBlock& block,
+                          ConstTensorView old, int order, const Parameter& to,
+                          TensorView state) const;
+  // The same for whole tensors in memory.
+  void widen(const GrowthRule& rule, const Parameter* from, Parameter& to) const;
   void widen_moment(const GrowthRule& rule, const Parameter* from, ConstTensorView old_state,
                     int order, const Parameter& to, TensorView state) const;
-  // [rows] i64 of a table: those of the old rows, then `fresh`.
-  void widen_rows(ConstTensorView old_rows, int64_t fresh, TensorView rows) const;
 
   // Of the grown model, from that of the old one.
   double constant(ConstantKind kind, double old_value) const;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 
 #include "src/core/hash.h"
 #include "src/model/growth.h"
@@ -31,17 +32,6 @@ int64_t copies_of(int64_t source, int64_t now, int64_t before) {
   return now / before + (source < now % before ? 1 : 0);
 }
 
-double root_mean_square_of(ConstTensorView view) {
-  return dispatch_f32_f64(view.dtype(), "rms", [&]<class T>() {
-    double sum = 0;
-    for (int64_t i = 0; i < view.elements(); ++i) {
-      const auto x = static_cast<double>(view.as<T>()[i]);
-      sum += x * x;
-    }
-    return std::sqrt(sum / static_cast<double>(std::max<int64_t>(view.elements(), 1)));
-  });
-}
-
 // Query, key or value: which of them an output of an attention's input projection is.
 enum class HeadPart : uint8_t { query, key, value };
 
@@ -51,6 +41,16 @@ HeadPart head_part(const Parameter& p, int64_t leading) {
   if (p.axes.front().role != AxisRole::fixed) return HeadPart::key;
   if (p.axes.front().size == 2) return leading == 0 ? HeadPart::query : HeadPart::value;
   return static_cast<HeadPart>(leading);
+}
+
+constexpr int64_t kStatisticsBox = int64_t{1} << 20;  // elements
+
+GrowthBlock whole_block(const Parameter* from, const Parameter& to) {
+  const Shape shape = to.global_shape();
+  const Slab all = boxes_of(shape, shape.elements()).front();
+  if (from == nullptr) return {all, {Shape{0}, Shape{0}}};
+  const Shape old = from->global_shape();
+  return {all, boxes_of(old, old.elements()).front()};
 }
 
 }  // namespace
@@ -68,11 +68,50 @@ class TensorGrowth {
       output_axes_ = dims - 1;
       if (to.axes.back().role == AxisRole::head) --output_axes_;
     }
-    build_outputs();
     build_inputs();
   }
 
-  const std::vector<Output>& outputs() const { return outputs_; }
+  // Of a part of the parameter: sources are places in the old part.
+  std::vector<Output> outputs_of(const GrowthBlock& block) const {
+    int64_t count = 1;
+    std::array<int64_t, Shape::kMaxDims> at{};
+    const auto axis_first = [&](size_t a) { return block.to.first[static_cast<int>(a)]; };
+    const auto axis_count = [&](size_t a) { return block.to.count[static_cast<int>(a)]; };
+    for (size_t a = 0; a < output_axes_; ++a) {
+      count *= axis_count(a);
+      at[a] = axis_first(a);
+    }
+    std::vector<Output> outputs(static_cast<size_t>(count));
+    for (Output& out : outputs) {
+      const HeadPart part = part_of(at[0]);
+      for (size_t a = 0; a < output_axes_; ++a) place(a, at[a], part, block.from, out);
+      for (size_t a = output_axes_; a-- > 0;) {
+        if (++at[a] < axis_first(a) + axis_count(a)) break;
+        at[a] = axis_first(a);
+      }
+    }
+    return outputs;
+  }
+  // The old part that a part of the new one comes from.
+  Slab source_of(const Slab& part) const {
+    const Shape old = from_.global_shape();
+    Slab source = boxes_of(old, old.elements()).front();
+    for (size_t a = 0; a < output_axes_; ++a) {
+      const auto axis = static_cast<int>(a);
+      if (part.count[axis] == now(a)) continue;  // from the whole of the old axis
+      int64_t low = before(a), high = 0;
+      for (int64_t i = part.first[axis]; i < part.first[axis] + part.count[axis]; ++i) {
+        const int64_t index = old_index(a, i, part_of(part.first[0]));
+        if (index < 0) continue;
+        low = std::min(low, index);
+        high = std::max(high, index + 1);
+      }
+      source.first = source.first.with(axis, std::min(low, high));
+      source.count = source.count.with(axis, std::max<int64_t>(high - low, 0));
+    }
+    return source;
+  }
+  size_t output_axes() const { return output_axes_; }
   const std::vector<Input>& inputs() const { return inputs_; }
   int64_t old_inputs() const { return old_inputs_; }
   // New places of each old input.
@@ -103,12 +142,37 @@ class TensorGrowth {
     return pair / ratio + half * (old_size / 2);
   }
 
-  void place(size_t axis, int64_t index, HeadPart part, Output& out, int64_t& source) const {
+  HeadPart part_of(int64_t leading) const {
+    return output_axes_ == 0 ? HeadPart::value : head_part(to_, leading);
+  }
+
+  // Old index on an output axis, or -1.
+  int64_t old_index(size_t axis, int64_t index, HeadPart part) const {
     const int64_t size = now(axis), old_size = before(axis);
-    int64_t old = index;
     switch (to_.axes[axis].role) {
       case AxisRole::model:
-        old = repeated(index, growth_.copied_width(), old_size);
+        return repeated(index, growth_.copied_width(), old_size);
+      case AxisRole::heads:
+      case AxisRole::ffn:
+        return index % old_size;
+      case AxisRole::head:
+        if (part != HeadPart::value && growth_.to().position == PositionKind::rotary)
+          return old_pair_member(index, size, old_size);
+        return index < old_size ? index : -1;
+      case AxisRole::vocab:
+      case AxisRole::position:
+        return index < old_size ? index : -1;
+      case AxisRole::projection:
+      case AxisRole::fixed:
+        break;
+    }
+    return index;
+  }
+
+  void place(size_t axis, int64_t index, HeadPart part, const Slab& from, Output& out) const {
+    const int64_t size = now(axis), old_size = before(axis), old = old_index(axis, index, part);
+    switch (to_.axes[axis].role) {
+      case AxisRole::model:
         if (old < 0) {
           out.fill = to_.kind == ParamKind::gain && growth_.to().norm == NormKind::rms ? Fill::one
                                                                                        : Fill::zero;
@@ -119,52 +183,28 @@ class TensorGrowth {
         break;
       case AxisRole::heads:
       case AxisRole::ffn:
-        old = index % old_size;
         out.share /= static_cast<double>(copies_of(old, size, old_size));
         break;
-      case AxisRole::head: {
-        const bool turned =
-            part != HeadPart::value && growth_.to().position == PositionKind::rotary;
-        old = turned ? old_pair_member(index, size, old_size) : index < old_size ? index : -1;
+      case AxisRole::head:
         if (old < 0)
           out.fill =
               part != HeadPart::query && to_.kind == ParamKind::weight ? Fill::random : Fill::zero;
         else if (part != HeadPart::value)
           out.scale *= std::pow(static_cast<double>(size) / static_cast<double>(old_size), 0.25);
         break;
-      }
       case AxisRole::vocab:
       case AxisRole::position:
-        if (index >= old_size) {
-          old = -1;
-          out.fill = Fill::random;
-        }
+        if (old < 0) out.fill = Fill::random;
         break;
       case AxisRole::projection:
       case AxisRole::fixed:
         break;
     }
-    if (old < 0 || source < 0)
-      source = -1;
+    if (old < 0 || out.source < 0)
+      out.source = -1;
     else
-      source = source * old_size + old;
-  }
-
-  void build_outputs() {
-    int64_t count = 1;
-    for (size_t a = 0; a < output_axes_; ++a) count *= now(a);
-    outputs_.resize(static_cast<size_t>(count));
-    std::array<int64_t, Shape::kMaxDims> at{};
-    for (Output& out : outputs_) {
-      int64_t source = 0;
-      const HeadPart part = output_axes_ == 0 ? HeadPart::value : head_part(to_, at[0]);
-      for (size_t a = 0; a < output_axes_; ++a) place(a, at[a], part, out, source);
-      out.source = source;
-      for (size_t a = output_axes_; a-- > 0;) {
-        if (++at[a] < now(a)) break;
-        at[a] = 0;
-      }
-    }
+      out.source = out.source * from.count[static_cast<int>(axis)] + old -
+                   from.first[static_cast<int>(axis)];
   }
 
   void build_inputs() {
@@ -209,7 +249,6 @@ class TensorGrowth {
   const Parameter& to_;
   size_t output_axes_;
   int64_t old_inputs_ = 1;
-  std::vector<Output> outputs_;
   std::vector<Input> inputs_;
 };
 
@@ -258,8 +297,9 @@ void add_noise(const RandomKey& key, uint64_t first, double deviation,
 }
 
 template <class T>
-void widen_values(const Growth& growth, const TensorGrowth& tensor, const Parameter& from,
-                  Parameter& to) {
+void widen_values(const Growth& growth, const TensorGrowth& tensor, double rms,
+                  const GrowthBlock& block, ConstTensorView old_values, const Parameter& to,
+                  TensorView values) {
   const auto& inputs = tensor.inputs();
   const auto copies = tensor.copies();
   const GrowthSplit split = growth.options().split;
@@ -268,7 +308,6 @@ void widen_values(const Growth& growth, const TensorGrowth& tensor, const Parame
   if (split == GrowthSplit::uneven && to.kind == ParamKind::weight)
     make_uneven(growth, to, copies, parts);
   const bool noisy = split == GrowthSplit::noise && to.kind == ParamKind::weight;
-  const double rms = root_mean_square_of(from.value);
   const double noise = rms * std::pow(10.0, -growth.options().noise_db / 20);
   double fresh = to.init.value;  // deviation of random numbers
   if (to.kind == ParamKind::weight)
@@ -280,11 +319,14 @@ void widen_values(const Growth& growth, const TensorGrowth& tensor, const Parame
     return fill == Fill::one ? 1.0 : 0.0;
   };
 
-  const T* old = from.value.as<T>();
-  T* out = to.value.as<T>();
+  const T* old = old_values.as<T>();
+  T* out = values.as<T>();
   std::vector<double> row(inputs.size());
-  uint64_t first = 0;
-  for (const Output& o : tensor.outputs()) {
+  uint64_t first = 0;  // of the row, in the whole tensor
+  const Shape shape = to.global_shape();
+  for (int d = 0; d < shape.dims(); ++d)
+    first = first * static_cast<uint64_t>(shape[d]) + static_cast<uint64_t>(block.to.first[d]);
+  for (const Output& o : tensor.outputs_of(block)) {
     for (size_t i = 0; i < inputs.size(); ++i) {
       const Input& in = inputs[i];
       if (o.source < 0)
@@ -302,67 +344,134 @@ void widen_values(const Growth& growth, const TensorGrowth& tensor, const Parame
 }
 
 template <class T>
-void average(const Growth& growth, Parameter& to) {
-  // [old width, new width]
-  const int64_t rows = to.axes[0].size, columns = to.axes[1].size;
-  const double part = static_cast<double>(rows) / static_cast<double>(growth.copied_width());
-  T* out = to.value.as<T>();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c)
-      *out++ = static_cast<T>(c < growth.copied_width() && c % rows == r ? part : 0);
+void average(const Growth& growth, const Slab& part, const Parameter& to, TensorView values) {
+  const int64_t rows = to.axes[0].size, columns = to.axes[1].size;  // old width, new width
+  const double share = static_cast<double>(rows) / static_cast<double>(growth.copied_width());
+  T* out = values.as<T>();
+  for_each_element(part, to.global_shape(), [&](int64_t local, int64_t index) {
+    const int64_t r = index / columns, c = index % columns;
+    out[local] = static_cast<T>(c < growth.copied_width() && c % rows == r ? share : 0);
+  });
 }
 
 }  // namespace
 
-void Growth::widen(const GrowthRule& rule, const Parameter* from, Parameter& to) const {
-  AMUR_CHECK(to.value.shape() == to.global_shape(), "{}: growth takes whole tensors", to.name);
+std::vector<Slab> statistics_boxes(const Shape& shape) {
+  return boxes_of(shape, kStatisticsBox);
+}
+
+double sum_of_squares_of(ConstTensorView box) {
+  return dispatch_f32_f64(box.dtype(), "rms", [&]<class T>() {
+    double sum = 0;
+    for (int64_t i = 0; i < box.elements(); ++i) {
+      const auto x = static_cast<double>(box.as<T>()[i]);
+      sum += x * x;
+    }
+    return sum;
+  });
+}
+
+double root_mean_square_of(std::span<const double> sums, int64_t elements) {
+  return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0) /
+                   static_cast<double>(std::max<int64_t>(elements, 1)));
+}
+
+void Growth::inherit(const GrowthRule& rule, const Parameter* from, Parameter& to) const {
   if (rule.average) {
-    dispatch_f32_f64(to.value.dtype(), "widen", [&]<class T>() { average<T>(*this, to); });
     to.frozen = true;
-    return;
-  }
-  if (rule.silent) {
-    fill_zero(to.value);
+  } else if (rule.silent) {
     // What Tiger takes for the size of a tensor of zeros (docs/growth.md).
     if (to.kind == ParamKind::weight)
       to.rms_floor = 0.1 / std::sqrt(static_cast<double>(to.fan_in()));
-    return;
+  } else if (from != nullptr) {
+    to.learning_rate_multiplier = from->learning_rate_multiplier;
+    to.decay_multiplier = from->decay_multiplier * rule.fan_in;
+    to.rms_floor = from->rms_floor / rule.fan_in;
+    to.frozen = from->frozen;
   }
-  if (from == nullptr) return;
-  AMUR_CHECK(from->value.dtype() == to.value.dtype(), "{}: {} from {}", to.name,
-             name_of(to.value.dtype()), name_of(from->value.dtype()));
-  const TensorGrowth tensor(*this, *from, to);
-  dispatch_f32_f64(to.value.dtype(), "widen",
-                   [&]<class T>() { widen_values<T>(*this, tensor, *from, to); });
-  to.learning_rate_multiplier = from->learning_rate_multiplier;
-  to.decay_multiplier = from->decay_multiplier * rule.fan_in;
-  to.rms_floor = from->rms_floor / rule.fan_in;
-  to.frozen = from->frozen;
 }
 
-void Growth::widen_moment(const GrowthRule& rule, const Parameter* from, ConstTensorView old_state,
-                          int order, const Parameter& to, TensorView state) const {
+std::vector<GrowthBlock> Growth::blocks(const Parameter* from, const Parameter& to,
+                                        int64_t elements) const {
+  const Shape shape = to.global_shape();
+  std::vector<GrowthBlock> all;
+  if (from == nullptr) {
+    for (const Slab& part : boxes_of(shape, elements)) all.push_back({part, {Shape{0}, Shape{0}}});
+    return all;
+  }
+  const TensorGrowth tensor(*this, *from, to);
+  std::vector<int64_t> cuts;  // where copies begin again
+  for (const Axis& axis : from->axes) cuts.push_back(axis.size);
+  for (const Slab& part : boxes_of(shape, static_cast<int>(tensor.output_axes()), elements, cuts))
+    all.push_back({part, tensor.source_of(part)});
+  return all;
+}
+
+bool Growth::widen_block(const GrowthRule& rule, const Parameter* from, double rms,
+                         const GrowthBlock& block, ConstTensorView old, const Parameter& to,
+                         TensorView values) const {
+  AMUR_CHECK(values.shape() == block.to.count, "{}: {} for a block of {}", to.name,
+             values.shape().text(), block.to.count.text());
+  if (rule.average) {
+    dispatch_f32_f64(values.dtype(), "widen",
+                     [&]<class T>() { average<T>(*this, block.to, to, values); });
+    return true;
+  }
+  if (rule.silent) {
+    fill_zero(values);
+    return true;
+  }
+  if (from == nullptr) return false;
+  AMUR_CHECK(old.shape() == block.from.count && old.dtype() == values.dtype(),
+             "{}: {} {} from {} {}", to.name, name_of(values.dtype()), block.from.count.text(),
+             name_of(old.dtype()), old.shape().text());
+  const TensorGrowth tensor(*this, *from, to);
+  dispatch_f32_f64(values.dtype(), "widen",
+                   [&]<class T>() { widen_values<T>(*this, tensor, rms, block, old, to, values); });
+  return true;
+}
+
+void Growth::widen_moment_block(const GrowthRule& rule, const Parameter* from,
+                                const GrowthBlock& block, ConstTensorView old, int order,
+                                const Parameter& to, TensorView state) const {
   fill_zero(state);
-  if (from == nullptr || rule.new_layer || !old_state.defined()) return;
+  if (from == nullptr || rule.new_layer || !old.defined()) return;
   const TensorGrowth tensor(*this, *from, to);
   dispatch_f32_f64(state.dtype(), "widen", [&]<class T>() {
-    const T* old = old_state.as<T>();
+    const T* values = old.as<T>();
     T* out = state.as<T>();
-    for (const Output& o : tensor.outputs()) {
+    for (const Output& o : tensor.outputs_of(block)) {
       const double factor = std::pow(o.share / o.scale, order);
       for (const Input& in : tensor.inputs()) {
         if (o.source >= 0 && in.source >= 0)
           *out = static_cast<T>(
-              factor * static_cast<double>(old[o.source * tensor.old_inputs() + in.source]));
+              factor * static_cast<double>(values[o.source * tensor.old_inputs() + in.source]));
         ++out;
       }
     }
   });
 }
 
-void Growth::widen_rows(ConstTensorView old_rows, int64_t fresh, TensorView rows) const {
-  std::fill_n(rows.as<int64_t>(), rows.elements(), fresh);
-  std::copy_n(old_rows.as<int64_t>(), old_rows.elements(), rows.as<int64_t>());
+void Growth::widen(const GrowthRule& rule, const Parameter* from, Parameter& to) const {
+  AMUR_CHECK(to.value.shape() == to.global_shape(), "{}: growth takes whole tensors", to.name);
+  std::vector<double> sums;
+  ConstTensorView old;
+  if (from != nullptr) {
+    old = from->value;
+    const ConstTensorView flat = old.reshape(Shape{old.elements()});
+    int64_t at = 0;
+    for (const Slab& box : statistics_boxes(old.shape())) {
+      sums.push_back(sum_of_squares_of(flat.slice(at, box.count.elements())));
+      at += box.count.elements();
+    }
+  }
+  const double rms = root_mean_square_of(sums, old.elements());
+  widen_block(rule, from, rms, whole_block(from, to), old, to, to.value);
+}
+
+void Growth::widen_moment(const GrowthRule& rule, const Parameter* from, ConstTensorView old_state,
+                          int order, const Parameter& to, TensorView state) const {
+  widen_moment_block(rule, from, whole_block(from, to), old_state, order, to, state);
 }
 
 }  // namespace amur

@@ -1,5 +1,6 @@
 #include "src/model/parameter.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -120,6 +121,45 @@ Slab slab_of(const Parameter& parameter, int tp_rank, int tp_size) {
   return slab;
 }
 
+std::vector<Slab> boxes_of(const Shape& shape, int axes, int64_t elements,
+                           std::span<const int64_t> cuts) {
+  Slab box{shape_of_dims(shape.dims()), shape};
+  for (int d = 0; d < shape.dims(); ++d) box.first = box.first.with(d, 0);
+  if (axes == 0 || shape.elements() <= elements) return {box};
+  int axis = 0;
+  while (axis + 1 < axes && shape.product(axis + 1, shape.dims()) > elements) ++axis;
+  const int64_t step = std::max<int64_t>(elements / shape.product(axis + 1, shape.dims()), 1);
+  for (int d = 0; d < axis; ++d) box.count = box.count.with(d, 1);
+  std::vector<Slab> boxes;
+  const int64_t leading = shape.product(0, axis);
+  for (int64_t i = 0; i < leading; ++i) {
+    for (int64_t first = 0; first < shape[axis]; first += box.count[axis]) {
+      int64_t count = std::min(step, shape[axis] - first);
+      if (!cuts.empty()) {
+        const int64_t every = cuts[static_cast<size_t>(axis)];
+        count = std::min(count, every - first % every);
+      }
+      box.first = box.first.with(axis, first);
+      box.count = box.count.with(axis, count);
+      boxes.push_back(box);
+    }
+    for (int d = axis - 1; d >= 0; --d) {
+      const bool carry = box.first[d] + 1 == shape[d];
+      box.first = box.first.with(d, carry ? 0 : box.first[d] + 1);
+      if (!carry) break;
+    }
+  }
+  return boxes;
+}
+
+void fill_initial(const Parameter& parameter, const Slab& slab, uint64_t seed, TensorView values) {
+  const RandomKey key = RandomKey(seed)
+                            .fold(static_cast<uint64_t>(RandomPurpose::weights))
+                            .fold(fnv1a(parameter.name));
+  dispatch_f32_f64(values.dtype(), "initialise",
+                   [&]<class T>() { fill(values.as<T>(), parameter, slab, key); });
+}
+
 Parameter& ParameterSet::add(Parameter parameter) {
   AMUR_CHECK(!parameter.name.empty(), "a parameter without a name");
   AMUR_CHECK(!find(parameter.name), "two parameters are called {}", parameter.name);
@@ -143,18 +183,15 @@ void ParameterSet::allocate(DType dtype, Device device, int tp_rank, int tp_size
 }
 
 void ParameterSet::initialise(uint64_t seed, int tp_rank, int tp_size) {
-  const RandomKey weights = RandomKey(seed).fold(static_cast<uint64_t>(RandomPurpose::weights));
   for (Parameter& p : items_) {
     const Slab slab = slab_of(p, tp_rank, tp_size);
     AMUR_CHECK(p.value.defined() && p.value.shape() == slab.count, "{}: allocated as {}, shard {}",
                p.name, p.value.shape().text(), slab.count.text());
-    const RandomKey key = weights.fold(fnv1a(p.name));
     const bool on_host = p.value.device() == Device::cpu();
     Tensor staging;
     if (!on_host) staging = Tensor(slab.count, p.value.dtype());
     const TensorView host = on_host ? p.value.view() : staging.view();
-    dispatch_f32_f64(p.value.dtype(), "initialise",
-                     [&]<class T>() { fill(host.as<T>(), p, slab, key); });
+    fill_initial(p, slab, seed, host);
     if (!on_host) {
       const Stream stream(p.value.device());
       copy(p.value, staging, stream);

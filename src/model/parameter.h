@@ -6,6 +6,7 @@
 
 #include <array>
 #include <deque>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,15 @@ struct Slab {
 };
 Slab slab_of(const Parameter& parameter, int tp_rank, int tp_size);
 
+// Cuts a tensor into boxes of at most `elements` (or one index of the last axis that may be cut),
+// each contiguous in memory, in row-major order. Axes from `axes` on stay whole; along axis a boxes
+// also end at the multiples of cuts[a], where there are cuts.
+std::vector<Slab> boxes_of(const Shape& shape, int axes, int64_t elements,
+                           std::span<const int64_t> cuts = {});
+inline std::vector<Slab> boxes_of(const Shape& shape, int64_t elements) {
+  return boxes_of(shape, shape.dims(), elements);
+}
+
 // f(element of the slab, element of the whole tensor), row-major, in the order of the slab.
 template <class F>
 void for_each_element(const Slab& slab, const Shape& global, const F& f) {
@@ -89,6 +99,9 @@ void for_each_element(const Slab& slab, const Shape& global, const F& f) {
   }
 }
 
+// Initial values of a part of a parameter, [slab.count]: functions of seed, name and global index.
+void fill_initial(const Parameter& parameter, const Slab& slab, uint64_t seed, TensorView values);
+
 // The parameters of a model, in a fixed order. References stay valid.
 class ParameterSet {
  public:
@@ -103,7 +116,7 @@ class ParameterSet {
   auto end() const { return items_.end(); }
 
   int64_t global_elements() const;
-  // Allocates the local shards and fills them; values depend on seed, name and global index only.
+  // Allocates the local shards, and fills them (see fill_initial).
   void allocate(DType dtype, Device device, int tp_rank, int tp_size);
   void initialise(uint64_t seed, int tp_rank, int tp_size);
 

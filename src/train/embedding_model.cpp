@@ -30,7 +30,12 @@ void set_scalar(Parameter& p, double value) {
 
 }  // namespace
 
-EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, Communicator* tp)
+std::unique_ptr<EmbeddingModel> EmbeddingModel::outline(const Config& config, Precision precision) {
+  return std::unique_ptr<EmbeddingModel>(new EmbeddingModel(config, precision, nullptr, false));
+}
+
+EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, Communicator* tp,
+                               bool allocate)
     : dtype_(activation_dtype(precision)),
       tp_(tp && tp->size() > 1 ? tp : nullptr),
       initial_log_scale_(std::log(config.loss.scale)),
@@ -46,7 +51,7 @@ EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, Commun
   log_scale_ = &parameters_.add(scalar_parameter("loss.log_scale", config.loss.learn_scale));
   if (config.loss.kind == LossKind::siglip)
     loss_bias_ = &parameters_.add(scalar_parameter("loss.bias", config.loss.learn_bias));
-  parameters_.allocate(parameters_dtype(), Device::cpu(), tp_rank(), tp_size());
+  if (allocate) parameters_.allocate(parameters_dtype(), Device::cpu(), tp_rank(), tp_size());
 }
 
 void EmbeddingModel::initialise(uint64_t seed) {

@@ -28,7 +28,11 @@ class EmbeddingModel {
   // Allocates this rank's share of the parameters, not initialised. `tp` are the ranks that share
   // every layer, and must outlive the model; null: this one alone. `config.model.vocab` must be
   // set.
-  EmbeddingModel(const Config& config, Precision precision, Communicator* tp = nullptr);
+  EmbeddingModel(const Config& config, Precision precision, Communicator* tp = nullptr)
+      : EmbeddingModel(config, precision, tp, true) {}
+  // Parameters without values, constants, sizes: what there is to say about a model without the
+  // memory that it takes.
+  static std::unique_ptr<EmbeddingModel> outline(const Config& config, Precision precision);
 
   // For the `Context` of a pass; null where the group has one rank.
   Communicator* tp() const { return tp_; }
@@ -70,6 +74,8 @@ class EmbeddingModel {
   static std::string interchange_class(const ModelConfig& config);
 
  private:
+  EmbeddingModel(const Config& config, Precision precision, Communicator* tp, bool allocate);
+
   DType dtype_;
   Communicator* tp_;
   double initial_log_scale_, initial_bias_;

@@ -78,14 +78,18 @@ Config checkpoint_config(const std::string& path, const std::vector<std::string>
   return config;
 }
 
+std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointInfo& info, const std::string& path) {
+  if (info.tokenizer.empty()) throw IoError("'{}' holds no tokenizer", path);
+  return Tokenizer::from_bytes(info.tokenizer.begin()->second, path);
+}
+
 TrainedModel load_trained_model(const std::string& path, const std::vector<std::string>& overrides,
                                 ProcessGrid& grid) {
   TrainedModel t;
   const std::string file = resolve_checkpoint(path);
   t.info = Checkpoint::read_info(file, &grid);
   t.config = checkpoint_config(file, overrides);
-  if (t.info.tokenizer.empty()) throw IoError("'{}' holds no tokenizer", file);
-  t.tokenizer = Tokenizer::from_bytes(t.info.tokenizer.begin()->second, file);
+  t.tokenizer = tokenizer_of(t.info, file);
   t.config.model.vocab = t.tokenizer->vocab_size();
   t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, &grid.tp());
   Checkpoint::load(file, t.model->parameters(), {}, grid);

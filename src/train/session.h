@@ -24,6 +24,9 @@ std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backen
 std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& data,
                                           Communicator& world);
 
+// The vocabulary that a checkpoint carries.
+std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointInfo& info, const std::string& path);
+
 // A model as a checkpoint holds it, without optimizer state.
 struct TrainedModel {
   CheckpointInfo info;

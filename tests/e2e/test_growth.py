@@ -1,5 +1,6 @@
 """`amur widen`: the same embeddings, the same training, the same bits on any number of ranks."""
 import os
+import subprocess
 
 import h5py
 import numpy as np
@@ -85,6 +86,24 @@ class Growth(support.EndToEnd):
         other = self.widen(small, "other.h5", *SIZES, "--seed", 9) and self.tensors("other.h5")
         up = "/model/encoder.layers.0.feed_forward.up.weight"
         self.assertNotEqual(other[up].tobytes(), self.tensors("one.h5")[up].tobytes())
+
+    def test_memory_does_not_grow_with_the_model(self):
+        small = self.small(steps=1)
+        peaks, bytes_read = [], []
+        for layers in (1, 8):
+            source, target = self.path(f"of{layers}.h5"), self.path("grown.h5")
+            self.widen(small, source, "--hidden", 512, "--heads", 16, "--ffn", 2048, "--layers", layers,
+                       "--no-proof")
+            job = subprocess.Popen(support.command(["widen", source, target, "--ffn", 3000, "--no-proof"], 0),
+                                   stdout=subprocess.DEVNULL)
+            _, job.returncode, usage = os.wait4(job.pid, 0)
+            self.assertEqual(job.returncode, 0)
+            peaks.append(usage.ru_maxrss * 1024)
+            bytes_read.append(os.path.getsize(source))
+        self.assertGreater(bytes_read[1] - bytes_read[0], 140e6)
+        self.assertLess(peaks[1] - peaks[0], 20e6, peaks)
+        lineage = self.run_in("inspect", "grown.h5", "--json").json()["lineage"]
+        self.assertEqual(lineage[-1]["proof"], "skipped")
 
     def test_train_small_grow_train_on(self):
         small = self.small(steps=20)

@@ -1,19 +1,12 @@
 #include "src/train/checkpoint/checkpoint.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <set>
 
 #include "src/core/log.h"
 #include "src/train/checkpoint/agreement.h"
 #include "src/train/checkpoint/checkpoint_format.h"
+#include "src/train/checkpoint/checkpoint_output.h"
 #include "src/train/checkpoint/run_folder.h"
 
 namespace amur {
@@ -46,209 +39,6 @@ struct Checkpoint::Snapshot::Parts {
 namespace {
 
 using Parts = Checkpoint::Snapshot::Parts;
-
-class FileDescriptor {
- public:
-  FileDescriptor(const std::string& path, int flags)
-      : fd_(::open(path.c_str(), flags | O_CLOEXEC, 0644)) {
-    if (fd_ < 0) throw IoError("cannot open '{}': {}", path, std::strerror(errno));
-  }
-  ~FileDescriptor() { ::close(fd_); }
-  FileDescriptor(const FileDescriptor&) = delete;
-  FileDescriptor& operator=(const FileDescriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
-
-// Check sums over all ranks, modulo 2^64; halves, so that a signed sum cannot overflow.
-std::vector<uint64_t> sum_over_ranks(Communicator& world, const std::vector<uint64_t>& local) {
-  std::vector<int64_t> halves;
-  for (uint64_t v : local) {
-    halves.push_back(static_cast<int64_t>(v & 0xffffffffu));
-    halves.push_back(static_cast<int64_t>(v >> 32));
-  }
-  const TensorView view(halves.data(), Shape{static_cast<int64_t>(halves.size())}, DType::i64);
-  if (!halves.empty()) {
-    world.all_reduce(view, ReduceOp::sum);
-    world.synchronize();
-  }
-  std::vector<uint64_t> sums;
-  for (size_t i = 0; i < halves.size(); i += 2)
-    sums.push_back(static_cast<uint64_t>(halves[i]) + (static_cast<uint64_t>(halves[i + 1]) << 32));
-  return sums;
-}
-
-// Takes the blocks of the whole file, so that a full disk is met here, by one rank, and not inside
-// HDF5 (which cannot give up a file whose end it could not write) or a collective transfer.
-void reserve_space(const std::string& file, int64_t bytes) {
-  const FileDescriptor fd(file, O_RDWR | O_CREAT);
-  struct stat status {};
-  if (::fstat(fd.get(), &status) != 0)
-    throw IoError("cannot examine '{}': {}", file, std::strerror(errno));
-  // An existing file keeps its size; blocks behind its end are given back when it is published.
-  const int mode = status.st_size > 0 ? FALLOC_FL_KEEP_SIZE : 0;
-  if (::fallocate(fd.get(), mode, 0, std::max<off_t>(status.st_size, bytes)) == 0) return;
-  int reason = errno;
-  if (reason == EOPNOTSUPP || reason == ENOSYS) {
-    struct statvfs space {};
-    if (::fstatvfs(fd.get(), &space) != 0) return;
-    if (static_cast<double>(space.f_bavail) * static_cast<double>(space.f_frsize) >=
-        static_cast<double>(bytes))
-      return;
-    reason = ENOSPC;
-  }
-  throw IoError(
-      "no room for checkpoint '{}' of {:.1f} MB: {}. Free some space, or keep fewer "
-      "checkpoints (checkpoint.keep)",
-      file, static_cast<double>(bytes) / 1e6, std::strerror(reason));
-}
-
-std::vector<uint64_t> checksums(const Parts& parts, Communicator& world) {
-  std::vector<uint64_t> local;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    Tensor staging;
-    local.push_back(
-        checksum_of(parts.part(i, staging), parts.slab(i).first, parts.tensors[i].global));
-  }
-  return sum_over_ranks(world, local);
-}
-
-int64_t bytes_of(const std::vector<StoredTensor>& tensors) {
-  int64_t bytes = 0;
-  for (const StoredTensor& t : tensors)
-    bytes += t.global.elements() * static_cast<int64_t>(size_of(t.value.dtype()));
-  return bytes;
-}
-
-// Not less than what everything but the elements of tensors takes.
-int64_t overhead_of(const CheckpointInfo& info, const std::vector<StoredTensor>& tensors) {
-  constexpr int64_t kStructure = 1 << 16, kPerObject = 1 << 12;
-  auto texts = info.config_yaml.size() + info.data_fingerprint.size();
-  for (const std::string& ancestor : info.lineage) texts += ancestor.size();
-  for (const auto& [kind, model] : info.tokenizer) texts += model.size();
-  const auto columns = static_cast<int64_t>(info.metrics.columns.size());
-  return kStructure + kPerObject * (static_cast<int64_t>(tensors.size()) + columns) +
-         static_cast<int64_t>(texts) + columns * info.metrics.rows() * 8;
-}
-
-// One rank writes everything but the tensors' elements.
-void lay_out(const std::string& file_name, const CheckpointInfo& info,
-             const std::vector<StoredTensor>& tensors, const std::vector<uint64_t>& sums,
-             const FileOptions& options) {
-  fs::remove(file_name);
-  reserve_space(file_name, bytes_of(tensors) + overhead_of(info, tensors));
-  Hdf5File file(file_name, Hdf5File::Mode::create, nullptr, options);
-  write_info(file, info);
-  file.create_group("/model");
-  file.create_group(info.optimizer.empty() ? "/optimizer" : "/optimizer/" + info.optimizer);
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const StoredTensor& t = tensors[i];
-    file.create_dataset(t.path, t.global, t.value.dtype(), true);
-    write_tensor_attributes(file, t, sums[i]);
-  }
-  file.close();
-  reserve_space(file_name, bytes_of(tensors));
-}
-
-void write_tensors(const std::string& file_name, const Parts& parts, const FileOptions& options,
-                   Communicator& world) {
-  on_every_rank(world, [&] {
-    if (!fs::exists(file_name))
-      throw IoError("'{}' is not seen by every rank: use a folder on a shared file system",
-                    file_name);
-  });
-  std::unique_ptr<Hdf5File> file;
-  on_every_rank(world, [&] {
-    file = std::make_unique<Hdf5File>(file_name, Hdf5File::Mode::write,
-                                      world.size() > 1 ? world.mpi_handle() : nullptr, options);
-  });
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const StoredTensor& t = parts.tensors[i];
-    if (t.global.elements() == 0) continue;  // has no place in the file
-    // Agreed one by one: after a failure no rank enters another collective transfer.
-    on_every_rank(world, [&] {
-      Tensor staging;
-      file->write(t.path, parts.slab(i).first, parts.part(i, staging));
-    });
-  }
-  on_every_rank(world, [&] { file->flush(); });
-  on_every_rank(world, [&] { file->close(); });
-}
-
-// Reads the tensors' elements back; what differs from the check sums in the file is an error.
-void verify_tensors(const std::string& file_name, const Parts& parts,
-                    const std::vector<uint64_t>& sums, Communicator& world) {
-  std::vector<uint64_t> local(parts.size(), 0);
-  on_every_rank(world, [&] {
-    const Hdf5File file(file_name, Hdf5File::Mode::read);
-    if (world.rank() == 0) read_info(file, true);
-    // Another rank's part: one's own could come from this machine's cache without being in the
-    // file.
-    const int other = (parts.dp_rank + 1) % parts.shape.dp;
-    for (size_t i = 0; i < parts.size(); ++i)
-      if (const StoredTensor& t = parts.tensors[i]; t.counted)
-        local[i] = read_rows(file, t, rows_of(t, other, parts.shape.dp), false);
-  });
-  const std::vector<uint64_t> found = sum_over_ranks(world, local);
-  for (size_t i = 0; i < parts.size(); ++i)
-    if (found[i] != sums[i])
-      throw IoError(
-          "'{}' does not hold what was written: {} differs. The disk or its file system "
-          "loses data",
-          file_name, parts.tensors[i].path);
-}
-
-void sync_folder_of(const std::string& path) {
-  const fs::path parent = fs::path(path).parent_path();
-  const FileDescriptor fd(parent.empty() ? "." : parent.string(), O_RDONLY | O_DIRECTORY);
-  if (::fsync(fd.get()) != 0 && errno != EINVAL)
-    Log::warn("cannot sync folder '{}': {}", parent.string(), std::strerror(errno));
-}
-
-// Marks the file complete and gives it its name, in this order on the disk too.
-void publish(const std::string& temporary, const std::string& path) {
-  {
-    Hdf5File file(temporary, Hdf5File::Mode::write);
-    file.set_attribute("/", "complete", int64_t{1});
-    file.close();
-  }
-  {
-    const FileDescriptor fd(temporary, O_RDWR);
-    struct stat status {};
-    // Cutting to its own size gives back what was reserved behind the end.
-    if (::fstat(fd.get(), &status) != 0 || ::ftruncate(fd.get(), status.st_size) != 0 ||
-        ::fsync(fd.get()) != 0)
-      throw IoError("cannot bring '{}' to the disk: {}", temporary, std::strerror(errno));
-  }
-  if (::rename(temporary.c_str(), path.c_str()) != 0)
-    throw IoError("cannot rename '{}' to '{}': {}", temporary, path, std::strerror(errno));
-  sync_folder_of(path);
-}
-
-// Every difference between the tensors asked for and those of the file, one a line.
-std::string mismatch_text(const Hdf5File& file, const std::vector<StoredTensor>& tensors) {
-  std::string text;
-  std::set<std::string> asked;
-  for (const StoredTensor& t : tensors) {
-    asked.insert(t.path);
-    if (!file.exists(t.path)) {
-      text += fmt::format("\n  missing: {} {}", t.path, t.global.text());
-      continue;
-    }
-    const Shape stored = file.info(t.path).shape;
-    if (stored != t.global)
-      text += fmt::format("\n  shape: {} is {} in the file, {} here", t.path, stored.text(),
-                          t.global.text());
-  }
-  for (const std::string& name : file.children("/model")) {
-    const std::string path = "/model/" + name;
-    if (!asked.contains(path))
-      text += fmt::format("\n  unexpected: {} {}", path, file.info(path).shape.text());
-  }
-  return text;
-}
 
 // After each dp rank has read its rows, all of them get all rows.
 void share_rows(const StoredTensor& tensor, ProcessGrid& grid) {
@@ -299,22 +89,27 @@ size_t Checkpoint::Snapshot::bytes() const {
 
 void Checkpoint::save(const std::string& path, const CheckpointInfo& info, const Snapshot& snapshot,
                       const FileOptions& options, Communicator& world) {
-  const std::string temporary = path + kTemporarySuffix;
   const Parts& parts = *snapshot.parts_;
   CheckpointInfo written = info;
   written.world_size = world.size();
   written.dp = parts.shape.dp;
   written.tp = parts.shape.tp;
-  const std::vector<uint64_t> sums = checksums(parts, world);
-  try {
-    on_first_rank(world, [&] { lay_out(temporary, written, parts.tensors, sums, options); });
-    write_tensors(temporary, parts, options, world);
-    verify_tensors(temporary, parts, sums, world);
-    on_first_rank(world, [&] { publish(temporary, path); });
-  } catch (...) {
-    if (world.rank() == 0) ::unlink(temporary.c_str());
-    throw;
+  CheckpointOutput file(path, written, parts.tensors, options, world);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Tensor staging;
+    file.write(i, [&] {
+      return CheckpointOutput::Part{parts.slab(i).first, parts.part(i, staging)};
+    });
   }
+  file.close();
+  file.verify([&](size_t i) {
+    const StoredTensor& t = parts.tensors[i];
+    std::vector<Slab> mine;
+    const int other = (parts.dp_rank + 1) % parts.shape.dp;
+    if (t.counted) mine.push_back(slab_of_rows(t, rows_of(t, other, parts.shape.dp)));
+    return mine;
+  });
+  file.publish();
 }
 
 void Checkpoint::save(const std::string& path, const CheckpointInfo& info, ParameterSet& parameters,
@@ -337,17 +132,17 @@ CheckpointInfo Checkpoint::read_info(const std::string& path, ProcessGrid* grid)
 }
 
 void Checkpoint::load(const std::string& path, ParameterSet& parameters,
-                      std::span<const OptimizerSlot> slots, ProcessGrid& grid) {
+                      std::span<const OptimizerSlot> slots, ProcessGrid& grid, Wanted wanted) {
   std::vector<StoredTensor> tensors;
   std::vector<uint64_t> local, stored;
   on_every_rank(grid.world(), [&] {
     const Hdf5File file(path, Hdf5File::Mode::read);
-    tensors = stored_tensors(parameters, slots, amur::read_info(file).optimizer, grid.tp_rank(),
-                             grid.shape().tp);
-    if (const std::string text = mismatch_text(file, tensors); !text.empty())
-      throw IoError("checkpoint '{}' is of another model:{}", path, text);
+    tensors = stored_tensors(parameters, slots,
+                             amur::read_info(file, wanted == Wanted::unpublished).optimizer,
+                             grid.tp_rank(), grid.shape().tp);
+    require_tensors(file, tensors);
     for (const StoredTensor& t : tensors) {
-      const uint64_t sum = read_rows(file, t, rows_of(t, grid.dp_rank(), grid.shape().dp), true);
+      const uint64_t sum = read_rows(file, t, rows_of(t, grid.dp_rank(), grid.shape().dp));
       local.push_back(t.counted ? sum : 0);
       stored.push_back(file.attribute_as<uint64_t>(t.path, kChecksumAttribute));
     }

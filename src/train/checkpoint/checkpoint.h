@@ -75,8 +75,11 @@ class Checkpoint {
   static CheckpointInfo read_info(const std::string& path, ProcessGrid* grid = nullptr);
   // Fills the parameters and, unless `slots` is empty, the optimizer state, of this rank's shards;
   // verifies checksums. Reports all missing, unexpected and mis-shaped tensors at once (IoError).
+  // `unpublished`: of a file that is still on its way to its name, too.
+  enum class Wanted : uint8_t { complete, unpublished };
   static void load(const std::string& path, ParameterSet& parameters,
-                   std::span<const OptimizerSlot> slots, ProcessGrid& grid);
+                   std::span<const OptimizerSlot> slots, ProcessGrid& grid,
+                   Wanted wanted = Wanted::complete);
 
   // How each parameter learns, as the file has it: learning-rate and decay multipliers, RMS floor,
   // frozen. Before the optimizer is made. Collective.

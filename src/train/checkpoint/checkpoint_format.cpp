@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <set>
 
 #include "src/core/hash.h"
 
@@ -50,6 +51,37 @@ void convert(TensorView to, ConstTensorView from) {
     convert(to.as<float>(), from.as<double>(), to.elements());
 }
 
+std::vector<StoredTensor> tensors_without_values(ParameterSet& parameters,
+                                                 std::span<const OptimizerSlot> slots,
+                                                 const std::string& optimizer, int tp_rank,
+                                                 int tp_size) {
+  const auto check_name = [](const std::string& name) {
+    AMUR_CHECK(!name.empty() && name.find('/') == std::string::npos, "'{}' as a name in a file",
+               name);
+  };
+  std::vector<StoredTensor> tensors;
+  const auto add = [&](std::string path, const Parameter& p) {
+    check_name(p.name);
+    tensors.push_back({std::move(path), &p, p.global_shape(), slab_of(p, tp_rank, tp_size),
+                       TensorView(), p.sharding.axis < 0, true});
+  };
+  for (const Parameter& p : parameters) add("/model/" + p.name, p);
+  for (const OptimizerSlot& slot : slots) {
+    const Parameter& p = *slot.parameter;
+    check_name(slot.slot);
+    check_name(optimizer);
+    add(fmt::format("/optimizer/{}/{}/{}", optimizer, slot.slot, p.name), p);
+    if (!slot.per_row) continue;
+    StoredTensor& t = tensors.back();
+    AMUR_CHECK(t.global.dims() > 0, "{}: one value a row of a scalar", t.path);
+    t.global = Shape{t.global[0]};
+    t.slab = {Shape{t.slab.first[0]}, Shape{t.slab.count[0]}};
+    t.replicated = p.sharding.axis != 0;
+  }
+  for (StoredTensor& t : tensors) t.counted = !t.replicated || tp_rank == 0;
+  return tensors;
+}
+
 bool convertible(DType from, DType to) {
   const auto real = [](DType t) { return t == DType::f32 || t == DType::f64; };
   return from == to || (real(from) && real(to));
@@ -89,41 +121,49 @@ uint64_t checksum_of(std::span<const std::byte> bytes) {
 std::vector<StoredTensor> stored_tensors(ParameterSet& parameters,
                                          std::span<const OptimizerSlot> slots,
                                          const std::string& optimizer, int tp_rank, int tp_size) {
-  const auto check_name = [](const std::string& name) {
-    AMUR_CHECK(!name.empty() && name.find('/') == std::string::npos, "'{}' as a name in a file",
-               name);
-  };
-  std::vector<StoredTensor> tensors;
-  for (Parameter& p : parameters) {
-    check_name(p.name);
-    tensors.push_back({"/model/" + p.name, &p, p.global_shape(), slab_of(p, tp_rank, tp_size),
-                       p.value.view(), p.sharding.axis < 0, true});
-  }
-  for (const OptimizerSlot& slot : slots) {
-    const Parameter& p = *slot.parameter;
-    check_name(slot.slot);
-    check_name(optimizer);
-    StoredTensor t{fmt::format("/optimizer/{}/{}/{}", optimizer, slot.slot, p.name),
-                   &p,
-                   p.global_shape(),
-                   slab_of(p, tp_rank, tp_size),
-                   slot.value,
-                   p.sharding.axis < 0,
-                   true};
-    if (slot.per_row) {
-      AMUR_CHECK(t.global.dims() > 0, "{}: one value a row of a scalar", t.path);
-      t.global = Shape{t.global[0]};
-      t.slab = {Shape{t.slab.first[0]}, Shape{t.slab.count[0]}};
-      t.replicated = p.sharding.axis != 0;
-    }
-    tensors.push_back(std::move(t));
-  }
-  for (StoredTensor& t : tensors) {
-    t.counted = !t.replicated || tp_rank == 0;
+  std::vector<StoredTensor> tensors =
+      tensors_without_values(parameters, slots, optimizer, tp_rank, tp_size);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    StoredTensor& t = tensors[i];
+    t.value =
+        i < parameters.size() ? parameters[i].value.view() : slots[i - parameters.size()].value;
     AMUR_CHECK(t.value.shape() == t.slab.count, "{} is {}, its slab {}", t.path,
                t.value.shape().text(), t.slab.count.text());
   }
   return tensors;
+}
+
+std::vector<StoredTensor> outlined_tensors(ParameterSet& parameters,
+                                           std::span<const OptimizerSlot> slots,
+                                           const std::string& optimizer, DType dtype) {
+  std::vector<StoredTensor> tensors = tensors_without_values(parameters, slots, optimizer, 0, 1);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const bool per_row = i >= parameters.size() && slots[i - parameters.size()].per_row;
+    tensors[i].value = TensorView(nullptr, tensors[i].slab.count, per_row ? DType::i64 : dtype);
+  }
+  return tensors;
+}
+
+void require_tensors(const Hdf5File& file, const std::vector<StoredTensor>& tensors) {
+  std::string text;
+  std::set<std::string> asked;
+  for (const StoredTensor& t : tensors) {
+    asked.insert(t.path);
+    if (!file.exists(t.path)) {
+      text += fmt::format("\n  missing: {} {}", t.path, t.global.text());
+      continue;
+    }
+    const Shape stored = file.info(t.path).shape;
+    if (stored != t.global)
+      text += fmt::format("\n  shape: {} is {} in the file, {} here", t.path, stored.text(),
+                          t.global.text());
+  }
+  for (const std::string& name : file.children("/model")) {
+    const std::string path = "/model/" + name;
+    if (!asked.contains(path))
+      text += fmt::format("\n  unexpected: {} {}", path, file.info(path).shape.text());
+  }
+  if (!text.empty()) throw IoError("checkpoint '{}' is of another model:{}", file.path(), text);
 }
 
 RowRange rows_of(const StoredTensor& tensor, int dp_rank, int dp_size) {
@@ -150,13 +190,13 @@ TensorView view_of_rows(const StoredTensor& tensor, RowRange rows) {
   return flat.slice(rows.first, rows.count).reshape(shape);
 }
 
-uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange rows, bool keep) {
+uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange rows) {
   const DType stored = file.info(tensor.path).dtype;
   const DType wanted = tensor.value.dtype();
   if (!convertible(stored, wanted))
     throw IoError("'{}': {} holds {}, wanted {}", file.path(), tensor.path, name_of(stored),
                   name_of(wanted));
-  const bool direct = keep && stored == wanted && tensor.value.device() == Device::cpu();
+  const bool direct = stored == wanted && tensor.value.device() == Device::cpu();
   const int64_t row_bytes = tensor.value.elements() / std::max<int64_t>(tensor.rows(), 1) *
                             static_cast<int64_t>(size_of(stored));
   const int64_t step = std::max<int64_t>(kReadBlockBytes / std::max<int64_t>(row_bytes, 1), 1);
@@ -169,7 +209,7 @@ uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange ro
     const TensorView host = direct ? view_of_rows(tensor, block) : staging.view();
     file.read(tensor.path, slab.first, host);
     sum += checksum_of(host, slab.first, tensor.global);
-    if (!keep || direct) continue;
+    if (direct) continue;
     const TensorView target = view_of_rows(tensor, block);
     if (stored == wanted) {
       copy(target, host);
@@ -178,6 +218,19 @@ uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange ro
       convert(converted, host);
       copy(target, converted);
     }
+  }
+  return sum;
+}
+
+uint64_t checksum_in_file(const Hdf5File& file, const StoredTensor& tensor, const Slab& part) {
+  const DType stored = file.info(tensor.path).dtype;
+  uint64_t sum = 0;
+  for (Slab box : boxes_of(part.count, kReadBlockBytes / static_cast<int64_t>(size_of(stored)))) {
+    for (int d = 0; d < box.first.dims(); ++d)
+      box.first = box.first.with(d, box.first[d] + part.first[d]);
+    Tensor values(box.count, stored);
+    file.read(tensor.path, box.first, values);
+    sum += checksum_of(values, box.first, tensor.global);
   }
   return sum;
 }

@@ -42,6 +42,14 @@ std::vector<StoredTensor> stored_tensors(ParameterSet& parameters,
                                          std::span<const OptimizerSlot> slots,
                                          const std::string& optimizer, int tp_rank, int tp_size);
 
+// The same tensors whole, as one rank without tensor parallelism has them, with no values; `slots`
+// as of Optimizer::make on the same outline.
+std::vector<StoredTensor> outlined_tensors(ParameterSet& parameters,
+                                           std::span<const OptimizerSlot> slots,
+                                           const std::string& optimizer, DType dtype);
+// IoError that lists all missing, unexpected and mis-shaped tensors.
+void require_tensors(const Hdf5File& file, const std::vector<StoredTensor>& tensors);
+
 // Some rows of a stored tensor's slab.
 struct RowRange {
   int64_t first = 0;
@@ -53,9 +61,11 @@ RowRange rows_of(const StoredTensor& tensor, int dp_rank, int dp_size);
 Slab slab_of_rows(const StoredTensor& tensor, RowRange rows);
 TensorView view_of_rows(const StoredTensor& tensor, RowRange rows);
 
-// Reads these rows block by block, copies them to `tensor.value` where `keep` (converting between
-// f32 and f64), and returns their check sum as stored.
-uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange rows, bool keep);
+// Reads these rows block by block into `tensor.value` (converting between f32 and f64), and returns
+// their check sum as stored.
+uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange rows);
+// Reads a part of the whole tensor block by block, and forgets it.
+uint64_t checksum_in_file(const Hdf5File& file, const StoredTensor& tensor, const Slab& part);
 
 // What write_tensor_attributes has written about how a parameter learns.
 void read_parameter_attributes(const Hdf5File& file, const std::string& path, Parameter& parameter);
@@ -65,6 +75,8 @@ void write_tensor_attributes(Hdf5File& file, const StoredTensor& tensor, uint64_
 
 // Everything but tensors; the file is marked incomplete.
 void write_info(Hdf5File& file, const CheckpointInfo& info);
+// Replaces the lineage by one whose entries are not longer.
+void write_lineage(Hdf5File& file, const std::vector<std::string>& lineage);
 // Throws IoError for a file that is no checkpoint, of another version, incomplete unless
 // `allow_incomplete`, or damaged.
 CheckpointInfo read_info(const Hdf5File& file, bool allow_incomplete = false);

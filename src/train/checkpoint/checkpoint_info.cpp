@@ -91,6 +91,11 @@ MetricsHistory read_metrics(const Hdf5File& file) {
 
 }  // namespace
 
+void write_lineage(Hdf5File& file, const std::vector<std::string>& lineage) {
+  file.write_texts("/lineage", lineage);
+  seal_text(file, "/lineage");
+}
+
 void write_info(Hdf5File& file, const CheckpointInfo& info) {
   file.set_attribute("/", "format", std::string(kCheckpointFormat));
   file.set_attribute("/", "version", kCheckpointVersion);
@@ -111,8 +116,7 @@ void write_info(Hdf5File& file, const CheckpointInfo& info) {
   write_text(file, "/config", info.config_yaml);
   file.create_group("/data");
   write_text(file, "/data/fingerprint", info.data_fingerprint);
-  file.write_texts("/lineage", info.lineage);
-  seal_text(file, "/lineage");
+  write_lineage(file, info.lineage);
 
   file.create_group("/tokenizer");
   for (const auto& [kind, model] : info.tokenizer) {

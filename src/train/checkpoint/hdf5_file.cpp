@@ -413,12 +413,21 @@ void Hdf5File::write_text(const std::string& dataset, const std::string& text) {
 void Hdf5File::write_texts(const std::string& dataset, const std::vector<std::string>& texts) {
   const Turn turn(library());
   create_parents(dataset);
-  const size_t length = longest(texts);
+  size_t length = longest(texts);
   const Shape shape{static_cast<int64_t>(texts.size())};
+  const bool there = exists(dataset);
+  if (there) {
+    const DatasetInfo old = info(dataset);
+    if (old.shape != shape || old.string_length < length)
+      throw IoError("'{}': {} has no room for {} texts of {} bytes", path_, dataset, texts.size(),
+                    length);
+    length = old.string_length;
+  }
   Id creation(make_dataset_list(shape, DType::u8, {}), H5Pclose);
   Id space(make_space(shape), H5Sclose);
   Id type(make_string_type(length), H5Tclose);
-  Id id(H5Dcreate2(file_, dataset.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
+  Id id(there ? H5Dopen2(file_, dataset.c_str(), H5P_DEFAULT)
+              : H5Dcreate2(file_, dataset.c_str(), type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
         H5Dclose);
   const std::vector<char> bytes = pad(texts, length);
   if (!id.valid() || H5Dwrite(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data()) < 0)

@@ -71,7 +71,8 @@ class Hdf5File {
   void write(const std::string& dataset, const Shape& first, ConstTensorView view);
   void read(const std::string& dataset, const Shape& first, TensorView view) const;
 
-  // Text, and lists of text, as fixed-length strings padded with zero bytes.
+  // Text, and lists of text, as fixed-length strings padded with zero bytes. A list that is there
+  // is replaced by one of as many texts, none of which is longer than its longest.
   void write_text(const std::string& dataset, const std::string& text);
   void write_texts(const std::string& dataset, const std::vector<std::string>& texts);
   // The padded bytes as they are stored: [strings * string_length].

@@ -8,25 +8,14 @@
 
 #include "comm/runtime.h"
 #include "src/core/log.h"
-#include "src/train/growth/grow_model.h"
+#include "src/core/process.h"
+#include "src/train/growth/grow_checkpoint.h"
 #include "src/train/session.h"
 
 namespace amur {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-const char* split_name(GrowthSplit split) {
-  switch (split) {
-    case GrowthSplit::even:
-      return "even";
-    case GrowthSplit::noise:
-      return "noise";
-    case GrowthSplit::uneven:
-      return "uneven";
-  }
-  return "?";
-}
 
 // A vocabulary that begins with all tokens of the old one.
 std::unique_ptr<Tokenizer> larger_vocabulary(const std::string& path, const Tokenizer& old) {
@@ -46,40 +35,6 @@ std::unique_ptr<Tokenizer> larger_vocabulary(const std::string& path, const Toke
           id, path, larger->decode(one), old.decode(one));
   }
   return larger;
-}
-
-Json sizes_of(const ModelConfig& m) {
-  return {{"hidden", m.hidden},
-          {"heads", m.heads},
-          {"head_size", m.resolved_head_size()},
-          {"ffn", m.resolved_ffn()},
-          {"layers", m.layers},
-          {"vocab", m.vocab},
-          {"max_length", m.max_length},
-          {"projection", m.projection}};
-}
-
-std::string lineage_of(const WidenOptions& options, const Growth& growth, int64_t step,
-                       const WidenResult& result) {
-  Json j{{"widened_from", options.input},
-         {"step", step},
-         {"from", sizes_of(growth.from())},
-         {"to", sizes_of(growth.to())},
-         {"parameters_before", result.parameters_before},
-         {"parameters_after", result.parameters_after},
-         {"split", split_name(growth.options().split)},
-         {"seed", growth.options().seed}};
-  if (growth.options().split == GrowthSplit::noise) j["noise_db"] = growth.options().noise_db;
-  if (growth.options().old_statistics) j["old_statistics"] = true;
-  j["fixed_projection"] = growth.to().projection != growth.from().projection;
-  j["proof"] = Json::parse(to_json(result.proof));
-  return j.dump();
-}
-
-int64_t bytes_of(std::span<const OptimizerSlot> slots) {
-  int64_t bytes = 0;
-  for (const OptimizerSlot& slot : slots) bytes += static_cast<int64_t>(slot.value.bytes());
-  return bytes;
 }
 
 void add_plan(const Growth& growth, EmbeddingModel& from, EmbeddingModel& to, WidenResult& result) {
@@ -106,75 +61,91 @@ void write_config(const std::string& path, const std::string& yaml) {
   if (!file) throw IoError("cannot write '{}'", path);
 }
 
+// Decides how many ranks share a model while it is asked for the proof, so that it fits into what
+// memory there is; tells how much that is. Collective.
+int ranks_of_proof(double bytes, Communicator& world, const Runtime& runtime) {
+  const auto available = static_cast<double>(-world.max(-static_cast<int64_t>(available_bytes())));
+  const int64_t none = world.size() + 1;
+  const int share = ranks_to_share(bytes, available, runtime.node_size(), runtime.size());
+  const int64_t wanted = world.max(available == 0 ? 1 : share == 0 ? none : share);
+  if (wanted == none)
+    throw UsageError(
+        "the proof needs {:.1f} MB for the weights of a model, and {:.1f} MB of memory are "
+        "available. Take machines with more, or --no-proof: then the lineage says that nothing was "
+        "compared (amur compare IN OUT does it later)",
+        bytes * 1e-6, available * 1e-6);
+  Log::info(
+      "the proof takes {:.1f} MB for the weights of a model, one after the other, {}; {:.1f} MB "
+      "are "
+      "available",
+      bytes * 1e-6,
+      wanted == 1 ? std::string("on each rank") : fmt::format("shared by {} ranks", wanted),
+      available * 1e-6);
+  return static_cast<int>(wanted);
+}
+
 }  // namespace
 
 WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& runtime) {
   runtime.set_phase("reading the checkpoint");
   const std::string input = resolve_checkpoint(options.input);
   const Config saved = parse_config(Checkpoint::read_info(input).config_yaml, input, {});
-  // In the precision of the parameters; whole tensors on every rank, as of any checkpoint.
+  // In the precision of the parameters.
   std::vector<std::string> overrides;
   if (saved.train.precision == Precision::bf16) overrides.emplace_back("train.precision=fp32");
   if (saved.parallel.sync_precision == SyncPrecision::bf16)
     overrides.emplace_back("parallel.sync_precision=fp32");
-  const auto grid = start_grid(checkpoint_config(input, overrides), backend, runtime);
-  TrainedModel old = load_trained_model(input, overrides, *grid);
+  Config config = checkpoint_config(input, overrides);
+  const auto grid = start_grid(config, backend, runtime);
+  CheckpointInfo info = Checkpoint::read_info(input, grid.get());
+  const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(info, input);
+  config.model.vocab = tokenizer->vocab_size();
 
   std::unique_ptr<Tokenizer> vocabulary;
   GrowthOptions growth_options = options.growth;
   if (!options.vocabulary.empty()) {
-    vocabulary = larger_vocabulary(options.vocabulary, *old.tokenizer);
+    vocabulary = larger_vocabulary(options.vocabulary, *tokenizer);
     growth_options.vocab = vocabulary->vocab_size();
   }
-  const Growth growth(old.config.model, growth_options);
+  const Growth growth(config.model, growth_options);
   if (growth.changes_nothing() && !options.plan_only)
     throw UsageError(
         "nothing to widen: give at least one of --hidden --heads --head-size --ffn "
         "--layers --positions --vocab with a larger size; --plan shows what there is");
-  const Config new_config = grown_config(old.config, growth);
-  EmbeddingModel grown(new_config, old.config.train.precision);
+  GrownCheckpoint grown(input, info, config, growth, *grid, runtime);
   WidenResult result;
-  add_plan(growth, *old.model, grown, result);
-
-  Checkpoint::load_rules(input, old.model->parameters(), *grid);
-  grown.initialise(old.info.seed);
-  widen_model(growth, *old.model, grown);
-  const auto old_optimizer = Optimizer::make(old.config.optimizer, old.model->parameters());
-  const auto new_optimizer = Optimizer::make(new_config.optimizer, grown.parameters());
-  const std::vector<OptimizerSlot> old_slots = old_optimizer->slots(),
-                                   new_slots = new_optimizer->slots();
-  const auto element = static_cast<double>(size_of(grown.parameters_dtype()));
-  result.file_bytes = static_cast<double>(result.parameters_after) * element +
-                      static_cast<double>(bytes_of(new_slots));
-  result.memory_bytes = result.file_bytes +
-                        static_cast<double>(result.parameters_before) * element +
-                        static_cast<double>(bytes_of(old_slots));
+  add_plan(growth, grown.from(), grown.to(), result);
+  result.file_bytes = static_cast<double>(grown.bytes_after());
+  const double proof_bytes = static_cast<double>(result.parameters_after) *
+                             static_cast<double>(size_of(grown.to().parameters_dtype()));
+  result.memory_bytes = options.prove ? proof_bytes : 0;
   if (options.plan_only) return result;
-  Log::info("both models with their state take {:.1f} MB on each rank", result.memory_bytes * 1e-6);
-  Checkpoint::load(input, old.model->parameters(), old_slots, *grid);
-  widen_state(growth, *old.model, old_slots, new_slots);
 
-  runtime.set_phase("comparing the two models");
-  const ProbePairs probe = probe_pairs(options.probe);
-  const auto embedded = [&](EmbeddingModel& model) {
-    return embed_probe(model, *old.tokenizer, old.config, probe, grid->dp(), runtime);
-  };
-  const ProbeEmbeddings before = embedded(*old.model), after = embedded(grown);
-  result.proof = compare_embeddings(before, after, grown.parameters_dtype());
-  if (!result.proof.pass()) return result;
-
-  runtime.set_phase("writing the checkpoint");
-  CheckpointInfo info = old.info;
-  Config written = grown_config(saved, growth);
-  info.config_yaml = to_yaml(written);
-  info.constants = grown.constants();
-  if (vocabulary) info.tokenizer = {{vocabulary->kind(), vocabulary->serialised()}};
-  info.lineage.push_back(lineage_of(options, growth, info.step, result));
-  Checkpoint::save(options.output, info, grown.parameters(), new_slots,
-                   static_cast<int>(saved.checkpoint.compression), *grid);
+  std::unique_ptr<ProcessGrid> sharing;
+  if (options.prove) {
+    const int share = ranks_of_proof(proof_bytes, grid->world(), runtime);
+    config.model.require_shares(share);
+    if (share > 1)
+      sharing =
+          std::make_unique<ProcessGrid>(runtime, GridShape{runtime.size() / share, share}, backend);
+  }
+  GrownCheckpoint::Content content;
+  content.ancestor = ancestor_text(options.input, growth, info.step, result.parameters_before,
+                                   result.parameters_after);
+  content.info = std::move(info);
+  content.info.config_yaml = to_yaml(grown_config(saved, growth));
+  if (vocabulary) content.info.tokenizer = {{vocabulary->kind(), vocabulary->serialised()}};
+  content.file.compression = static_cast<int>(saved.checkpoint.compression);
+  content.file.chunk_bytes = saved.checkpoint.chunk_size;
+  std::optional<ProbePairs> probe;
+  if (options.prove) probe = probe_pairs(options.probe);
+  const auto outcome =
+      grown.grow(options.output, content, probe, *tokenizer, sharing ? *sharing : *grid);
+  result.proof = outcome.proof;
+  result.written = outcome.written;
+  if (!result.written) return result;
   if (!options.config_output.empty() && runtime.rank() == 0)
-    write_config(options.config_output, info.config_yaml);
-  result.written = true;
+    write_config(options.config_output, content.info.config_yaml);
   return result;
 }
 
@@ -201,7 +172,9 @@ std::string to_text(const WidenResult& result, const WidenOptions& options) {
       result.memory_bytes * 1e-6);
   for (const std::string& warning : result.warnings) out += fmt::format("note: {}\n", warning);
   if (options.plan_only) return out;
-  out += to_text(result.proof);
+  if (!result.proof)
+    return out + fmt::format("not compared (--no-proof); written to {}\n", options.output);
+  out += to_text(*result.proof);
   out += result.written ? fmt::format("the same function; written to {}\n", options.output)
                         : fmt::format("ANOTHER FUNCTION; {} was not written\n", options.output);
   return out;
@@ -220,7 +193,7 @@ std::string to_json(const WidenResult& result, const WidenOptions& options) {
   for (const TensorPlan& t : result.plan)
     j["tensors"].push_back(
         {{"name", t.name}, {"before", t.before}, {"after", t.after}, {"rule", t.rule}});
-  if (!options.plan_only) j["proof"] = Json::parse(to_json(result.proof));
+  if (result.proof) j["proof"] = Json::parse(to_json(*result.proof));
   return j.dump(2);
 }
 

@@ -2,6 +2,7 @@
 // optimizer state, and the proof. The rules stand in src/model/growth.h.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@ struct WidenOptions {
   std::string vocabulary;     // SentencePiece model whose first pieces are the checkpoint's
   GrowthOptions growth;
   bool plan_only = false;
+  bool prove = true;
 };
 
 struct TensorPlan {
@@ -32,13 +34,15 @@ struct WidenResult {
   std::vector<std::string> warnings;
   int64_t parameters_before = 0, parameters_after = 0;
   double file_bytes = 0;    // of tensors in the new file
-  double memory_bytes = 0;  // that the work takes on each rank: both models with their state
+  double memory_bytes = 0;  // that the proof takes on each rank: the weights of the larger model
   bool written = false;
-  GrowthProof proof;  // unless `plan_only`
+  std::optional<GrowthProof> proof;
 };
 
-// Collective over all ranks, each of which holds both models whole. Nothing stands under the
-// output's name unless the proof passes and the file has been read back.
+// Collective over all ranks; from file to file (see GrownCheckpoint), but for the proof, for which
+// ranks share a model where it would not fit into the memory of a machine as often as there are
+// ranks. UsageError where it does not fit once. Nothing stands under the output's name unless the
+// proof passes and the file has been read back.
 WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& runtime);
 
 std::string to_text(const WidenResult& result, const WidenOptions& options);

@@ -26,7 +26,8 @@ struct OptimizerSlot {
 // A step is: begin_step; any number of backward passes that add to the sinks; finish_step.
 class Optimizer {
  public:
-  // Allocates the state for all unfrozen parameters. `scalar_learning_rate` is the step of the
+  // Allocates the state for all unfrozen parameters; for those of EmbeddingModel::outline, slots of
+  // one element each, which tell what there would be. `scalar_learning_rate` is the step of the
   // parameters of kind scalar (log-scale, bias) before the schedule: they have a rule of their own,
   // without decay. Tiger and Lion move them by that times clamp(m / 0.01, -1, 1), m the momentum: a
   // sign step far from the optimum, coming to rest near it, since dL/dt is a pure number whatever
