@@ -47,6 +47,8 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
             "LayerNorm: mean and variance of the copies alone, for any --hidden");
   line.option("probe", options.probe, "FILE",
               "texts to compare the models on, one a line or query TAB document");
+  line.option("proof-ranks", options.proof_ranks, "N",
+              "ranks that share a model to compare it (default: as few as memory allows)");
   line.flag("no-proof", no_proof,
             "write OUT without comparing the two models; the lineage says so");
   line.option("config", options.config_output, "FILE", "write the new configuration there too");
@@ -60,6 +62,8 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
             : split == "uneven" ? GrowthSplit::uneven
                                 : GrowthSplit::noise;
   g.noise_db = decibels(noise);
+  if (options.proof_ranks < 0)
+    throw UsageError("--proof-ranks {}: must not be negative", options.proof_ranks);
   if (seed < 0) throw UsageError("--seed {}: must not be negative", seed);
   g.seed = static_cast<uint64_t>(seed);
   g.projection = !no_projection;

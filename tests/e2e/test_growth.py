@@ -77,7 +77,7 @@ class Growth(support.EndToEnd):
         self.widen(small, "two.h5", *SIZES, ranks=2)
         again = ("--ffn", 200, "--layers", 3, "--positions", 80)
         self.widen("one.h5", "one_again.h5", *again)
-        self.widen("two.h5", "two_again.h5", *again, ranks=2)
+        self.widen("two.h5", "two_again.h5", *again, "--proof-ranks", 2, ranks=2)
         for a, b in (("one.h5", "two.h5"), ("one_again.h5", "two_again.h5")):
             left, right = self.tensors(a), self.tensors(b)
             self.assertEqual(left.keys(), right.keys())
@@ -155,6 +155,7 @@ class Growth(support.EndToEnd):
         self.refuses(self.widen(small, "no.h5", "--hidden", 40, code=2), 2, "multiple of 32",
                      "--old-statistics")
         self.refuses(self.widen(small, "no.h5", code=2), 2, "nothing to widen")
+        self.refuses(self.widen(small, "no.h5", *SIZES, "--proof-ranks", 3, code=2), 2, "a divisor of the number of ranks, 1")
         # Noise that rounding cannot cancel makes another function: no file.
         outcome = self.widen(small, "no.h5", *SIZES, "--noise-db=-120", code=5)
         self.assertIn("ANOTHER FUNCTION", outcome.out)

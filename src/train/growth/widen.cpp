@@ -108,6 +108,9 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
     growth_options.vocab = vocabulary->vocab_size();
   }
   const Growth growth(config.model, growth_options);
+  if (options.proof_ranks > 0 && runtime.size() % options.proof_ranks != 0)
+    throw UsageError("--proof-ranks {}: give a divisor of the number of ranks, {}",
+                     options.proof_ranks, runtime.size());
   if (growth.changes_nothing() && !options.plan_only)
     throw UsageError(
         "nothing to widen: give at least one of --hidden --heads --head-size --ffn "
@@ -123,7 +126,8 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
 
   std::unique_ptr<ProcessGrid> sharing;
   if (options.prove) {
-    const int share = ranks_of_proof(proof_bytes, grid->world(), runtime);
+    const int share = options.proof_ranks > 0 ? static_cast<int>(options.proof_ranks)
+                                              : ranks_of_proof(proof_bytes, grid->world(), runtime);
     config.model.require_shares(share);
     if (share > 1)
       sharing =

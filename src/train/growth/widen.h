@@ -22,6 +22,7 @@ struct WidenOptions {
   GrowthOptions growth;
   bool plan_only = false;
   bool prove = true;
+  int64_t proof_ranks = 0;  // that share a model for the proof; 0: as few as memory allows
 };
 
 struct TensorPlan {
