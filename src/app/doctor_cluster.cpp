@@ -164,21 +164,47 @@ Json examine_group(Examination& e, const std::string& name, Communicator& group,
   for (double* seconds : {&m.small, &m.large, &m.gather, &m.scatter})
     *seconds = e.world().max(*seconds);
   const double bytes = 4.0 * static_cast<double>(m.elements);
-  const auto n = static_cast<double>(m.ranks);
-  const double alpha = m.small / std::ceil(std::log2(n));
-  const double beta = std::max(m.large - m.small, 0.0) / (2 * (n - 1) / n * bytes);
-  e.line(name,
-         fmt::format("{} ranks: alpha {:.1f} us, beta {:.3f} ns/B ({:.0f} MB/s); {:.1f} MB in "
-                     "ms: all-reduce {:.1f}, all-gather {:.1f}, reduce-scatter {:.1f}",
-                     m.ranks, alpha * 1e6, beta * 1e9, 1e-6 / std::max(beta, 1e-12), bytes * 1e-6,
-                     m.large * 1e3, m.gather * 1e3, m.scatter * 1e3));
+  e.line(name, fmt::format("{} ranks: {} bytes {:.1f} us; {:.1f} MB in ms: all-reduce {:.1f}, "
+                           "all-gather {:.1f}, reduce-scatter {:.1f}",
+                           m.ranks, 4 * kSmall, m.small * 1e6, bytes * 1e-6, m.large * 1e3,
+                           m.gather * 1e3, m.scatter * 1e3));
   return {{"ranks", m.ranks},
-          {"alpha_seconds", alpha},
-          {"beta_seconds_per_byte", beta},
+          {"latency_seconds", m.small},
           {"bytes", bytes},
           {"all_reduce_seconds", m.large},
           {"all_gather_seconds", m.gather},
           {"reduce_scatter_seconds", m.scatter}};
+}
+
+// The constants of docs/scaling.md, from the sums that training uses: of one number, two messages
+// one after the other, and of as much as the collectives above took, in which every link carries
+// 2 (n - 1) / n of it each way. `machines`: one rank of each of n, where this rank is one of them.
+Json examine_link(Examination& e, Communicator& machines, bool active, int64_t elements) {
+  double alpha = 0, seconds = 0;
+  if (active) {
+    const Stream side = machines.side_stream({.through_nodes = false});
+    const auto time_sum = [&](int64_t count, int turns) {
+      Tensor values = Tensor::zeros({count}, DType::f32);
+      double least = INFINITY;
+      for (int turn = 0; turn < turns; ++turn) {
+        machines.barrier();
+        Stopwatch watch;
+        machines.all_reduce(values, ReduceOp::sum, side);
+        machines.synchronize(side);
+        least = std::min(least, machines.max(watch.elapsed()));
+      }
+      return least;
+    };
+    alpha = time_sum(1, 50) / 2;
+    seconds = time_sum(elements, 5);
+  }
+  alpha = e.world().max(alpha);
+  seconds = std::max(e.world().max(seconds) - 2 * alpha, 1e-9);
+  const double n = e.runtime.nodes();
+  const double beta = 2 * (n - 1) / n * 4 * static_cast<double>(elements) / seconds;
+  e.line("link", fmt::format("alpha {:.1f} us a message, beta {:.1f} MB/s (docs/scaling.md)",
+                             alpha * 1e6, beta * 1e-6));
+  return {{"alpha_seconds_per_message", alpha}, {"beta_bytes_per_second", beta}};
 }
 
 void examine_network(Examination& e) {
@@ -190,10 +216,13 @@ void examine_network(Examination& e) {
   bool regular = ranks * nodes == e.runtime.size();
   for (size_t r = 0; regular && r < hosts.size(); ++r)
     regular = hosts[r] == hosts[r / static_cast<size_t>(ranks) * static_cast<size_t>(ranks)];
-  network["between"] = nullptr;
+  network["between"] = network["link"] = nullptr;
   if (nodes > 1 && regular) {
     ProcessGrid by_node(e.runtime, {nodes, ranks});
-    network["between"] = examine_group(e, "between machines", by_node.dp(), by_node.tp_rank() == 0);
+    const bool active = by_node.tp_rank() == 0;
+    network["between"] = examine_group(e, "between machines", by_node.dp(), active);
+    const double bytes = network["between"]["bytes"];
+    network["link"] = examine_link(e, by_node.dp(), active, static_cast<int64_t>(bytes / 4));
   }
   network["all"] = examine_group(e, "all ranks", e.world(), true);
 }

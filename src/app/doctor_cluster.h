@@ -17,9 +17,10 @@ struct ClusterReport {
 };
 
 // `folder` is where runs are to be written; it is made if it is not there. Collectives are timed
-// inside a machine, between machines (one rank of each) and over all ranks, and put into the model
-//   time of an all-reduce of S bytes over n ranks = ceil(log2 n) alpha + 2 (n - 1) / n S beta,
-// alpha from 8 bytes and beta from as much as takes up to half a second.
+// inside a machine, between machines (one rank of each) and over all ranks. network.link holds the
+// two constants of the model of docs/scaling.md: seconds a message takes between two machines, and
+// bytes a second of a machine's link while all machines exchange. It is null on one machine, and
+// where machines have different numbers of ranks.
 ClusterReport examine_cluster(Runtime& runtime, const std::string& folder);
 
 }  // namespace amur

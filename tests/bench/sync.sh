@@ -1,10 +1,11 @@
 #!/bin/bash
 # Measures sums over ranks on this machine and on pretend hosts joined by 1 Gbit/s links, and writes
 # docs/benchmarks/sync.md. Needs root for the hosts (tests/support/hosts.sh).
-#   tests/bench/sync.sh [PROGRAM] [ROUNDS]
+#   tests/bench/sync.sh [BUILD] [ROUNDS]
 set -eu
 cd "$(dirname "$0")/../.."
-program=$(readlink -f "${1:-build/release/tests/bench/amur_bench_sync}")
+build=$(readlink -f "${1:-build/release}")
+program=$build/tests/bench/amur_bench_sync amur=$build/src/app/amur
 rounds=${2:-5}
 report=docs/benchmarks/sync.md
 place=$(mktemp -d "${TMPDIR:-/tmp}/amur-sync-XXXXXX")/bench
@@ -25,12 +26,12 @@ chmod +x "$pinned"
 trap '"$hosts" "$place" down > /dev/null; rm -r "$(dirname "$place")"' EXIT
 
 on_one() { timeout -k 5 600 mpirun -n "$1" "$pinned" "$program" "${@:2}"; }
-on_hosts() { # HOSTS SLOTS ARGUMENTS..
+on_hosts() { # HOSTS SLOTS COMMAND..
   local list
   list=$("$hosts" "$place" names | head -n "$1" | sed "s/\$/:$2/" | paste -sd,)
   timeout -k 5 600 "$hosts" "$place" exec "$("$hosts" "$place" names | head -n 1)" mpirun \
     --mca plm_rsh_agent "$PWD/tests/support/hosts_rsh.sh" \
-    --host "$list" -n $(($1 * $2)) "$pinned" "$program" "${@:3}"
+    --host "$list" -n $(($1 * $2)) "$pinned" "${@:3}"
 }
 
 {
@@ -44,16 +45,16 @@ END
   echo "Machine: $(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | sort -u), $cores cores." \
     "Date: $(date -u +%Y-%m-%d). Load average before: $(cut -d' ' -f1-3 /proc/loadavg)."
   printf '\n## A message\n\n'
-  on_one 2 link
-  echo
-  on_hosts 2 1 link
+  echo 'Two hosts, one rank each, as `amur doctor --cluster` finds them:'
+  on_hosts 2 1 "$amur" doctor --cluster --run-dir "$(dirname "$place")" |
+    sed -nE 's/^(between machines|link) +/\n\1: /p'
   printf '\n## One vector\n'
   for n in 2 4; do echo; on_one $n sums 64 "$rounds"; done
-  echo; on_hosts 2 1 sums 64 "$rounds"
-  echo; on_hosts 4 1 sums 64 "$rounds"
-  echo; on_hosts 2 2 sums 64 "$rounds"
+  echo; on_hosts 2 1 "$program" sums 64 "$rounds"
+  echo; on_hosts 4 1 "$program" sums 64 "$rounds"
+  echo; on_hosts 2 2 "$program" sums 64 "$rounds"
   printf '\n## A step\n\nMedian (least-greatest); ratios are taken inside each round.\n'
   for n in 2 4; do echo; on_one $n step 24 "$rounds"; done
-  echo; on_hosts 4 1 step 24 "$rounds"
-  echo; on_hosts 2 2 step 24 "$rounds"
+  echo; on_hosts 4 1 "$program" step 24 "$rounds"
+  echo; on_hosts 2 2 "$program" step 24 "$rounds"
 } > "$report"

@@ -1,8 +1,6 @@
 // What the sums of the optimizer cost on the machines that it is started on.
 //
 //   sync_bench sums [MEGABYTES] [ROUNDS]  one vector summed in each of the ways there are
-//   sync_bench link                       what a message costs between two ranks: the constants of
-//                                         docs/scaling.md
 //   sync_bench step [PAIRS] [ROUNDS]      training steps of so many pairs a rank, with the sums in
 //                                         each of these ways, and with communication that does
 //                                         nothing
@@ -78,33 +76,6 @@ int sums(Runtime& runtime, int64_t megabytes, int64_t rounds) {
         "| {} | {:.1f} | {:.2f} | {} |\n", ways[i].name, best[i] * 1e3,
         static_cast<double>(megabytes) * 1e-3 / best[i],
         i == 0 ? std::string("-") : fmt::format("{:.0f}", static_cast<double>(bytes[i]) * 1e-6));
-  return kExitOk;
-}
-
-// Two ranks: a sum of one number is two messages one after the other, of a long vector it is the
-// vector, sent and received at once.
-int link(Runtime& runtime, int64_t rounds) {
-  if (runtime.size() != 2) throw UsageError("link: two ranks, not {}", runtime.size());
-  const auto grid = open_grid(runtime);
-  const Stream side = grid->dp().side_stream({.through_nodes = false});
-  const auto best_of = [&](int64_t elements) {
-    Tensor values = Tensor::zeros({elements}, DType::f32);
-    double best = 1e9;
-    for (int64_t i = 0; i < rounds; ++i) {
-      grid->dp().barrier();
-      Stopwatch watch;
-      grid->dp().all_reduce(values, ReduceOp::sum, side);
-      grid->dp().synchronize(side);
-      best = std::min(best, grid->dp().max(watch.elapsed()));
-    }
-    return best;
-  };
-  const double message = best_of(1) / 2;
-  constexpr int64_t kElements = 8'000'000;
-  const double rate = 4.0 * kElements / (best_of(kElements) - 2 * message);
-  if (runtime.rank() == 0)
-    fmt::print("2 ranks on {} hosts: alpha {:.0f} us a message, beta {:.0f} MB/s\n",
-               runtime.nodes(), message * 1e6, rate * 1e-6);
   return kExitOk;
 }
 
@@ -257,9 +228,8 @@ int run(Runtime& runtime, int argc, char** argv) {
     return argc > at ? std::stoll(argv[at]) : otherwise;
   };
   if (command == "sums") return sums(runtime, number(2, 64), number(3, 5));
-  if (command == "link") return link(runtime, number(2, 20));
   if (command == "step") return steps(runtime, number(2, 64), number(3, 5));
-  throw UsageError("usage: sync_bench sums [MEGABYTES] [ROUNDS] | link | step [PAIRS] [ROUNDS]");
+  throw UsageError("usage: sync_bench sums [MEGABYTES] [ROUNDS] | step [PAIRS] [ROUNDS]");
 }
 
 }  // namespace
