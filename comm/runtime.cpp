@@ -185,7 +185,9 @@ void Runtime::start_watchdog(const RuntimeOptions& options) {
   if (!(options.liveness_seconds > 0) || !(options.progress_seconds > 0))
     throw UsageError("runtime.liveness_seconds={} and runtime.progress_seconds={} must be above 0",
                      options.liveness_seconds, options.progress_seconds);
-  set_threads(options.threads);
+  AMUR_CHECK(options.threads >= 0, "{} threads", options.threads);
+  s.threads = options.threads > 0 ? options.threads : s.fair_threads;
+  s.threads_chosen = options.threads == 0;
   s.trace.set_check_collectives(options.check_collectives);
   const bool messages = s.thread_level == MPI_THREAD_MULTIPLE;
   if (!messages && s.size > 1)
@@ -240,12 +242,6 @@ void Runtime::set_phase(const std::string& phase) {
 }
 void Runtime::advance() {
   state_->trace.advance();
-}
-
-void Runtime::set_threads(int threads) {
-  AMUR_CHECK(threads >= 0, "{} threads", threads);
-  state_->threads = threads > 0 ? threads : state_->fair_threads;
-  state_->threads_chosen = threads == 0;
 }
 
 void Runtime::set_position(const std::string& position) {

@@ -43,7 +43,6 @@ class Runtime {
   bool threads_may_communicate() const;  // MPI gives MPI_THREAD_MULTIPLE
   int cores_per_rank() const;            // this rank's share of the cores of this machine
   int threads() const;
-  void set_threads(int threads);     // 0: choose
   std::string threads_text() const;  // "1 thread per rank (2 cores, 2 ranks on this machine)"
   std::string library_text() const;  // "Open MPI 4.1.4, thread multiple"
   std::string hosts_text() const;    // "2 hosts: node07 (ranks 0-3), node08 (ranks 4-7)"

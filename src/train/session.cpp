@@ -13,13 +13,13 @@ namespace amur {
 
 std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend,
                                         Runtime& runtime) {
-  runtime.set_threads(static_cast<int>(config.parallel.threads));
-  set_compute_threads(runtime.threads());
   RuntimeOptions options;
+  options.threads = static_cast<int>(config.parallel.threads);
   options.liveness_seconds = config.runtime.liveness_seconds;
   options.progress_seconds = config.runtime.progress_seconds;
   options.check_collectives = config.runtime.check_collectives;
   runtime.start_watchdog(options);
+  set_compute_threads(runtime.threads());
   GridShape shape;
   shape.tp = static_cast<int>(config.parallel.tp);
   shape.dp = config.parallel.dp > 0 ? static_cast<int>(config.parallel.dp)

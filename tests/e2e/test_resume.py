@@ -2,6 +2,7 @@
 import os
 import re
 import signal
+import subprocess
 
 import numpy as np
 import support
@@ -107,6 +108,19 @@ class Resume(support.EndToEnd):
             self.assert_same_state("beside", "between", step)
         self.assertEqual(os.readlink(self.path("beside", "checkpoints", "latest")),
                          "step-00000021.h5")
+
+    def test_checkpoints_beside_training_where_a_core_is_left(self):
+        """checkpoint.async: auto, on one core and, where there are two, on two."""
+        values = BASE | {"train.steps": 2, "parallel.threads": 1}
+        cores = sorted(os.sched_getaffinity(0))
+        for count in {1, min(2, len(cores))}:
+            outcome = support.finish(subprocess.Popen(
+                ["taskset", "-c", ",".join(map(str, cores[:count])), support.PROGRAM,
+                 *self.train_args(f"on{count}", values)],
+                stderr=subprocess.PIPE, text=True, cwd=self.folder))
+            self.assertEqual(outcome.code, 0, outcome)
+            self.assertRegex(outcome.err, rf"1 thread per rank \({count} cores?, as configured\)|container")
+            self.assertEqual("beside the training" in outcome.err, count > 1, outcome)
 
     def test_finished_run(self):
         """Starting a finished run again changes nothing."""
