@@ -49,7 +49,7 @@ class Trainer {
   void save_checkpoint();
   void run_evaluation();
   // What all ranks must decide alike after a step.
-  enum Wish : int64_t { kNothing = 0, kSave = 1, kStop = 2, kFail = 3 };
+  enum Wish : int64_t { kNothing = 0, kSave = 1, kStop = 2, kFail = 3, kLost = 4 };
   Wish agree_on_wish();
   void leave_lost_step() const;
 
@@ -341,6 +341,7 @@ Trainer::Wish Trainer::agree_on_wish() {
   time_limit_.write_took(writer_->last_seconds());
   if (StopSignal::received() || time_limit_.no_step_fits()) wish = kStop;
   if (writer_->failed()) wish = kFail;
+  if (!folder_.in_sight()) wish = kLost;
   return static_cast<Wish>(grid_->world().max(wish));
 }
 
@@ -405,6 +406,7 @@ TrainResult Trainer::run() {
     if (last || (config_.eval.every_steps > 0 && info_.step % config_.eval.every_steps == 0))
       run_evaluation();
     const Wish wish = agree_on_wish();
+    if (wish == kLost) folder_.require_in_sight();
     // Its failure on this rank is that of all ranks, once they wait for it.
     if (wish == kFail) writer_->wait();
     if (last || wish >= kSave) save_checkpoint();

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 
 import hosts
@@ -99,7 +100,7 @@ class Failures(hosts.OnHosts):
         self.case = "folder removed"
         job = self.begin(on=left)
         os.rename(self.run_dir, self.run_dir + "-gone")
-        self.ended(job, rf"error: .*{self.run_dir}/", code=4)
+        self.ended(job, rf"error: .*{self.run_dir}", code=4)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         os.rename(self.run_dir + "-gone", self.run_dir)
 
@@ -110,7 +111,23 @@ class Failures(hosts.OnHosts):
         self.ended(job, rf"(Remote daemon: .* on node|rank 2/4) {third}")
         self.on_hosts("heal", third)
 
-        self.begin()
+        # Not used by its host until the next checkpoint, which is far away.
+        self.case = "folder gone from one host"
+        job = self.begin(values={"checkpoint.every_steps": 0})
+        subprocess.run(self.at(third, ["umount", "--lazy", self.disk]), check=True)
+        self.ended(job, rf"error: .*run folder '{self.run_dir}' is no longer seen by {third}: ",
+                   code=4)
+
+    def test_shared_layers_stay_on_a_machine(self):
+        """A tp group over two machines is refused before anything starts; inside one it runs."""
+        args = self.train_args("shared", BASE | {"parallel.tp": 2, "train.steps": 2})
+        for on, ranks in ((self.hosts[:2], 2), (self.hosts, 4)):
+            outcome = self.call(on[0], *self.mpirun(args, hosts=on, slots=1, ranks=ranks), code=2)
+            self.refuses(outcome, 2, "parallel.tp: ranks 0 to 1 would share every layer, but are not "
+                                     f"on one machine ({ranks} hosts: {on[0]} (rank 0), {on[1]} (rank 1)",
+                         "start a multiple of 2 ranks on each, in order")
+            self.assertFalse(os.path.exists(self.path("shared")))
+        self.call(self.hosts[0], *self.mpirun(args, hosts=self.hosts[:2], slots=2))
 
     def test_slow_is_not_dead(self):
         """Steps and checkpoint writes that take longer than the liveness limit, over slow links."""

@@ -29,6 +29,7 @@ namespace fs = std::filesystem;
 constexpr const char* kLogName = "log.txt";
 constexpr const char* kMetricsName = "metrics.jsonl";
 constexpr const char* kEvaluationName = "evaluation.jsonl";
+constexpr double kSecondsBetweenLooks = 1;
 
 std::string host_name() {
   char name[256] = {};
@@ -222,7 +223,7 @@ FolderLock::~FolderLock() {
 }
 
 RunFolder::RunFolder(const std::string& path, ProcessGrid& grid)
-    : path_(path), world_(grid.world()) {
+    : path_(path), world_(grid.world()), looks_(grid.node().rank() == 0) {
   on_first_rank(world_, [&] {
     std::error_code failure;
     fs::create_directories(checkpoints_dir(), failure);
@@ -271,6 +272,23 @@ void RunFolder::check_visible() {
     throw UsageError(
         "run folder '{}' is not seen by {}: choose one on a file system that all hosts share",
         path_, fmt::join(blind, ", "));
+}
+
+bool RunFolder::in_sight() {
+  if (!looks_ || since_look_.elapsed() < kSecondsBetweenLooks) return seen_;
+  std::error_code ignored;
+  seen_ = fs::is_directory(checkpoints_dir(), ignored);
+  since_look_.lap();
+  return seen_;
+}
+
+void RunFolder::require_in_sight() {
+  std::set<std::string> blind;
+  for (const std::string& host : world_.gather(seen_ ? std::string() : host_name()))
+    if (!host.empty()) blind.insert(host);
+  if (!blind.empty())
+    throw IoError("run folder '{}' is no longer seen by {}: see that it is there and mounted",
+                  path_, fmt::join(blind, ", "));
 }
 
 std::string RunFolder::checkpoint_path(int64_t step) const {

@@ -10,6 +10,7 @@
 
 #include "comm/process_grid.h"
 #include "src/train/config/config.h"
+#include "src/train/stopwatch.h"
 
 namespace amur {
 
@@ -67,6 +68,11 @@ class RunFolder {
   std::string checkpoints_dir() const { return path_ + "/checkpoints"; }
   std::string checkpoint_path(int64_t step) const;
   bool has_checkpoints() const;
+  // Whether this host still sees the folder; asks the file system once a second at most, on one
+  // rank of each host, the others say yes. Not collective.
+  bool in_sight();
+  // IoError naming the hosts that do not see the folder any more.
+  void require_in_sight();
 
   // The run begins, or goes on, behind `step`: writes config.yaml, cuts the .jsonl files back, and
   // opens log.txt.
@@ -90,6 +96,9 @@ class RunFolder {
 
   std::string path_;
   Communicator& world_;
+  bool looks_;  // for its host
+  bool seen_ = true;
+  Stopwatch since_look_;
   std::unique_ptr<FolderLock> lock_;  // rank 0
 };
 
