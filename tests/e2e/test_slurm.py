@@ -1,4 +1,6 @@
-"""launch/slurm under a real Slurm of four nodes: time limit, requeue and resume; a dead node; arrays."""
+"""launch/slurm under a real Slurm of four nodes: time limit, requeue and resume; dead nodes;
+preemption; arrays.
+"""
 import os
 import re
 import time
@@ -129,6 +131,37 @@ class Slurm(hosts.OnHosts):
         self.assertRegex(text, r"resumed from .* at step \d+\n")
         self.assertIn("\n3 ranks", text)
         self.assertEqual([line["step"] for line in support.metrics(self.path("dead"))],
+                         list(range(1, steps + 1)))
+
+    def test_preempted_and_orphaned(self):
+        """Preempted by a job that matters more, then without the node of its own script: Slurm puts
+        the job back into the queue, and it goes on from its newest checkpoint."""
+        self.on_hosts("rate", "8mbit")
+        steps = 40
+        values = VALUES | {"train.steps": steps, "checkpoint.every_steps": 3}
+        job, log = self.submit("orphan", values, "--nodes", "2-4", "--time", "10")
+        self.wait_for_step("orphan", 7)
+        self.slurm("sbatch", "--partition=urgent", "--nodes=4", "--ntasks-per-node=2",
+                   "--output=/dev/null", "--wrap", "sleep 1")
+        self.wait_for(job, log, lambda: f"job {job}, start 1, on" in self.log(log))
+        first = len(support.metrics(self.path("orphan")))
+        self.assertLess(first, steps - 12)
+        self.wait_for_step("orphan", first + 5)
+        victim = self.state(job)["BatchHost"]
+        self.on_hosts("kill", victim)
+        self.addCleanup(hosts.script, "slurm.sh", self.place, "start", victim)
+        self.addCleanup(self.on_hosts, "start", victim)
+        self.wait_for(job, log, lambda: f"job {job}, start 2, on" in self.log(log))
+        self.on_hosts("rate", "none")
+        self.wait_for_end(job, log)
+        text = self.log(log)
+        starts = text.split(f"job {job}, start ")
+        self.assertEqual(len(starts), 4, text)
+        for i, ranks in enumerate((4, 4, 3), 1):
+            self.assertIn(f"\n{ranks} ranks", starts[i])
+        for start in starts[2:]:
+            self.assertRegex(start, r"resumed from .* at step \d+\n")
+        self.assertEqual([line["step"] for line in support.metrics(self.path("orphan"))],
                          list(range(1, steps + 1)))
 
     def test_array(self):

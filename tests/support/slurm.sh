@@ -7,6 +7,7 @@
 #   slurm.sh DIR start NODE    a node's daemon again, after `hosts.sh DIR kill` and `start`
 #   slurm.sh DIR exec COMMAND..   on the first host, with SLURM_CONF set
 #
+# Jobs of the partition `urgent` take nodes away from those of `main`, which are requeued.
 # `hosts.sh DIR down` ends it: its daemons are processes of the hosts, its files lie in DIR.
 set -eu
 
@@ -66,12 +67,15 @@ SlurmctldTimeout=5
 KillWait=2
 MinJobAge=300
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
 CONF
   for node in "${nodes[@]}"; do
     echo "NodeName=$node NodeAddr=$(address "$node") CPUs=$1 RealMemory=2000 State=UNKNOWN"
   done
-  echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP"
+  echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1"
+  echo "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2"
 }
 
 case $1 in
