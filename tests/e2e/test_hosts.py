@@ -94,7 +94,8 @@ class Failures(hosts.OnHosts):
             while (room := shutil.disk_usage(self.disk).free) > 100_000:
                 os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size,
                                    min(room - 50_000, 50_000))
-        self.ended(job, r"error: writing a checkpoint: .*step-\d+\.h5.*No space left", code=4)
+        self.ended(job, r"error: (writing a checkpoint|waiting until .* is written): .*step-\d+\.h5"
+                        ".*No space left", code=4)
         os.remove(filler)
 
         self.case = "folder removed"
