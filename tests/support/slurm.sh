@@ -90,7 +90,7 @@ case $1 in
     on "$controller" slurmctld -c -f "$SLURM_CONF"
     for node in "${nodes[@]}"; do on "$node" slurmd -f "$SLURM_CONF"; done
     for _ in {1..300}; do
-      ready=$(on "$controller" sinfo -h -N -t idle -o %N 2> /dev/null | wc -l)
+      ready=$(on "$controller" sinfo -h -N -p main -t idle -o %N 2> /dev/null | wc -l)
       [ "$ready" = ${#nodes[@]} ] && exit 0
       sleep 0.1
     done
