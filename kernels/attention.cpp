@@ -68,12 +68,14 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
   });
 }
 
-void rotary(const PackedSequences& packed, double base, bool inverse, TensorView qkv, Stream) {
+void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
+            TensorView qkv, Stream) {
   const char* op = "rotary";
   require_device(op, {qkv, packed.cu_seqlens});
   require_qkv(op, packed, qkv);
   const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
   AMUR_CHECK(size % 2 == 0, "{}: head size {} is odd", op, size);
+  AMUR_CHECK(period > 0 && period % 2 == 0, "{}: period {}", op, period);
   if (qkv.elements() == 0) return;
   const int64_t half = size / 2;
   Tensor cosines({packed.longest, half}, parameter_dtype(qkv.dtype()), qkv.device());
@@ -81,8 +83,8 @@ void rotary(const PackedSequences& packed, double base, bool inverse, TensorView
   dispatch_float(qkv.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     for (int64_t j = 0; j < half; ++j) {
-      const double frequency =
-          std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(size));
+      const double frequency = std::pow(
+          base, -2.0 * static_cast<double>(j % (period / 2)) / static_cast<double>(period));
       for (int64_t p = 0; p < packed.longest; ++p) {
         const double angle = static_cast<double>(p) * (inverse ? -frequency : frequency);
         cosines.as<P>()[p * half + j] = static_cast<P>(std::cos(angle));

@@ -22,9 +22,10 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
                         double scale, DropoutSite dropout, TensorView dqkv, Stream stream = {});
 
 // Rotates q and k of qkv [T, 3, H, hd] in place (RoFormer, "half" layout as in ModernBERT: element
-// j is paired with j + hd/2) by the angle position * base^(-2j/hd); `inverse` rotates back, which
-// is also the backward. hd must be even.
-void rotary(const PackedSequences& packed, double base, bool inverse, TensorView qkv,
-            Stream stream = {});
+// j is paired with j + hd/2) by the angle position * base^(-2 (j mod p/2) / p), where p is the
+// period: hd for the usual formula, less where a head holds copies of a smaller one. `inverse`
+// rotates back, which is also the backward. hd and p must be even.
+void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
+            TensorView qkv, Stream stream = {});
 
 }  // namespace amur

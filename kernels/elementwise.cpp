@@ -110,6 +110,33 @@ void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, S
   });
 }
 
+void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream) {
+  const char* op = "gate_forward";
+  require_device(op, {gate, x, y});
+  require_same(op, x, y);
+  require_matrix(op, "gate", gate, 1, 1, parameter_dtype(x.dtype()));
+  dispatch_float(x.dtype(), op, [&]<class T>() {
+    elementwise<T>().gate(x.elements(), gate.as<AccumulateType<T>>(), x.as<T>(), y.as<T>());
+  });
+}
+
+void gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x, double sink_scale,
+                   TensorView y, TensorView dx, TensorView sink, Stream) {
+  const char* op = "gate_backward";
+  require_device(op, {gate, dy, x, y, dx, sink});
+  require_same(op, x, dy);
+  require_same(op, x, y);
+  require_same(op, x, dx);
+  require_matrix(op, "gate", gate, 1, 1, parameter_dtype(x.dtype()));
+  if (sink.defined()) require_matrix(op, "sink", sink, 1, 1, gate.dtype());
+  dispatch_float(x.dtype(), op, [&]<class T>() {
+    using P = AccumulateType<T>;
+    const double sum = elementwise<T>().gate_backward(x.elements(), gate.as<P>(), dy.as<T>(),
+                                                      x.as<T>(), y.as<T>(), dx.as<T>());
+    if (sink.defined()) *sink.as<P>() += static_cast<P>(sink_scale * sum);
+  });
+}
+
 double root_mean_square(ConstTensorView x) {
   if (x.elements() == 0) return 0;
   return std::sqrt(sum_of_squares(x) / static_cast<double>(x.elements()));

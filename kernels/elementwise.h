@@ -1,5 +1,5 @@
-// Element-wise operations and reductions over rows. Activations are f32, bf16 or f64; parameters and
-// their gradient sinks are f32 (f64 with f64 activations).
+// Element-wise operations and reductions over rows. Activations are f32, bf16 or f64; parameters
+// and their gradient sinks are f32 (f64 with f64 activations).
 #pragma once
 
 #include "kernels/packed.h"
@@ -17,6 +17,12 @@ void scale(double alpha, TensorView x, Stream stream = {});
 void add_bias(ConstTensorView bias, TensorView y, Stream stream = {});
 // sink[:] += alpha * sum_t dy[t, :]      deterministic order
 void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, Stream stream = {});
+// y = gate y + (1 - gate) x        x, y activations, gate [1] parameter dtype
+void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream stream = {});
+// From the gradient dy of that: y, which holds the forward's y on entry, is set to gate * dy and dx
+// to (1 - gate) dy; sink [1] += sink_scale * sum dy (y - x) in a fixed order, where defined.
+void gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x, double sink_scale,
+                   TensorView y, TensorView dx, TensorView sink, Stream stream = {});
 // sqrt(mean(x^2)) of f32 or f64, summed in double in a fixed order; 0 for no elements.
 double root_mean_square(ConstTensorView x);
 // sum of squares in double, fixed order

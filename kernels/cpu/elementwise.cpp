@@ -9,8 +9,8 @@
 namespace amur::cpu {
 namespace AMUR_ISA {
 
-constexpr int64_t kGrain = 16384;        // elements a piece of work
-constexpr int64_t kSquareBlock = 65536;  // elements of a partial sum of squares
+constexpr int64_t kGrain = 16384;     // elements a piece of work
+constexpr int64_t kSumBlock = 65536;  // elements of a partial sum
 
 // f(Span) over n elements, in parallel.
 template <class A, class F>
@@ -79,25 +79,20 @@ void column_sums(int64_t rows, int64_t width, P alpha, const T* dy, P* partial, 
   });
 }
 
-template <class T>
-double sum_of_squares(int64_t n, const T* x) {
-  const int64_t blocks = (n + kSquareBlock - 1) / kSquareBlock;
+// Sum of f(i) in double over n elements, in a fixed order.
+template <class F>
+double sum_of(int64_t n, const F& f) {
+  const int64_t blocks = (n + kSumBlock - 1) / kSumBlock;
   std::vector<double> partial(static_cast<size_t>(blocks));
   parallel_for(blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
-      const int64_t begin = b * kSquareBlock, end = std::min(n, begin + kSquareBlock);
+      const int64_t begin = b * kSumBlock, end = std::min(n, begin + kSumBlock);
       constexpr int64_t width = 16;
       double lane[width] = {};
       int64_t i = begin;
       for (; i + width <= end; i += width)
-        for (int64_t l = 0; l < width; ++l) {
-          const double v = static_cast<double>(x[i + l]);
-          lane[l] += v * v;
-        }
-      for (int64_t l = 0; i < end; ++i, ++l) {
-        const double v = static_cast<double>(x[i]);
-        lane[l] += v * v;
-      }
+        for (int64_t l = 0; l < width; ++l) lane[l] += f(i + l);
+      for (int64_t l = 0; i < end; ++i, ++l) lane[l] += f(i);
       double sum = 0;
       for (double v : lane) sum += v;
       partial[static_cast<size_t>(b)] = sum;
@@ -109,18 +104,46 @@ double sum_of_squares(int64_t n, const T* x) {
 }
 
 template <class T>
+double sum_of_squares(int64_t n, const T* x) {
+  return sum_of(n, [x](int64_t i) {
+    const double v = static_cast<double>(x[i]);
+    return v * v;
+  });
+}
+
+template <class T, class P>
+void gate(int64_t n, const P* gate, const T* x, T* y) {
+  const P g = *gate;
+  for_all<P>(n, [=](auto at) { at.store_to(y, g * at.load_from(y) + (1 - g) * at.load_from(x)); });
+}
+
+template <class T, class P>
+double gate_backward(int64_t n, const P* gate, const T* dy, const T* x, T* y, T* dx) {
+  const double sum = sum_of(n, [=](int64_t i) {
+    return static_cast<double>(dy[i]) * (static_cast<double>(y[i]) - static_cast<double>(x[i]));
+  });
+  const P g = *gate;
+  for_all<P>(n, [=](auto at) {
+    const Vec<P> d = at.load_from(dy);
+    at.store_to(y, g * d);
+    at.store_to(dx, (1 - g) * d);
+  });
+  return sum;
+}
+
+template <class T>
 bool all_finite(int64_t n, const T* x) {
   using Bits = std::conditional_t<sizeof(T) == 2, uint16_t,
                                   std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
   constexpr Bits exponent = sizeof(T) == 2   ? Bits(0x7f80u)
                             : sizeof(T) == 4 ? Bits(0x7f800000u)
                                              : Bits(0x7ff0000000000000u);
-  const int64_t blocks = (n + kSquareBlock - 1) / kSquareBlock;
+  const int64_t blocks = (n + kSumBlock - 1) / kSumBlock;
   std::vector<uint8_t> bad(static_cast<size_t>(blocks));
   parallel_for(blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       Bits found = 0;
-      for (int64_t i = b * kSquareBlock; i < std::min(n, (b + 1) * kSquareBlock); ++i)
+      for (int64_t i = b * kSumBlock; i < std::min(n, (b + 1) * kSumBlock); ++i)
         found |= static_cast<Bits>((std::bit_cast<Bits>(x[i]) & exponent) == exponent);
       bad[static_cast<size_t>(b)] = static_cast<uint8_t>(found);
     }
@@ -151,7 +174,8 @@ void from_f32(int64_t n, const float* from, T* to) {
 
 template <class T>
 constexpr ElementwiseKernels<T> elementwise_kernels = {
-    axpy, scale, add, add_bias, column_sums, sum_of_squares, all_finite, to_f32, from_f32};
+    axpy,          scale,          add,        add_bias, column_sums, gate,
+    gate_backward, sum_of_squares, all_finite, to_f32,   from_f32};
 
 }  // namespace AMUR_ISA
 

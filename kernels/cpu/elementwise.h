@@ -13,6 +13,9 @@ struct ElementwiseKernels {
   void (*add_bias)(int64_t rows, int64_t width, const P* bias, T* y);
   // partial [ceil(rows / kColumnSumRows), width], not initialised
   void (*column_sums)(int64_t rows, int64_t width, P alpha, const T* dy, P* partial, P* sink);
+  void (*gate)(int64_t n, const P* gate, const T* x, T* y);
+  // sum dy (y - x)
+  double (*gate_backward)(int64_t n, const P* gate, const T* dy, const T* x, T* y, T* dx);
   double (*sum_of_squares)(int64_t n, const T* x);
   bool (*all_finite)(int64_t n, const T* x);
   void (*to_f32)(int64_t n, const T* from, float* to);

@@ -9,11 +9,11 @@
 namespace amur {
 namespace {
 
-double decibels(const std::string& text) {
+double number(const char* option, const std::string& text, double example) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size())
-    throw UsageError("--noise-db '{}': give a number, e.g. 10", text);
+    throw UsageError("--{} '{}': give a number, e.g. {}", option, text, example);
   return value;
 }
 
@@ -25,7 +25,8 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
   RunOptions run_options;
   WidenOptions options;
   GrowthOptions& g = options.growth;
-  std::string split = "noise", noise = "10";
+  GrowthSchedule& schedule = options.schedule;
+  std::string split = "noise", noise = "10", head_growth = "extend", peak = "0";
   int64_t seed = 0;
   bool no_projection = false, no_proof = false;
   line.argument("IN", options.input, "a checkpoint file, or a run folder (its newest)");
@@ -33,8 +34,10 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
   line.option("hidden", g.hidden, "N", "width of the model");
   line.option("heads", g.heads, "N", "attention heads");
   line.option("head-size", g.head_size, "N", "width of a head");
+  line.choice("head-growth", head_growth, {"extend", "copies"},
+              "a larger head: new numbers beside the old ones, or copies of them");
   line.option("ffn", g.ffn, "N", "width of the feed-forward network");
-  line.option("layers", g.layers, "N", "layers (pre-norm models)");
+  line.option("layers", g.layers, "N", "layers");
   line.option("positions", g.positions, "N", "model.max_length");
   line.option("vocab", options.vocabulary, "FILE",
               "a SentencePiece model that begins with the checkpoint's tokens");
@@ -45,6 +48,11 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
             "let embeddings grow with --hidden where the model has no projection");
   line.flag("old-statistics", g.old_statistics,
             "LayerNorm: mean and variance of the copies alone, for any --hidden");
+  line.option("warmup-steps", schedule.warmup_steps, "N",
+              "the new configuration: steps until the learning rate is at its peak again");
+  line.option("peak-rate", peak, "FACTOR", "of optimizer.learning_rate, after growth (1)");
+  line.option("decay-steps", schedule.decay_steps, "N",
+              "steps from here in which the rate falls (to the end of the run's schedule)");
   line.option("probe", options.probe, "FILE",
               "texts to compare the models on, one a line or query TAB document");
   line.option("proof-ranks", options.proof_ranks, "N",
@@ -61,9 +69,13 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
   g.split = split == "even"     ? GrowthSplit::even
             : split == "uneven" ? GrowthSplit::uneven
                                 : GrowthSplit::noise;
-  g.noise_db = decibels(noise);
   if (options.proof_ranks < 0)
     throw UsageError("--proof-ranks {}: must not be negative", options.proof_ranks);
+  g.noise_db = number("noise-db", noise, 10);
+  schedule.peak_rate = number("peak-rate", peak, 1);
+  if (schedule.peak_rate < 0 || schedule.warmup_steps < 0 || schedule.decay_steps < 0)
+    throw UsageError("--peak-rate, --warmup-steps and --decay-steps must not be negative");
+  g.head_growth = head_growth == "copies" ? HeadGrowth::copies : HeadGrowth::extend;
   if (seed < 0) throw UsageError("--seed {}: must not be negative", seed);
   g.seed = static_cast<uint64_t>(seed);
   g.projection = !no_projection;

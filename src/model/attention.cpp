@@ -92,6 +92,7 @@ Attention::Attention(const ModelConfig& config, int64_t layer, const std::string
       dropout_(config.attention_dropout),
       rotary_(config.position == PositionKind::rotary),
       rotary_base_(config.rotary_base),
+      rotary_period_(config.resolved_rotary_size()),
       qkv_weight_(&add_qkv_weight(config, name, parameters)),
       qkv_bias_(add_qkv_bias(config, name, parameters)),
       key_bias_(add_key_bias(config, name, parameters)),
@@ -129,7 +130,7 @@ void Attention::forward(const Context& context, ConstTensorView n, TensorView y)
 
   qkv_.forward(context, n, qkv);
   add_biases(context, qkv);
-  if (rotary_) rotary(packed, rotary_base_, false, qkv, context.stream);
+  if (rotary_) rotary(packed, rotary_base_, rotary_period_, false, qkv, context.stream);
   attention_forward(packed, qkv, scale_, dropout(context), o, lse, context.stream);
   output_.forward(context, o, y);
 }
@@ -146,7 +147,7 @@ void Attention::backward(const Context& context, ConstTensorView n, ConstTensorV
 
   output_.backward(context, o, dy, 0, d_o);
   attention_backward(packed, d_o, qkv, o, lse, scale_, dropout(context), dqkv, context.stream);
-  if (rotary_) rotary(packed, rotary_base_, true, dqkv, context.stream);
+  if (rotary_) rotary(packed, rotary_base_, rotary_period_, true, dqkv, context.stream);
   accumulate_biases(context, dqkv);
   qkv_.backward(context, n, dqkv, beta, dn);
 }

@@ -43,6 +43,7 @@ class Attention final : public Branch {
   double dropout_;
   bool rotary_;
   double rotary_base_;
+  int64_t rotary_period_;
   Parameter* qkv_weight_;
   Parameter* qkv_bias_ = nullptr;
   Parameter* key_bias_ = nullptr;

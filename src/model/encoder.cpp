@@ -31,6 +31,11 @@ void check(const ModelConfig& c) {
   if (c.position == PositionKind::rotary && c.resolved_head_size() % 2 != 0)
     throw UsageError("model.head_size: rotary positions need an even number, got {}",
                      c.resolved_head_size());
+  if (c.rotary_size % 2 != 0 || c.rotary_size < 0 || c.rotary_size > c.resolved_head_size())
+    throw UsageError("model.rotary_size: an even number up to the head size {}, or 0, got {}",
+                     c.resolved_head_size(), c.rotary_size);
+  if (c.norm_gate && c.norm_position == NormPosition::pre)
+    throw UsageError("model.norm_gate: norms behind blocks are those of norm_position post");
   if (c.position == PositionKind::sinusoidal && c.hidden % 2 != 0)
     throw UsageError("model.hidden: sinusoidal positions need an even number, got {}", c.hidden);
   if (c.position == PositionKind::learned && c.max_length < 1)
@@ -69,7 +74,7 @@ struct Encoder::Parts {
         blocks.push_back(std::make_unique<ResidualBlock>(
             std::exchange(norm, std::nullopt), std::move(branch), c.norm_position, c.dropout,
             static_cast<uint64_t>(i), place));
-        if (!pre) norm.emplace(c, name + ".norm", parameters);
+        if (!pre) norm.emplace(c, name + ".norm", parameters, c.norm_gate);
       };
       add(layer + ".attention", DropoutPlace::attention_output, [&](const std::string& name) {
         auto branch = std::make_unique<Attention>(c, i, name, parameters);

@@ -16,6 +16,11 @@ bool has_axis(const Parameter& p, AxisRole role) {
   return std::any_of(p.axes.begin(), p.axes.end(), [&](const Axis& a) { return a.role == role; });
 }
 
+// Of a norm: how much of its output is normalised.
+bool is_gate(const Parameter& p) {
+  return p.kind == ParamKind::gain && p.axes.front().role == AxisRole::fixed;
+}
+
 // Adds to the residual stream: an output projection, or a bias of model width (that of a norm may
 // start again from 0 as well).
 bool writes_to_stream(const Parameter& p) {
@@ -49,9 +54,12 @@ void Growth::resolve() {
   const int64_t ffn = chosen(options_.ffn, from_.resolved_ffn());
   to_.ffn = 0;
   if (from_.ffn != 0 || to_.resolved_ffn() != ffn) to_.ffn = ffn;
-  // Old pair j keeps its frequency: base^(-2j/h) = base'^(-2j/h').
+  if (to_.norm_position == NormPosition::post && to_.layers > from_.layers) to_.norm_gate = true;
   const int64_t old_head = from_.resolved_head_size();
-  if (to_.position == PositionKind::rotary && head % old_head != 0)
+  if (to_.position != PositionKind::rotary || from_.rotary_size != 0) return;
+  if (options_.head_growth == HeadGrowth::copies && head != old_head)
+    to_.rotary_size = old_head;   // as many frequencies as before
+  else if (head % old_head != 0)  // old pair j keeps its own: base^(-2j/h) = base'^(-2j/h')
     to_.rotary_base =
         std::pow(from_.rotary_base, static_cast<double>(head) / static_cast<double>(old_head));
 }
@@ -101,11 +109,6 @@ void Growth::check() const {
           to_.hidden, to_.hidden, from_.hidden);
     if (to_.position == PositionKind::rotary && options_.head_size % 2 != 0)
       report("--head-size {}: rotary positions turn pairs of numbers", options_.head_size);
-    if (to_.layers > from_.layers && to_.norm_position == NormPosition::post)
-      report(
-          "--layers {}: behind a post-norm layer that adds nothing stands a norm of a norm, "
-          "which is not the same norm (its eps counts twice); only pre-norm models grow in depth",
-          to_.layers);
   }
   if (!problems.empty())
     throw UsageError("the model cannot be widened like this without changing what it computes:{}",
@@ -161,10 +164,16 @@ GrowthRule Growth::rule(const Parameter& to, ParameterSet& old) const {
   GrowthRule rule;
   rule.new_layer = to.layer >= 0 && source_of_layer(to.layer).is_new;
   if (const Parameter* source = old.find(old_name(to.name))) rule.source = source->name;
-  if (rule.new_layer && writes_to_stream(to)) {
+  if (rule.new_layer && (writes_to_stream(to) || is_gate(to))) {
     rule.silent = true;
     rule.source.clear();
-    rule.text = "new layer: 0, so that it adds nothing";
+    rule.text = is_gate(to) ? "new layer: 0, so that its norm does nothing"
+                            : "new layer: 0, so that it adds nothing";
+    return rule;
+  }
+  if (rule.source.empty() && is_gate(to)) {
+    rule.open_gate = true;
+    rule.text = "fixed: 1, the norm as it was";
     return rule;
   }
   if (has_axis(to, AxisRole::projection) && from_.projection == 0) {
@@ -205,7 +214,13 @@ GrowthRule Growth::rule(const Parameter& to, ParameterSet& old) const {
         break;
       }
       case AxisRole::head:
-        parts.push_back(fmt::format("head: {} new", now - before));
+        if (options_.head_growth == HeadGrowth::extend) {
+          parts.push_back(fmt::format("head: {} new", now - before));
+          break;
+        }
+        parts.push_back(input ? fmt::format("head: split over {} ({})", times(now, before), split)
+                              : fmt::format("head: {} copies", times(now, before)));
+        if (input) rule.fan_in *= static_cast<double>(now) / static_cast<double>(before);
         break;
       default:
         parts.push_back(fmt::format("{}: {} new rows", name_of(role), now - before));

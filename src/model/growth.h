@@ -12,11 +12,15 @@
 //             stay 0                                   the zero coordinates are random
 // heads, ffn  copies, i mod n                          split over the copies
 // head        old numbers, then new ones: query 0,     old numbers, then columns of 0
-//             key and value random; query and key
-//             times (h'/h)^(1/4)
+//             key and value random; or m copies each   split over the copies
+//             (HeadGrowth::copies); query and key
+//             times (h'/h)^(1/4) / sqrt(m)
 // vocab,      old rows, then random ones               -
 // position
 // others      as they are
+//
+// New layers write nothing: their output matrices are 0 and, under post-norm, the gates of their
+// norms.
 //
 // Where the width is no multiple of the old one (RMSNorm), the copies take r d of D coordinates:
 // gains times eta, eps times eta^2, eta^2 = r d / D. LayerNorm takes multiples only, unless its
@@ -38,10 +42,13 @@
 namespace amur {
 
 enum class GrowthSplit : uint8_t { even, noise, uneven };
+// A larger head: its old numbers and new ones that nothing asks for yet, or copies of the old ones.
+enum class HeadGrowth : uint8_t { extend, copies };
 
 // Sizes of the grown model; 0: as before.
 struct GrowthOptions {
   int64_t hidden = 0, heads = 0, head_size = 0, ffn = 0, layers = 0, vocab = 0, positions = 0;
+  HeadGrowth head_growth = HeadGrowth::extend;
   GrowthSplit split = GrowthSplit::noise;
   double noise_db = 10;         // of the split weight over the zero-sum noise that is added to it
   bool projection = true;       // a model without one keeps its embedding size by a fixed average
@@ -55,6 +62,7 @@ struct GrowthRule {
   bool new_layer = false;  // of a layer that was not there: inner weights are the source's
   bool silent = false;     // all zero, so that its layer adds nothing
   bool average = false;    // the fixed projection
+  bool open_gate = false;  // of an old norm that had none: 1, fixed
   double fan_in = 1;       // new inputs an old one: factor of decay, divisor of the RMS floor
   std::string text;        // for people: "model: 2 copies; heads: split over 2 (noise)"
 };
@@ -101,7 +109,8 @@ class Growth {
   // rule names none, here and below.
   void inherit(const GrowthRule& rule, const Parameter* from, Parameter& to) const;
   // `to` in parts of about `elements` numbers, none of which needs more than that of the old tensor
-  // (or one row of each). In row-major order.
+  // (or one row of each; one head, where copies of rotary pairs begin again inside). In row-major
+  // order.
   std::vector<GrowthBlock> blocks(const Parameter* from, const Parameter& to,
                                   int64_t elements) const;
   // Fills `values` [block.to.count] from `old` [block.from.count], both f32 or both f64; `rms` is

@@ -53,6 +53,36 @@ GrowthBlock whole_block(const Parameter* from, const Parameter& to) {
   return {all, boxes_of(old, old.elements()).front()};
 }
 
+// Places inside a head: the old one of each new one, or -1, and how many copies an old one has.
+struct HeadMap {
+  std::vector<int64_t> source, copies;
+};
+
+// `turned`: query and key under rotary positions, where j turns with j + size/2, by the angle that
+// belongs to pair j. A pair goes where it keeps its angle:
+//   extended: pair j to pair r j where the head grows r times and all frequencies are those of the
+//             formula; else it stays pair j, by another base or because frequencies repeat
+//   copies:   to pairs whole periods away
+HeadMap head_map(const ModelConfig& from, const ModelConfig& to, HeadGrowth growth, bool turned) {
+  const int64_t size = to.resolved_head_size(), old_size = from.resolved_head_size();
+  const int64_t members = turned ? 2 : 1;  // of a pair
+  const int64_t count = size / members, old_count = old_size / members;
+  const int64_t period = turned ? std::max(to.rotary_size / 2, int64_t{1}) : 1;
+  const int64_t repeated = old_count / period * period;
+  const int64_t ratio = turned && to.rotary_size == 0 && size % old_size == 0 ? size / old_size : 1;
+  HeadMap map;
+  map.copies.assign(static_cast<size_t>(old_size), 0);
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t at = i % count, member = i / count;
+    int64_t old = at % ratio == 0 && at / ratio < old_count ? at / ratio : -1;
+    if (growth == HeadGrowth::copies && size != old_size) old = at < old_count ? at : at % repeated;
+    if (old >= 0) old += member * old_count;
+    map.source.push_back(old);
+    if (old >= 0) ++map.copies[static_cast<size_t>(old)];
+  }
+  return map;
+}
+
 }  // namespace
 
 // The outputs and inputs of one grown parameter.
@@ -68,6 +98,11 @@ class TensorGrowth {
       output_axes_ = dims - 1;
       if (to.axes.back().role == AxisRole::head) --output_axes_;
     }
+    const auto map = [&](bool turned) {
+      return head_map(growth.from(), growth.to(), growth.options().head_growth, turned);
+    };
+    if (growth.to().layers > 0) plain_ = map(false);
+    if (growth.to().layers > 0 && growth.to().position == PositionKind::rotary) turned_ = map(true);
     build_inputs();
   }
 
@@ -132,23 +167,17 @@ class TensorGrowth {
     return index < copied ? index % before : -1;
   }
 
-  // Old in-head index of query and key under rotary positions, where j turns with j + h/2: pair j
-  // becomes pair r j where the head grows r times, and the formula of the new size gives it its old
-  // angle; otherwise it stays pair j, and the base has been changed.
-  int64_t old_pair_member(int64_t index, int64_t size, int64_t old_size) const {
-    const int64_t pair = index % (size / 2), half = index / (size / 2);
-    const int64_t ratio = size % old_size == 0 ? size / old_size : 1;
-    if (pair % ratio != 0 || pair / ratio >= old_size / 2) return -1;
-    return pair / ratio + half * (old_size / 2);
-  }
-
   HeadPart part_of(int64_t leading) const {
     return output_axes_ == 0 ? HeadPart::value : head_part(to_, leading);
+  }
+  const HeadMap& head_map_of(HeadPart part) const {
+    const bool turned = part != HeadPart::value && growth_.to().position == PositionKind::rotary;
+    return turned ? turned_ : plain_;
   }
 
   // Old index on an output axis, or -1.
   int64_t old_index(size_t axis, int64_t index, HeadPart part) const {
-    const int64_t size = now(axis), old_size = before(axis);
+    const int64_t old_size = before(axis);
     switch (to_.axes[axis].role) {
       case AxisRole::model:
         return repeated(index, growth_.copied_width(), old_size);
@@ -156,9 +185,7 @@ class TensorGrowth {
       case AxisRole::ffn:
         return index % old_size;
       case AxisRole::head:
-        if (part != HeadPart::value && growth_.to().position == PositionKind::rotary)
-          return old_pair_member(index, size, old_size);
-        return index < old_size ? index : -1;
+        return head_map_of(part).source[static_cast<size_t>(index)];
       case AxisRole::vocab:
       case AxisRole::position:
         return index < old_size ? index : -1;
@@ -185,13 +212,19 @@ class TensorGrowth {
       case AxisRole::ffn:
         out.share /= static_cast<double>(copies_of(old, size, old_size));
         break;
-      case AxisRole::head:
-        if (old < 0)
+      case AxisRole::head: {
+        if (old < 0) {
           out.fill =
               part != HeadPart::query && to_.kind == ParamKind::weight ? Fill::random : Fill::zero;
-        else if (part != HeadPart::value)
-          out.scale *= std::pow(static_cast<double>(size) / static_cast<double>(old_size), 0.25);
+          break;
+        }
+        const auto copies = static_cast<double>(head_map_of(part).copies[static_cast<size_t>(old)]);
+        out.share /= copies;
+        if (part != HeadPart::value)
+          out.scale *= std::pow(static_cast<double>(size) / static_cast<double>(old_size), 0.25) /
+                       std::sqrt(copies);
         break;
+      }
       case AxisRole::vocab:
       case AxisRole::position:
         if (old < 0) out.fill = Fill::random;
@@ -220,9 +253,10 @@ class TensorGrowth {
         for (int64_t k = 0; k < now(head); ++k) {
           const int64_t old = n % before(heads);
           Input in;
-          if (k < before(head)) {
-            in.source = old * before(head) + k;
-            in.part = 1 / static_cast<double>(copies_of(old, now(heads), before(heads)));
+          if (const int64_t old_k = plain_.source[static_cast<size_t>(k)]; old_k >= 0) {
+            in.source = old * before(head) + old_k;
+            in.part = 1 / static_cast<double>(copies_of(old, now(heads), before(heads)) *
+                                              plain_.copies[static_cast<size_t>(old_k)]);
           } else {
             in.source = -1;
             in.fill = Fill::zero;  // values that nobody has asked for yet
@@ -249,6 +283,7 @@ class TensorGrowth {
   const Parameter& to_;
   size_t output_axes_;
   int64_t old_inputs_ = 1;
+  HeadMap plain_, turned_;
   std::vector<Input> inputs_;
 };
 
@@ -377,7 +412,7 @@ double root_mean_square_of(std::span<const double> sums, int64_t elements) {
 }
 
 void Growth::inherit(const GrowthRule& rule, const Parameter* from, Parameter& to) const {
-  if (rule.average) {
+  if (rule.average || rule.open_gate) {
     to.frozen = true;
   } else if (rule.silent) {
     // What Tiger takes for the size of a tensor of zeros (docs/growth.md).
@@ -419,6 +454,10 @@ bool Growth::widen_block(const GrowthRule& rule, const Parameter* from, double r
   }
   if (rule.silent) {
     fill_zero(values);
+    return true;
+  }
+  if (rule.open_gate) {
+    dispatch_f32_f64(values.dtype(), "widen", [&]<class T>() { *values.as<T>() = 1; });
     return true;
   }
   if (from == nullptr) return false;

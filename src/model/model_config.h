@@ -23,8 +23,10 @@ struct ModelConfig {
   NormKind norm = NormKind::layer;
   NormPosition norm_position = NormPosition::pre;
   double norm_eps = 1e-6;
+  bool norm_gate = false;  // post-norm: norms behind blocks are g norm(x) + (1 - g) x, g learned
   PositionKind position = PositionKind::learned;
   double rotary_base = 10000;
+  int64_t rotary_size = 0;  // elements of a head behind which the frequencies repeat; 0: its size
   PoolingKind pooling = PoolingKind::mean;
   int64_t projection = 0;  // 0: none; else the width of the embedding
   TowerKind towers = TowerKind::shared;
@@ -42,6 +44,7 @@ struct ModelConfig {
   int64_t vocab = 0;  // set from the vocabulary, not by the user
 
   int64_t resolved_head_size() const { return head_size ? head_size : hidden / heads; }
+  int64_t resolved_rotary_size() const { return rotary_size ? rotary_size : resolved_head_size(); }
   int64_t resolved_ffn() const;
   // Standard deviation of the projections that write into the residual stream.
   double residual_std() const;

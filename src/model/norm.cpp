@@ -1,10 +1,11 @@
 #include "src/model/norm.h"
 
+#include "kernels/elementwise.h"
 #include "src/model/linear.h"
 
 namespace amur {
 
-Norm::Norm(const ModelConfig& config, const std::string& name, ParameterSet& parameters)
+Norm::Norm(const ModelConfig& config, const std::string& name, ParameterSet& parameters, bool gated)
     : name_(name),
       kind_(config.norm),
       eps_(config.norm_eps),
@@ -22,6 +23,14 @@ Norm::Norm(const ModelConfig& config, const std::string& name, ParameterSet& par
     bias.axes = {{config.hidden, AxisRole::model}};
     bias_ = &parameters.add(std::move(bias));
   }
+  if (gated) {
+    Parameter gate;
+    gate.name = name + ".gate";
+    gate.kind = ParamKind::gain;
+    gate.axes = {{1, AxisRole::fixed}};
+    gate.init = {Initializer::Kind::constant, 1};
+    gate_ = &parameters.add(std::move(gate));
+  }
 }
 
 NormStatistics Norm::statistics(ScratchScope& scratch, ConstTensorView x) const {
@@ -33,6 +42,19 @@ NormStatistics Norm::statistics(ScratchScope& scratch, ConstTensorView x) const 
 }
 
 void Norm::forward(const Context& context, ConstTensorView x, TensorView y,
+                   const NormStatistics& statistics) const {
+  if (gate_ == nullptr) return ungated(context, x, y, statistics);
+  ScratchScope scratch(*context.scratch);
+  if (x.raw() == y.raw()) {
+    const TensorView kept = scratch.tensor(x.shape(), x.dtype());
+    copy(kept, x, context.stream);
+    x = kept;
+  }
+  ungated(context, x, y, statistics);
+  gate_forward(gate_->value, x, y, context.stream);
+}
+
+void Norm::ungated(const Context& context, ConstTensorView x, TensorView y,
                    const NormStatistics& statistics) const {
   norm_forward(kind_, x, gain_->value, bias_ ? bias_->value.view() : TensorView(), eps_, y,
                statistics.mean, statistics.rstd, static_cast<int64_t>(statistics_width_),
@@ -47,6 +69,17 @@ void Norm::backward(const Context& context, ConstTensorView dy, ConstTensorView 
   const TensorView bias_sink = bias_ ? flat_sink(*bias_) : TensorView();
   AMUR_CHECK(!gain_sink.defined() || !bias_sink.defined() || gain_->sink_scale == bias_->sink_scale,
              "{}: scales {} and {}", name_, gain_->sink_scale, bias_->sink_scale);
+  ScratchScope scratch(*context.scratch);
+  if (gate_ != nullptr) {
+    AMUR_CHECK(!residual.defined(), "{}: gated norms stand behind the residual sum", name_);
+    const TensorView normed = scratch.tensor(x.shape(), x.dtype());
+    const TensorView past = scratch.tensor(x.shape(), x.dtype());
+    ungated(context, x, normed, statistics);
+    gate_backward(gate_->value, dy, x, gate_->sink_scale, normed, past, flat_sink(*gate_),
+                  context.stream);
+    dy = normed;  // now the norm's share
+    residual = past;
+  }
   const double scale = gain_sink.defined()   ? gain_->sink_scale
                        : bias_sink.defined() ? bias_->sink_scale
                                              : 0;

@@ -16,7 +16,10 @@ struct NormStatistics {
 // keeping the output would cost as much memory as x.
 class Norm {
  public:
-  Norm(const ModelConfig& config, const std::string& name, ParameterSet& parameters);
+  // `<name>.gain`, `.bias` (LayerNorm); gated: `.gate` [1] too, the g of g norm(x) + (1 - g) x, 1
+  // at first.
+  Norm(const ModelConfig& config, const std::string& name, ParameterSet& parameters,
+       bool gated = false);
 
   NormStatistics statistics(ScratchScope& scratch, ConstTensorView x) const;
   // y may be x; fills the statistics.
@@ -34,12 +37,16 @@ class Norm {
   double& statistics_width() { return statistics_width_; }
 
  private:
+  void ungated(const Context& context, ConstTensorView x, TensorView y,
+               const NormStatistics& statistics) const;
+
   std::string name_;
   NormKind kind_;
   double eps_;
   double statistics_width_;
   Parameter* gain_;
   Parameter* bias_ = nullptr;
+  Parameter* gate_ = nullptr;
 };
 
 }  // namespace amur

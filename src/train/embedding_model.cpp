@@ -110,14 +110,15 @@ std::string EmbeddingModel::interchange_class(const ModelConfig& m) {
   if (m.layers == 0) return "a static embedding model (sentence-transformers StaticEmbedding)";
   const bool layer_norm = m.norm == NormKind::layer;
   if (m.norm_position == NormPosition::post && m.position == PositionKind::learned && layer_norm &&
-      m.activation == ActivationKind::gelu && m.bias)
+      m.activation == ActivationKind::gelu && m.bias && !m.norm_gate)
     return "a BERT encoder (transformers BertModel)";
   if (m.norm_position == NormPosition::pre && m.position == PositionKind::rotary && layer_norm &&
-      m.activation == ActivationKind::geglu && !m.bias)
+      m.activation == ActivationKind::geglu && !m.bias && m.rotary_size == 0)
     return "a ModernBERT encoder (transformers ModernBertModel)";
   return "none (the BERT class needs norm_position post, position learned, norm layer, activation "
-         "gelu, bias true; the ModernBERT class norm_position pre, position rotary, norm layer, "
-         "activation geglu, bias false; a static embedding model layers 0)";
+         "gelu, bias true, no norm_gate; the ModernBERT class norm_position pre, position rotary, "
+         "norm layer, "
+         "activation geglu, bias false, no rotary_size; a static embedding model layers 0)";
 }
 
 }  // namespace amur

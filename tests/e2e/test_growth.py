@@ -1,5 +1,6 @@
 """`amur widen`: the same embeddings, the same training, the same bits on any number of ranks."""
 import os
+import struct
 import subprocess
 
 import h5py
@@ -30,26 +31,32 @@ class Growth(support.EndToEnd):
     def tensors(self, name):
         return support.datasets(self.path(name), ("/model", "/optimizer"))
 
-    def test_widening_commutes_with_fifty_tiger_steps(self):
-        small = self.small(values=EXACT)
-        self.widen(small, "big.h5", *SIZES, "--split", "even", "--config", self.path("big.yaml"))
+    def commutes(self, name, values, steps):
+        """Trains 10 steps, widens, trains both on; returns the small checkpoint and the tensors of the large run."""
+        small, last = self.small(name, EXACT | values), 10 + steps
+        self.widen(small, f"{name}.h5", *SIZES, "--split", "even", "--config", self.path("big.yaml"))
         # The same training, of both.
-        self.train("small", self.settings | {"train.steps": 60})
-        self.train("big", {"train.steps": 60}, "--resume", "big.h5", config="big.yaml")
-        self.widen("small/checkpoints/step-00000060.h5", "expected.h5", *SIZES, "--split", "even")
+        self.train(name, self.settings | {"train.steps": last})
+        self.train(f"{name}_big", {"train.steps": last}, "--resume", f"{name}.h5", config="big.yaml")
+        self.widen(f"{name}/checkpoints/step-{last:08}.h5", "expected.h5", *SIZES, "--split", "even")
         expected = self.tensors("expected.h5")
-        found = self.tensors("big/checkpoints/step-00000060.h5")
+        found = self.tensors(f"{name}_big/checkpoints/step-{last:08}.h5")
         self.assertEqual(expected.keys(), found.keys())
-        moved = self.tensors("big.h5")
+        moved = self.tensors(f"{name}.h5")
         signs = 0
-        for name, value in expected.items():
-            value, other = np.asarray(value, float), np.asarray(found[name], float)
-            self.assertLessEqual(np.abs(value - other).max(), 1e-12, name)
-            if name.endswith("weight") and "momentum" in name:
+        for tensor, value in expected.items():
+            value, other = np.asarray(value, float), np.asarray(found[tensor], float)
+            self.assertLessEqual(np.abs(value - other).max(), 1e-12, tensor)
+            if "momentum" in tensor:
                 signs += np.sum(np.sign(value) != np.sign(other))
-            if name.startswith("/model/encoder.layers") and name.endswith("weight"):
-                self.assertGreater(np.abs(other - moved[name]).max(), 1e-5, name)
+            if tensor.startswith("/model/encoder.layers") and tensor.endswith("weight"):
+                self.assertGreater(np.abs(other - moved[tensor]).max(), 1e-5, tensor)
         self.assertEqual(signs, 0)
+        return small, found
+
+    def test_widening_commutes_with_fifty_tiger_steps(self):
+        self.commutes("post", {"model.norm_position": "post", "model.norm": "rms", "model.activation": "geglu"}, 10)
+        small, found = self.commutes("small", {}, 50)
 
         # What the comparison can see: a decay that does not follow the width, and noise.
         self.widen(small, "flat.h5", *SIZES, "--split", "even")
@@ -115,7 +122,7 @@ class Growth(support.EndToEnd):
         # coordinate, a ridge of 1e-3.
         compared = self.run_in("compare", small, "big.h5", "--json", ranks=2)
         self.assertEqual(compared.code, 0, compared)
-        self.assertLessEqual(compared.json()["largest_change"], 1e-5)
+        self.assertLessEqual(compared.json()["largest_change"], 1e-6)
         lineage = self.run_in("inspect", "big.h5", "--json", "--verify").json()["lineage"]
         self.assertEqual(lineage[0]["to"]["hidden"], 64)
         self.assertEqual(lineage[0]["proof"]["max_difference"], proof["max_difference"])
@@ -149,6 +156,80 @@ class Growth(support.EndToEnd):
         projection = "/model/encoder.projection.weight"
         trained = self.tensors("big/checkpoints/step-00000030.h5")
         self.assertEqual(trained[projection].tobytes(), self.tensors("big.h5")[projection].tobytes())
+
+    # Every optimizer goes on from its widened state, under any precision; together the cases grow
+    # every axis, and give the new configuration another schedule.
+    def test_every_optimizer_trains_on(self):
+        cases = (
+            ("lion", {"optimizer.kind": "lion", "optimizer.learning_rate": 0.0005, "model.norm_position": "post"},
+             (*SIZES, "--layers", 2), ["momentum"], 1e-5),
+            ("adamw", {"optimizer.kind": "adamw", "optimizer.learning_rate": 0.003, "model.position": "rotary",
+                       "model.activation": "swiglu"},
+             ("--head-size", 40, "--head-growth", "copies", "--heads", 3, "--ffn", 65), ["first_moment", "second_moment"],
+             1e-5),
+            ("tiger", {"train.precision": "bf16", "model.norm": "rms"},
+             ("--hidden", 72, "--positions", 40, "--layers", 3), ["momentum"], 1e-2))
+        for kind, values, sizes, slots, bound in cases:
+            with self.subTest(kind):
+                small = self.small(f"{kind}_small", values | {"model.dropout": 0, "model.word_dropout": 0})
+                self.widen(small, f"{kind}.h5", *sizes, "--split", "even", "--warmup-steps", 4, "--decay-steps", 8,
+                           "--config", self.path("big.yaml"))
+                self.train(f"{kind}_small", self.settings | {"train.steps": 14})
+                self.train(f"{kind}_big", {"train.steps": 18}, "--resume", f"{kind}.h5", config="big.yaml")
+                old = support.metrics(self.path(f"{kind}_small"))[10:]
+                new = support.metrics(self.path(f"{kind}_big"))
+                # The first loss is that of the small model, and the others fall with it.
+                self.assertLessEqual(abs(new[0]["loss"] - old[0]["loss"]), bound * old[0]["loss"])
+                self.assertLess(new[-1]["loss"], old[0]["loss"])
+                rates = [line["learning_rate"] / values.get("optimizer.learning_rate", 0.004) for line in new]
+                for rate, expected in zip(rates, (0.25, 0.5, 0.75, 1, 0.7625, 0.525, 0.2875, 0.05), strict=True):
+                    self.assertAlmostEqual(rate, expected, places=6)
+                before, grown = self.tensors(small), self.tensors(f"{kind}.h5")
+                after = self.tensors(f"{kind}_big/checkpoints/step-00000018.h5")
+                for slot in slots:
+                    name = f"/optimizer/{kind}/{slot}/encoder.layers.0.feed_forward.up.weight"
+                    self.assertGreater(np.abs(grown[name]).max(), 0)
+                    self.assertLess(before[name].size, grown[name].size)
+                    self.assertGreater(np.abs(after[name] - grown[name]).max(), 0)
+
+    # A vocabulary that begins with the old one: the same embeddings, and training goes on with it.
+    def test_a_larger_vocabulary(self):
+        small = self.small()
+        with h5py.File(self.path(small), "r") as file:
+            old = file["/tokenizer/sentencepiece"][()].tobytes()
+
+        def entry(piece, score):
+            text = piece.encode()
+            body = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", score)
+            return b"\x0a" + bytes([len(body)]) + body
+
+        def vocabulary(name, data):
+            with open(self.path(name), "wb") as out:
+                out.write(data)
+            return self.path(name)
+
+        larger = vocabulary("larger.model", old + entry("\u2581zyx", -9.0) + entry("\u2581wvu", -9.5))
+        self.widen(small, "big.h5", "--vocab", larger, "--ffn", 128, "--config", self.path("big.yaml"))
+        table = "/model/encoder.embeddings.tokens"
+        rows, more = self.tensors(small)[table], self.tensors("big.h5")[table]
+        self.assertEqual(len(more), len(rows) + 2)
+        self.assertEqual(more[: len(rows)].tobytes(), rows.tobytes())
+        self.assertGreater(np.abs(more[-1] - more[-2]).max(), 0)
+        texts = self.write("texts.txt", "\n".join(q for q, _ in support.pairs(20, seed=3)) + "\nzyx wvu\n")
+        found = []
+        for name in (small, "big.h5"):
+            out = self.path("rows.npy")
+            self.assertEqual(self.run_in("embed", name, "--input", texts, "--output", out).code, 0)
+            found.append(np.load(out))
+        difference = np.abs(found[0] - found[1]).max(axis=1)
+        self.assertLessEqual(difference[:-1].max(), 5e-6)
+        self.assertGreater(difference[-1], 1e-3)  # it has words of its own now
+        # Another vocabulary is none that the table could belong to.
+        changed = bytearray(old)
+        changed[changed.find("\u2581".encode(), 100) + 3] ^= 1
+        self.refuses(self.widen(small, "no.h5", "--vocab", vocabulary("changed.model", bytes(changed)), code=2), 2,
+                     "begins with all the old tokens")
+        self.train("big", {"train.steps": 14}, "--resume", "big.h5", config="big.yaml")
 
     def test_what_cannot_be_exact(self):
         small = self.small(steps=2)

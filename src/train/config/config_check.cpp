@@ -39,6 +39,12 @@ class Checker {
                "rotary positions turn pairs of numbers, but a head has {}; make "
                "model.head_size even",
                m.head_size ? m.head_size : m.hidden / m.heads);
+      const int64_t head = m.head_size ? m.head_size : m.hidden / m.heads;
+      if (m.rotary_size % 2 != 0 || m.rotary_size > head)
+        report("model.rotary_size", "{}: an even number, at most the {} of a head, or 0",
+               m.rotary_size, head);
+      if (m.norm_gate && m.norm_position == NormPosition::pre)
+        report("model.norm_gate", "true is for model.norm_position post, which is pre");
       if (m.position == PositionKind::sinusoidal && m.hidden % 2 != 0)
         report("model.position", "sinusoidal positions need an even model.hidden, which is {}",
                m.hidden);

@@ -207,6 +207,10 @@ void declare_model(Group& group) {
             {{"pre", NormPosition::pre}, {"post", NormPosition::post}},
             "norm before each block or after its residual sum", kFixed);
   key.real("norm_eps", &M::norm_eps, inside(0, 1), "added to the variance in norms", kFixed);
+  key.flag("norm_gate", &M::norm_gate,
+           "post: a norm behind a block gives g norm(x) + (1 - g) x, g learned and 1 at first; for "
+           "growth in depth",
+           kFixed);
   key.words("position", &M::position,
             {{"learned", PositionKind::learned},
              {"sinusoidal", PositionKind::sinusoidal},
@@ -214,6 +218,9 @@ void declare_model(Group& group) {
              {"none", PositionKind::none}},
             "how positions enter", kFixed);
   key.real("rotary_base", &M::rotary_base, above(1), "base of the rotary frequencies", kFixed);
+  key.whole("rotary_size", &M::rotary_size, between(0, 1024),
+            "elements of a head behind which the rotary frequencies repeat; 0: the head's size",
+            kFixed);
   key.words("pooling", &M::pooling, {{"mean", PoolingKind::mean}, {"cls", PoolingKind::cls}},
             "embedding of a text: mean over its tokens, or its first token", kFixed);
   key.whole("projection", &M::projection, between(0, 65536),

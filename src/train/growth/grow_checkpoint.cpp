@@ -293,6 +293,7 @@ std::string ancestor_text(const std::string& source, const Growth& growth, int64
          {"split", split_name(growth.options().split)},
          {"seed", growth.options().seed}};
   if (growth.options().split == GrowthSplit::noise) j["noise_db"] = growth.options().noise_db;
+  if (growth.options().head_growth == HeadGrowth::copies) j["head_growth"] = "copies";
   if (growth.options().old_statistics) j["old_statistics"] = true;
   j["fixed_projection"] = growth.to().projection != growth.from().projection;
   return j.dump();

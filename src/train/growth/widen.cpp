@@ -137,7 +137,9 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
   content.ancestor = ancestor_text(options.input, growth, info.step, result.parameters_before,
                                    result.parameters_after);
   content.info = std::move(info);
-  content.info.config_yaml = to_yaml(grown_config(saved, growth));
+  Config written = grown_config(saved, growth);
+  apply(options.schedule, content.info.step, written);
+  content.info.config_yaml = to_yaml(written);
   if (vocabulary) content.info.tokenizer = {{vocabulary->kind(), vocabulary->serialised()}};
   content.file.compression = static_cast<int>(saved.checkpoint.compression);
   content.file.chunk_bytes = saved.checkpoint.chunk_size;

@@ -9,6 +9,7 @@
 #include "comm/process_grid.h"
 #include "src/model/growth.h"
 #include "src/train/growth/growth_proof.h"
+#include "src/train/growth/growth_schedule.h"
 
 namespace amur {
 
@@ -20,6 +21,7 @@ struct WidenOptions {
   std::string config_output;  // where the new configuration is written too; empty: nowhere
   std::string vocabulary;     // SentencePiece model whose first pieces are the checkpoint's
   GrowthOptions growth;
+  GrowthSchedule schedule;
   bool plan_only = false;
   bool prove = true;
   int64_t proof_ranks = 0;  // that share a model for the proof; 0: as few as memory allows

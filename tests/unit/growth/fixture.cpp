@@ -20,8 +20,10 @@ ModelConfig small_config() {
   return c;
 }
 
-TestChunk probe_chunk(const ModelConfig& config) {
-  return TestChunk({{1, 3}, {2, 1}, {3, 12}, {4, 7}, {5, 5}}, config.vocab);
+TestChunk probe_chunk(const ModelConfig& config, int which) {
+  const uint64_t first = 1 + 5 * static_cast<uint64_t>(which);
+  return TestChunk({{first, 3}, {first + 1, 1}, {first + 2, 12}, {first + 3, 7}, {first + 4, 5}},
+                   config.vocab);
 }
 
 Config config_of(const ModelConfig& model) {
@@ -44,9 +46,28 @@ TestModel::TestModel(const Growth& growth, TestModel& from)
   widen_model(growth, from.model, model);
 }
 
+TestModel::TestModel(TestModel& whole, Communicator& tp)
+    : config(whole.config),
+      model(config, precision_of(whole.model.dtype()), &tp),
+      bench_(whole.model.dtype()) {
+  for (size_t i = 0; i < model.parameters().size(); ++i) {
+    Parameter& p = model.parameters()[i];
+    const ConstTensorView values = whole.model.parameters()[i].value;
+    for_each_element(slab_of(p, tp.rank(), tp.size()), p.global_shape(),
+                     [&](int64_t to, int64_t at) { set(p.value, to, get(values, at)); });
+  }
+  model.set_constants(whole.model.constants());
+}
+
+Context TestModel::context(const TestChunk& chunk, bool keep) {
+  Context c = bench_.context(chunk, false, keep);
+  c.tp = model.tp();
+  return c;
+}
+
 std::vector<double> TestModel::forward(const TestChunk& chunk, int tower) {
   Tensor h({chunk.view().sequences(), model.embedding_size()}, model.parameters_dtype());
-  model.tower(tower).forward(bench_.context(chunk, false, false), h);
+  model.tower(tower).forward(context(chunk, false), h);
   return to_doubles(h);
 }
 
@@ -58,7 +79,7 @@ void TestModel::backward(const TestChunk& chunk) {
     p.sink_scale = 1;
   }
   const Shape shape = {chunk.view().sequences(), model.embedding_size()};
-  const Context context = bench_.context(chunk, false, true);
+  const Context context = this->context(chunk, true);
   Tensor h(shape, model.parameters_dtype());
   model.tower(0).forward(context, h);
   const Tensor weights = random_tensor(shape, model.parameters_dtype(), 77);

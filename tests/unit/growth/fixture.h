@@ -12,14 +12,15 @@ namespace amur::test {
 // 2 layers, width 24, 4 heads of 6, feed-forward 40, projection 10: that of the numerical checks
 // behind docs/growth.md, with eps large enough to matter.
 ModelConfig small_config();
-// Texts of one token and of as many as there are positions.
-TestChunk probe_chunk(const ModelConfig& config);
+// Texts of one token and of as many as there are positions; others for another number.
+TestChunk probe_chunk(const ModelConfig& config, int which = 0);
 
 // A model with parameters from counters.
 class TestModel {
  public:
   TestModel(const ModelConfig& config, DType dtype);
   TestModel(const Growth& growth, TestModel& from);  // grown
+  TestModel(TestModel& whole, Communicator& tp);     // the same, shared by a group
   TestModel(const TestModel&) = delete;              // modules refer to its parameters
   // h [S, e] of the tower, not normalised.
   std::vector<double> forward(const TestChunk& chunk, int tower = 0);
@@ -31,6 +32,8 @@ class TestModel {
   std::vector<Tensor> sinks;
 
  private:
+  Context context(const TestChunk& chunk, bool keep);
+
   Bench bench_;  // stacks and contexts
 };
 

@@ -22,8 +22,9 @@ Tensor cut(ConstTensorView whole, const Slab& slab) {
   return part;
 }
 
+// `more`: elements of the old tensor that a part may need beyond its own.
 void expect_parts_of_the_whole(const std::string& what, const ModelConfig& config,
-                               const GrowthOptions& options) {
+                               const GrowthOptions& options, int64_t more = 0) {
   TestModel from(config, DType::f32);
   const Growth growth(config, options);
   TestModel to(growth, from);
@@ -50,7 +51,8 @@ void expect_parts_of_the_whole(const std::string& what, const ModelConfig& confi
     for (const GrowthBlock& block : blocks) {
       const int64_t row = block.to.count.elements() / std::max<int64_t>(block.to.count[0], 1);
       EXPECT_LE(block.to.count.elements(), std::max({kElements, row, p.fan_in()})) << p.name;
-      EXPECT_LE(block.from.count.elements(), block.to.count.elements()) << what << " " << p.name;
+      EXPECT_LE(block.from.count.elements(), block.to.count.elements() + more)
+          << what << " " << p.name;
       const Tensor part = source ? cut(old, block.from) : Tensor();
       Tensor values(block.to.count, DType::f32), state(block.to.count, DType::f32);
       growth.widen_moment_block(rule, source, block, part, 2, p, state);
@@ -85,7 +87,14 @@ TEST(GrowthBlocks, AreThePartsOfTheWhole) {
     options.split = split;
     expect_parts_of_the_whole(fmt::format("split {}", static_cast<int>(split)), config, options);
   }
+  options.head_growth = HeadGrowth::copies;
+  expect_parts_of_the_whole("copies inside heads", config, options);
+  // Pairs begin again inside a head.
   config.position = PositionKind::rotary;
+  expect_parts_of_the_whole("copies of pairs", config, options, config.head_size * config.hidden);
+  options.head_growth = HeadGrowth::extend;
+  config.norm_position = NormPosition::post;
+  expect_parts_of_the_whole("post-norm", config, options);
   config.norm = NormKind::rms;
   config.activation = ActivationKind::swiglu;
   config.projection = 0;

@@ -144,19 +144,20 @@ TEST_P(AttentionTest, EmptyAndThreads) {
 TEST_P(AttentionTest, RotaryMatchesTheDefinitionAndTurnsBack) {
   const Sequences sequences({1, 9, 40});
   const int64_t tokens = sequences.tokens(), heads = 3;
-  for (const int64_t size : {2, 6, 32, 64}) {
+  for (const auto& [size, period] :
+       {std::pair<int64_t, int64_t>{2, 2}, {6, 6}, {32, 32}, {64, 64}, {64, 16}, {14, 6}}) {
     const Tensor before = random_tensor({tokens, 3, heads, size}, dtype(), 1);
     Tensor qkv({tokens, 3, heads, size}, dtype());
     copy(qkv, before);
-    rotary(sequences.packed, 10000, false, qkv);
+    rotary(sequences.packed, 10000, period, false, qkv);
     Doubles expected = to_doubles(before);
     for (size_t s = 0; s < sequences.count(); ++s) {
       for (int64_t t = sequences.starts[s]; t < sequences.starts[s + 1]; ++t) {
         for (int64_t h = 0; h < 2 * heads; ++h) {
           for (int64_t j = 0; j < size / 2; ++j) {
-            const double angle =
-                static_cast<double>(t - sequences.starts[s]) *
-                std::pow(10000.0, -2.0 * static_cast<double>(j) / static_cast<double>(size));
+            const double angle = static_cast<double>(t - sequences.starts[s]) *
+                                 std::pow(10000.0, -2.0 * static_cast<double>(j % (period / 2)) /
+                                                       static_cast<double>(period));
             double& x = expected[static_cast<size_t>((t * 3 * heads + h) * size + j)];
             double& y = expected[static_cast<size_t>((t * 3 * heads + h) * size + j + size / 2)];
             const double rotated = x * std::cos(angle) - y * std::sin(angle);
@@ -167,7 +168,7 @@ TEST_P(AttentionTest, RotaryMatchesTheDefinitionAndTurnsBack) {
       }
     }
     expect_near(qkv, expected, 4 * rounding(dtype()), "rotated");
-    rotary(sequences.packed, 10000, true, qkv);
+    rotary(sequences.packed, 10000, period, true, qkv);
     expect_near(qkv, to_doubles(before), 8 * rounding(dtype()), "turned back");
   }
 }
@@ -202,7 +203,7 @@ TEST(AttentionErrors, WrongBoundariesAreRefused) {
          lse({8, 1}, DType::f32);
   EXPECT_THROW(attention_forward(sequences.packed, qkv, 1, kNoDropout, o, lse), InternalError);
   Tensor odd = Tensor::zeros({7, 3, 1, 3}, DType::f32);
-  EXPECT_THROW(rotary(sequences.packed, 10000, false, odd), InternalError);
+  EXPECT_THROW(rotary(sequences.packed, 10000, 4, false, odd), InternalError);
   PackedSequences no_keys = sequences.packed;
   no_keys.dropout_keys = {};
   Tensor fitting = Tensor::zeros({7, 3, 1, 4}, DType::f32), o7({7, 1, 4}, DType::f32),

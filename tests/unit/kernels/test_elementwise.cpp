@@ -24,6 +24,33 @@ TEST_P(ElementwiseTest, AxpyAndScale) {
   }
 }
 
+TEST_P(ElementwiseTest, Gate) {
+  for (const int64_t n : {0, 1, 15, 16, 1000, 70001}) {
+    const Tensor x = random_tensor({n}, dtype(), 1), dy = random_tensor({n}, dtype(), 2);
+    Tensor y = random_tensor({n}, dtype(), 3), dx({n}, dtype());
+    const Tensor gate = filled({1}, parameter(), 0.25);
+    const Doubles in = to_doubles(x), d = to_doubles(dy);
+    Doubles expected = to_doubles(y);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] = 0.25 * expected[i] + 0.75 * in[i];
+    gate_forward(gate, x, y);
+    expect_near(y, expected, 2 * rounding(dtype()), "forward");
+
+    const Doubles out = to_doubles(y);
+    Doubles through(d), past(d);
+    double sum = 0;
+    for (size_t i = 0; i < d.size(); ++i) {
+      sum += d[i] * (out[i] - in[i]);
+      through[i] *= 0.25;
+      past[i] *= 0.75;
+    }
+    Tensor sink = filled({1}, parameter(), 3);
+    gate_backward(gate, dy, x, 0.5, y, dx, sink);
+    expect_near(y, through, rounding(dtype()), "through the norm");
+    expect_near(dx, past, rounding(dtype()), "past it");
+    expect_near(sink, {3 + 0.5 * sum}, 2 * rounding(parameter()), "gate");
+  }
+}
+
 TEST_P(ElementwiseTest, Cast) {
   const Tensor from = random_tensor({1003}, dtype(), 1);
   for (const DType to : {DType::f32, DType::bf16, DType::f64}) {

@@ -391,6 +391,10 @@ TEST(Encoder, RefusesOptionsThatDoNotFit) {
               c.position = PositionKind::rotary, c.head_size = 5;
             }).find("model.head_size"),
             std::string::npos);
+  EXPECT_NE(message([](ModelConfig& c) { c.rotary_size = 6, c.head_size = 4; }).find("rotary_size"),
+            std::string::npos);
+  EXPECT_NE(message([](ModelConfig& c) { c.norm_gate = true; }).find("model.norm_gate"),
+            std::string::npos);
   EXPECT_NE(message([](ModelConfig& c) { c.bias = false, c.key_bias = true; }).find("key_bias"),
             std::string::npos);
   // A static model has no heads to fit.

@@ -91,6 +91,23 @@ TEST(EncoderGradientEdge, StaticModelAndOtherDepths) {
         }
 }
 
+// What growth leaves behind: gates on norms, at any value, and frequencies that repeat.
+TEST(EncoderGradientEdge, GatedNormsAndRepeatedFrequencies) {
+  for (const NormKind norm : {NormKind::layer, NormKind::rms})
+    for (double dropout : {0.0, 0.2}) {
+      ModelConfig config = tiny_config();
+      config.norm = norm;
+      config.norm_position = NormPosition::post;
+      config.norm_gate = true;
+      config.position = PositionKind::rotary;
+      config.head_size = 6;
+      config.rotary_size = 4;
+      config.dropout = dropout;
+      std::string worst;
+      EXPECT_LT(error_of(config, &worst), kBound) << worst << ": " << describe(config);
+    }
+}
+
 // The check sees an error of one part in a million, in any one tensor.
 TEST(EncoderGradientEdge, TheCheckSeesAWrongGradient) {
   const ModelConfig config = tiny_config();
