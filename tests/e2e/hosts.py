@@ -135,6 +135,10 @@ class OnHosts(support.EndToEnd):
 
         support.wait_until(reached, limit, pause=0.05)
 
+    def wait_for_checkpoint(self, name, limit=60):
+        """Until the run folder, which has steps, has a complete checkpoint."""
+        support.wait_until(lambda: support.checkpoints(self.path(name)), limit, pause=0.05)
+
     def gone(self):
         """No process of amur is left on any host."""
         support.wait_until(lambda: not self.processes("amur"), 15)

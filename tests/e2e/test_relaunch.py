@@ -24,6 +24,7 @@ class Relaunch(hosts.OnHosts):
         self.on_hosts("rate", "8mbit")
         job = self.spawn(self.hosts[0], self.command(self.hosts[1:], "run", values), **KEEPALIVE)
         self.wait_for_step("run", 8, job)
+        self.wait_for_checkpoint("run")
         victim = self.hosts[1]
         self.assertEqual(self.ranks()[0][1], victim)
         self.on_hosts("kill", victim)

@@ -113,6 +113,7 @@ class Slurm(hosts.OnHosts):
         values = VALUES | {"train.steps": steps, "checkpoint.every_steps": 5}
         job, log = self.submit("dead", values, "--nodes", "2-4", "--time", "10")
         self.wait_for_step("dead", 8)
+        self.wait_for_checkpoint("dead")
         victim = self.nodes[2]
         self.on_hosts("kill", victim)
         killed = time.monotonic()
@@ -141,6 +142,7 @@ class Slurm(hosts.OnHosts):
         values = VALUES | {"train.steps": steps, "checkpoint.every_steps": 3}
         job, log = self.submit("orphan", values, "--nodes", "2-4", "--time", "10")
         self.wait_for_step("orphan", 7)
+        self.wait_for_checkpoint("orphan")
         self.slurm("sbatch", "--partition=urgent", "--nodes=4", "--ntasks-per-node=2",
                    "--output=/dev/null", "--wrap", "sleep 1")
         self.wait_for(job, log, lambda: f"job {job}, start 1, on" in self.log(log))
