@@ -8,8 +8,10 @@ import sys
 import support
 
 LAYERS = (1, 2, 4)
-# Few and short texts, so that activations are small beside the parameters of a layer.
-BASE = {"parallel.threads": 1, "model.hidden": 768, "model.heads": 12, "model.ffn": 3072,
+# Few and short texts, so that activations are small beside the parameters of a layer; no copy for
+# checkpoints beside the training, which takes as much again.
+BASE = {"parallel.threads": 1, "checkpoint.async": "off",
+        "model.hidden": 768, "model.heads": 12, "model.ffn": 3072,
         "train.steps": 4, "train.batch_size": 4, "train.activation_budget": "0",
         "checkpoint.every_steps": 2, "checkpoint.keep": 1, "data.eval_limit": 4}
 
