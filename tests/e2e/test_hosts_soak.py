@@ -83,9 +83,15 @@ class Lane:
                                    stdout=messages, stderr=messages, start_new_session=True,
                                    env=test.environment | KEEPALIVE)
             test.addCleanup(job.kill)
-            self.meet(job, kind, victim, in_write, wait, writes, stale)
+            failure = None
+            try:
+                self.meet(job, kind, victim, in_write, wait, writes, stale)
+            except AssertionError as e:
+                failure = e
             messages.seek(0)
             said = messages.read()
+        test.assertIsNone(failure, f"{self.run}, {kind} of rank {victim}: {failure}\n"
+                                   f"{self.processes()}\n{said}")
         test.assertNotEqual(job.returncode, 0, said)
         self.inside_write += bool(self.writes() - stale)
         if before and "resumed from" in said:
