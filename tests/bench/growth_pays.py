@@ -39,6 +39,7 @@ class Plan:
     data: dict
     small: dict
     large: dict
+    thin: dict       # as wide as the large one, with small layers
     vocabulary: int
     batch: int
     rate: float
@@ -56,13 +57,15 @@ WORDNET = Data("{format: wordnet}", "lower_case: true", 96, 0.1)
 DICTIONARY = Data("{format: trans-de-en, all_alternatives: true}", "", 64, 0.05)
 FULL = Plan(data={"wordnet": WORDNET, "trans-de-en": DICTIONARY},
             small={"hidden": 64, "heads": 2, "ffn": 256}, large={"hidden": 128, "heads": 4, "ffn": 512},
+            thin={"hidden": 128, "heads": 1, "head_size": 32, "ffn": 64},
             vocabulary=8000, batch=512, rate=0.005, steps=600, warmup=50, every=25, held_out=3000,
             main_data=("wordnet", "trans-de-en"), ablation_data="wordnet", seeds=(1, 2, 3),
-            ablation_seeds=(1, 2))
+            ablation_seeds=(1,))
 # For the test: two files of pairs in the folder.
 TINY = dataclasses.replace(
     FULL, data={"pairs": Data("{format: tsv, path: pairs.tsv, eval_path: eval.tsv}")},
     small={"hidden": 16, "heads": 1, "ffn": 32}, large={"hidden": 32, "heads": 2, "ffn": 64},
+    thin={},
     vocabulary=300, batch=32, steps=12, warmup=2, every=3, held_out=60, main_data=("pairs",),
     ablation_data="pairs", seeds=(1,), ablation_seeds=())
 PLANS = {"full": FULL, "tiny": TINY}
@@ -91,66 +94,72 @@ class Run:
         return self.name.split("/")[2]
 
 
-def cosine_points(begin, warmup, end, before=None):
-    """Points of a cosine from step `begin` to `end`, behind a warm-up from 0 or, without one, from
-    the factor `before`: the shape of a run that starts anew."""
+def cosine_points(begin, warmup, end, top):
+    """Points of a cosine that falls from `top` at step `begin` to 0.05 at `end`, behind a warm-up
+    from 0 if there is one."""
     points = {begin - 1: 0.0} if warmup else {}
-    top, start = (1.0, begin + warmup) if warmup else (before, begin)
     for i in range(9):
         share = i / 8
         factor = 0.05 + (top - 0.05) * 0.5 * (1 + math.cos(math.pi * share))
-        points[round(start + share * (end - start))] = round(factor, 4)
+        points[round(begin + warmup + share * (end - begin - warmup))] = round(factor, 4)
     return tuple(points.items())
 
 
-def cosine_factor(plan, step):
-    share = (step - plan.warmup) / (plan.steps - plan.warmup)
+def cosine_factor(plan, step, steps):
+    """Factor of the rate at a step of the plan's cosine over so many steps."""
+    share = (step - plan.warmup) / (steps - plan.warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def runs_of(plan):
-    """All runs, those first that others need, the main comparison before the ablations."""
-    total, third = plan.steps, plan.steps // 3
-    rewarm = max(1, total // 20)
-    sooner = total * 3 // 4
+    """All runs, those first that others need, the main comparison before the ablations.
+
+    The large model has T steps. The small one and what grows from it have a schedule of 4/3 T.
+    """
+    total, long = plan.steps, plan.steps * 4 // 3
+    half, two_thirds = total // 2, total * 2 // 3
     runs = {}
 
-    def fresh(data, seed, label, size, steps=total, schedule_steps=total, judged=True):
-        run = Run(f"{data}/{seed}/{label}", data, seed, size, steps, (), schedule_steps,
+    def fresh(data, seed, label, size, steps, judged=False):
+        run = Run(f"{data}/{seed}/{label}", data, seed, size, steps, (), steps,
                   checkpoints=total // 12, judged=judged)
         runs[run.name] = run
-        return run
 
-    def grown(data, seed, label, moment, steps, schedule, *options, parent="small", judged=False):
-        run = Run(f"{data}/{seed}/{label}", data, seed, plan.large, steps, schedule, total,
-                  f"{data}/{seed}/{parent}", moment, options, checkpoints=total // 12, judged=judged)
+    def grown(data, seed, label, moment, steps=long, schedule=(), split=(), parent="small",
+              schedule_steps=long, judged=False):
+        run = Run(f"{data}/{seed}/{label}", data, seed, plan.large, steps, schedule, schedule_steps,
+                  f"{data}/{seed}/{parent}", moment, split, checkpoints=total // 12, judged=judged)
         runs[run.name] = run
 
     for seed in plan.seeds:
         for data in plan.main_data:
-            fresh(data, seed, "large", plan.large)
-            fresh(data, seed, "small", plan.small)
-            grown(data, seed, "grown, decay sooner", third, sooner,
-                  cosine_points(third, rewarm, sooner), judged=True)
-            grown(data, seed, "grown, same schedule", third, total, (), judged=True)
+            fresh(data, seed, "large", plan.large, total, judged=True)
+            fresh(data, seed, "small", plan.small, long, judged=True)
+            grown(data, seed, f"grown at {total}", total, judged=True)
+            grown(data, seed, f"grown at {two_thirds}", two_thirds, judged=True)
     data = plan.ablation_data
     for seed in plan.ablation_seeds:
-        again = cosine_points(third, rewarm, sooner)
-        for split in (("even",), ("uneven",), ("noise", "--noise-db", "20"),
-                      ("noise", "--noise-db", "0")):
-            name = "split even" if split == ("even",) else \
-                   "split uneven" if split == ("uneven",) else f"noise {split[2]} dB"
-            grown(data, seed, name, third, sooner, again, "--split", *split)
-        sixth, half = total // 6, total // 2
-        grown(data, seed, f"grown at {sixth}", sixth, sooner, cosine_points(sixth, rewarm, sooner))
-        grown(data, seed, f"grown at {half}", half, sooner, cosine_points(half, rewarm, sooner))
-        grown(data, seed, "decay sooner, no warm-up", third, sooner,
-              cosine_points(third, 0, sooner, cosine_factor(plan, third)))
-        soonest = total * 3 // 5
-        grown(data, seed, "decay soonest", third, soonest, cosine_points(third, rewarm, soonest))
-        fresh(data, seed, "small, own schedule", plan.small, third, third, judged=False)
-        grown(data, seed, "small decayed first", third, sooner, again, parent="small, own schedule")
-        grown(data, seed, f"grown at {half}, same schedule", half, total, ())
+        for label, *split in (("split even", "--split", "even"), ("noise 0 dB", "--noise-db", "0"),
+                              ("noise -6 dB", "--noise-db=-6"), ("noise 20 dB", "--noise-db", "20"),
+                              ("split uneven", "--split", "uneven")):
+            grown(data, seed, f"grown at {total}, {label}", total, split=tuple(split))
+        factor, rewarm = cosine_factor(plan, total, long), max(1, total // 20)
+        for label, end, warmup, top in (("warm-up to the full rate", long, rewarm, 1),
+                                        ("warm-up to half the rate", long, rewarm, 0.5),
+                                        ("decay sooner", total + total // 4, 0, factor),
+                                        ("decay later", total + half, 0, factor)):
+            grown(data, seed, f"grown at {total}, {label}", total, end,
+                  cosine_points(total, warmup, end, top))
+        grown(data, seed, f"grown at {half}", half)
+        grown(data, seed, f"grown at {total + total // 6}", total + total // 6)
+        fresh(data, seed, f"small, {total} steps", plan.small, total)
+        grown(data, seed, f"grown at {total}, small one decayed first, warm-up to the full rate", total,
+              long, cosine_points(total, rewarm, long, 1), parent=f"small, {total} steps")
+        grown(data, seed, f"grown at {total // 3}, schedule of {total} steps", total // 3, total,
+              parent=f"small, {total} steps", schedule_steps=total)
+        equal = total * 7 // 12
+        fresh(data, seed, f"large, {equal} steps", plan.large, equal)
+        fresh(data, seed, "large width, one head, small feed-forward", plan.thin, total)
     return runs
 
 
@@ -227,9 +236,14 @@ class Workshop:
         return path
 
     def write_config(self, run, vocabulary):
-        os.makedirs(os.path.dirname(self.run_dir(run.name)), exist_ok=True)
-        with open(self.run_dir(run.name) + ".yaml", "w", encoding="utf-8") as out:
-            out.write(config_of(self.plan, run, vocabulary))
+        path, text = self.run_dir(run.name) + ".yaml", config_of(self.plan, run, vocabulary)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                if file.read() != text:
+                    raise RuntimeError(f"{path}: begun with another configuration; remove the run")
+        with open(path, "w", encoding="utf-8") as out:
+            out.write(text)
 
     def done(self, run):
         return os.path.exists(self.run_dir(run.name) + ".json")

@@ -13,23 +13,28 @@ sys.path.insert(0, BENCH)
 import growth_pays  # noqa: E402
 import growth_report  # noqa: E402
 
-LARGE, SMALL, GROWN = "pairs/1/large", "pairs/1/small", "pairs/1/grown, same schedule"
+LARGE, SMALL, GROWN = "pairs/1/large", "pairs/1/small", "pairs/1/grown at 8"
 
 
 class GrowthPays(support.EndToEnd):
-    def bench(self, *args):
+    def bench(self, *args, code=0):
         done = subprocess.run([sys.executable, os.path.join(BENCH, "growth_pays.py"), *args],
                               cwd=self.folder, capture_output=True, text=True, check=False)
-        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        return done.stdout
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        return done.stdout if code == 0 else done.stderr
 
     def test_runs_and_report(self):
         run = ("run", support.PROGRAM, self.folder, "--plan", "tiny")
         self.assertEqual(self.bench(*run).count("done: "), 4)
         # What is there is not made again; what is missing is, and gives the same.
-        grown = self.path("pairs", "1", "grown-same-schedule")
+        grown = self.path("pairs", "1", "grown-at-8")
         before = support.columns(grown)
         os.remove(grown + ".json")
+        with open(grown + ".yaml", encoding="utf-8") as file:
+            config = file.read()
+        self.write(grown + ".yaml", config.replace("0.005", "0.004"))
+        self.assertIn("another configuration", self.bench(*run, code=1))
+        self.write(grown + ".yaml", config)
         self.assertEqual(self.bench(*run), f"done: {GROWN}, 0 left\n")
         self.assertEqual(support.columns(grown), before)
 
@@ -39,17 +44,18 @@ class GrowthPays(support.EndToEnd):
             rows = {row["name"]: row for row in json.load(file)["runs"]}
         self.assertEqual(len(rows), 4)
         flops = {name: [line["model_flops"] for line in support.metrics(self.path("pairs", "1", name))]
-                 for name in ("large", "small", "grown-same-schedule")}
+                 for name in ("large", "small", "grown-at-8")}
         self.assertAlmostEqual(rows[LARGE]["final_flops"], sum(flops["large"]))
-        # Four small steps, eight large ones: on the same samples, and all of them counted.
+        # Eight small steps, eight large ones: all of them counted, and on the same samples.
         self.assertAlmostEqual(rows[GROWN]["final_flops"],
-                               sum(flops["small"][:4]) + sum(flops["large"][4:]))
+                               sum(flops["small"][:8]) + sum(flops["grown-at-8"]))
+        self.assertEqual(flops["grown-at-8"][:4], flops["large"][8:])
         self.assertLessEqual(rows[GROWN]["max_cosine_difference"], 5e-6)
         self.assertEqual(rows[LARGE]["flops_saved"], 0)
         with open(os.path.join(out, "growth.md"), encoding="utf-8") as file:
             text = file.read()
-        self.assertEqual(text.count("| pairs | grown, same schedule |"), 2)
-        for name, lines in (("growth-pairs.svg", 4), ("growth-pairs-loss.svg", 4)):
+        self.assertEqual(text.count("| pairs | grown at 8 |"), 2)
+        for name, lines in (("growth-pairs.svg", 4), ("growth-pairs-loss.svg", 3)):
             root = xml.etree.ElementTree.parse(os.path.join(out, name)).getroot()
             self.assertEqual(len(root.findall("{*}polyline")), lines)
 
@@ -92,7 +98,7 @@ class GrowthPays(support.EndToEnd):
 
     def test_schedules(self):
         """The points of a schedule follow the cosine of a run from scratch."""
-        points = growth_pays.cosine_points(200, 30, 450)
+        points = growth_pays.cosine_points(200, 30, 450, 1)
         self.assertEqual(points[0], (199, 0.0))
         self.assertEqual(points[1], (230, 1.0))
         self.assertEqual(points[-1], (450, 0.05))
