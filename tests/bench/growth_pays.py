@@ -58,7 +58,7 @@ DICTIONARY = Data("{format: trans-de-en, all_alternatives: true}", "", 64, 0.05)
 FULL = Plan(data={"wordnet": WORDNET, "trans-de-en": DICTIONARY},
             small={"hidden": 64, "heads": 2, "ffn": 256}, large={"hidden": 128, "heads": 4, "ffn": 512},
             thin={"hidden": 128, "heads": 1, "head_size": 32, "ffn": 64},
-            vocabulary=8000, batch=512, rate=0.005, steps=600, warmup=50, every=25, held_out=3000,
+            vocabulary=8000, batch=512, rate=0.005, steps=600, warmup=50, every=50, held_out=3000,
             main_data=("wordnet", "trans-de-en"), ablation_data="wordnet", seeds=(1, 2, 3),
             ablation_seeds=(1,))
 # For the test: two files of pairs in the folder.
@@ -117,7 +117,7 @@ def runs_of(plan):
     The large model has T steps. The small one and what grows from it have a schedule of 4/3 T.
     """
     total, long = plan.steps, plan.steps * 4 // 3
-    half, two_thirds = total // 2, total * 2 // 3
+    two_thirds = total * 2 // 3
     runs = {}
 
     def fresh(data, seed, label, size, steps, judged=False):
@@ -126,8 +126,8 @@ def runs_of(plan):
         runs[run.name] = run
 
     def grown(data, seed, label, moment, steps=long, schedule=(), split=(), parent="small",
-              schedule_steps=long, judged=False):
-        run = Run(f"{data}/{seed}/{label}", data, seed, plan.large, steps, schedule, schedule_steps,
+              schedule_steps=long, size=plan.large, judged=False):
+        run = Run(f"{data}/{seed}/{label}", data, seed, size, steps, schedule, schedule_steps,
                   f"{data}/{seed}/{parent}", moment, split, checkpoints=total // 12, judged=judged)
         runs[run.name] = run
 
@@ -135,23 +135,21 @@ def runs_of(plan):
         for data in plan.main_data:
             fresh(data, seed, "large", plan.large, total, judged=True)
             fresh(data, seed, "small", plan.small, long, judged=True)
-            grown(data, seed, f"grown at {total}", total, judged=True)
             grown(data, seed, f"grown at {two_thirds}", two_thirds, judged=True)
-    data = plan.ablation_data
+    data, at = plan.ablation_data, f"grown at {two_thirds}"
     for seed in plan.ablation_seeds:
-        for label, *split in (("split even", "--split", "even"), ("noise 0 dB", "--noise-db", "0"),
-                              ("noise -6 dB", "--noise-db=-6"), ("noise 20 dB", "--noise-db", "20"),
-                              ("split uneven", "--split", "uneven")):
-            grown(data, seed, f"grown at {total}, {label}", total, split=tuple(split))
-        factor, rewarm = cosine_factor(plan, total, long), max(1, total // 20)
+        for label, *split in (("noise 0 dB", "--noise-db", "0"), ("noise -6 dB", "--noise-db=-6"),
+                              ("split uneven", "--split", "uneven"), ("split even", "--split", "even")):
+            grown(data, seed, f"{at}, {label}", two_thirds, split=tuple(split))
+        odd = plan.large | {"hidden": plan.large["hidden"] - 1}
+        grown(data, seed, f"{at}, new coordinates 0", two_thirds, split=("--old-statistics",), size=odd)
+        factor, rewarm = cosine_factor(plan, two_thirds, long), max(1, total // 20)
         for label, end, warmup, top in (("warm-up to the full rate", long, rewarm, 1),
-                                        ("warm-up to half the rate", long, rewarm, 0.5),
-                                        ("decay sooner", total + total // 4, 0, factor),
-                                        ("decay later", total + half, 0, factor)):
-            grown(data, seed, f"grown at {total}, {label}", total, end,
-                  cosine_points(total, warmup, end, top))
-        grown(data, seed, f"grown at {half}", half)
-        grown(data, seed, f"grown at {total + total // 6}", total + total // 6)
+                                        ("decay sooner", long - total // 6, 0, factor)):
+            grown(data, seed, f"{at}, {label}", two_thirds, end,
+                  cosine_points(two_thirds, warmup, end, top))
+        grown(data, seed, f"grown at {total}", total)
+        grown(data, seed, f"grown at {total // 3}", total // 3)
         fresh(data, seed, f"small, {total} steps", plan.small, total)
         grown(data, seed, f"grown at {total}, small one decayed first, warm-up to the full rate", total,
               long, cosine_points(total, rewarm, long, 1), parent=f"small, {total} steps")
