@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What growth saves: train small, widen, go on, against training the large model from random weights.
+"""What growth saves: train small, widen, go on, against a large model from random weights.
 
 growth_pays.py run PROGRAM FOLDER [--jobs N] [--plan tiny] [--only TEXT ...]
     trains what FOLDER does not hold yet, N runs at a time, one thread each. Started again after an
@@ -13,6 +13,7 @@ same samples in the same order.
 """
 import argparse
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -56,7 +57,8 @@ class Plan:
 WORDNET = Data("{format: wordnet}", "lower_case: true", 96, 0.1)
 DICTIONARY = Data("{format: trans-de-en, all_alternatives: true}", "", 64, 0.05)
 FULL = Plan(data={"wordnet": WORDNET, "trans-de-en": DICTIONARY},
-            small={"hidden": 64, "heads": 2, "ffn": 256}, large={"hidden": 128, "heads": 4, "ffn": 512},
+            small={"hidden": 64, "heads": 2, "ffn": 256},
+            large={"hidden": 128, "heads": 4, "ffn": 512},
             thin={"hidden": 128, "heads": 1, "head_size": 32, "ffn": 64},
             vocabulary=8000, batch=512, rate=0.005, steps=600, warmup=50, every=50, held_out=3000,
             main_data=("wordnet", "trans-de-en"), ablation_data="wordnet", seeds=(1, 2, 3),
@@ -139,10 +141,12 @@ def runs_of(plan):
     data, at = plan.ablation_data, f"grown at {two_thirds}"
     for seed in plan.ablation_seeds:
         for label, *split in (("noise 0 dB", "--noise-db", "0"), ("noise -6 dB", "--noise-db=-6"),
-                              ("split uneven", "--split", "uneven"), ("split even", "--split", "even")):
+                              ("split uneven", "--split", "uneven"),
+                              ("split even", "--split", "even")):
             grown(data, seed, f"{at}, {label}", two_thirds, split=tuple(split))
         odd = plan.large | {"hidden": plan.large["hidden"] - 1}
-        grown(data, seed, f"{at}, new coordinates 0", two_thirds, split=("--old-statistics",), size=odd)
+        grown(data, seed, f"{at}, new coordinates 0", two_thirds, size=odd,
+              split=("--old-statistics",))
         factor, rewarm = cosine_factor(plan, two_thirds, long), max(1, total // 20)
         for label, end, warmup, top in (("warm-up to the full rate", long, rewarm, 1),
                                         ("decay sooner", long - total // 6, 0, factor)):
@@ -151,8 +155,8 @@ def runs_of(plan):
         grown(data, seed, f"grown at {total}", total)
         grown(data, seed, f"grown at {total // 3}", total // 3)
         fresh(data, seed, f"small, {total} steps", plan.small, total)
-        grown(data, seed, f"grown at {total}, small one decayed first, warm-up to the full rate", total,
-              long, cosine_points(total, rewarm, long, 1), parent=f"small, {total} steps")
+        grown(data, seed, f"grown at {total}, small one decayed first, warm-up to the full rate",
+              total, long, cosine_points(total, rewarm, long, 1), parent=f"small, {total} steps")
         grown(data, seed, f"grown at {total // 3}, schedule of {total} steps", total // 3, total,
               parent=f"small, {total} steps", schedule_steps=total)
         equal = total * 7 // 12
@@ -163,7 +167,7 @@ def runs_of(plan):
 
 def config_of(plan, run, vocabulary):
     data = plan.data[run.data]
-    size = ", ".join(f"{key}: {value}" for key, value in run.size.items())
+    size = "".join(f"  {key}: {value}\n" for key, value in run.size.items())
     if run.schedule:
         points = ", ".join(f"{{step: {step}, factor: {factor}}}" for step, factor in run.schedule)
         schedule = f"schedule: piecewise, schedule_points: [{points}]"
@@ -171,15 +175,23 @@ def config_of(plan, run, vocabulary):
         schedule = f"schedule: cosine, warmup_steps: {plan.warmup}"
     more = f"  {data.more}\n" if data.more else ""
     return f"""\
-model: {{layers: 1, {size}, max_length: {data.max_length}, dropout: 0.1, word_dropout: {data.word_dropout}}}
-data:
+model:
+  layers: 1
+  max_length: {data.max_length}
+  dropout: 0.1
+  word_dropout: {data.word_dropout}
+{size}data:
   vocab_size: {plan.vocabulary}
   tokenizer_model: "{vocabulary}"
   eval_split: val
   eval_limit: {plan.held_out}
 {more}  sources: [{data.source}]
 optimizer: {{kind: tiger, learning_rate: {plan.rate}, {schedule}}}
-train: {{batch_size: {plan.batch}, steps: {run.steps}, schedule_steps: {run.schedule_steps}, seed: {run.seed}}}
+train:
+  batch_size: {plan.batch}
+  steps: {run.steps}
+  schedule_steps: {run.schedule_steps}
+  seed: {run.seed}
 eval: {{every_steps: {plan.every}}}
 checkpoint: {{every_minutes: 0, every_steps: {run.checkpoints}, keep: 100, keep_best: false}}
 parallel: {{threads: 1}}
@@ -190,7 +202,8 @@ class Workshop:
     """A folder of runs and the program that makes them."""
 
     def __init__(self, program, folder, plan):
-        self.program, self.folder, self.plan = os.path.abspath(program), os.path.abspath(folder), plan
+        self.program, self.folder = os.path.abspath(program), os.path.abspath(folder)
+        self.plan = plan
         os.makedirs(self.folder, exist_ok=True)
 
     def path(self, *names):
@@ -225,7 +238,8 @@ class Workshop:
 
             run = Run(f"{data}/0/vocabulary", data, 0, self.plan.small, 1, (), 1)
             self.write_config(run, "")
-            self.amur("train", self.run_dir(run.name) + ".yaml", "--run-dir", self.run_dir(run.name))
+            folder = self.run_dir(run.name)
+            self.amur("train", folder + ".yaml", "--run-dir", folder)
             with h5py.File(self.checkpoint(run.name, 1)) as file:
                 content = file["/tokenizer/sentencepiece"][()].tobytes()
             with open(path + ".tmp", "wb") as out:
@@ -261,13 +275,12 @@ class Workshop:
                 "--no-projection", "--seed", run.seed, *run.widen, "--json")
             facts["proof"] = json.loads(output)["proof"]
             facts["widen_cpu_seconds"] = seconds
-            if os.path.isdir(os.path.join(folder, "checkpoints")) and any(
-                    name.endswith(".h5") for name in os.listdir(os.path.join(folder, "checkpoints"))):
+            if glob.glob(os.path.join(folder, "checkpoints", "*.h5")):
                 resume = "auto"
         self.amur("train", folder + ".yaml", "--run-dir", folder, "--resume", resume)
         if run.judged:
-            output, _ = self.amur("eval", folder, "--json", "--set", "data.eval_split=test", "--set",
-                                  "data.eval_limit=0")
+            output, _ = self.amur("eval", folder, "--json", "--set", "data.eval_split=test",
+                                  "--set", "data.eval_limit=0")
             facts["test"] = json.loads(output)
         with open(folder + ".json.tmp", "w", encoding="utf-8") as out:
             json.dump(facts, out, indent=1)

@@ -24,7 +24,8 @@ optimizer and rate. The target is the R@1 of the large model at its end; R@1 is 
 directions, during training on a part of the validation split (lines in brackets: lowest and highest
 of the seeds). *To the target* is the cost from the first random weights, the small model's share
 included, to where the target is first reached, on a straight line between evaluations; *saved* is in
-relation to the large model's own first arrival there, by seed. Operations are `model_flops` of
+relation to the large model's own first arrival there, by seed; *at its own end*: the same for the
+R@1 that a run ends with, whatever that is. Operations are `model_flops` of
 `metrics.jsonl`. Processor time is the number of steps times the median `cpu_seconds` of a step of
 that size, since a single step depends on what else the machine does, and the time of `amur widen`;
 evaluations, which are as many in all runs, and start-up are left out.
@@ -108,10 +109,11 @@ class Results:
         """Final R@1 of the large model from random weights, same data and seed."""
         return self.runs[f"{run.data}/{run.seed}/large"].final
 
-    def crossing(self, run):
-        """First step at which the target is reached, between evaluations on a straight line; None:
-        never."""
-        target, before = self.target(run), None
+    @staticmethod
+    def crossing(run, target):
+        """First step at which R@1 is that of `target`, between evaluations on a straight line;
+        None: never."""
+        before = None
         for step, recall in run.recall.items():
             if recall >= target:
                 if before is None:
@@ -123,11 +125,11 @@ class Results:
 
     def row(self, run):
         """The figures of a run."""
-        step = self.crossing(run)
         large = self.runs[f"{run.data}/{run.seed}/large"]
-        at = self.crossing(large)
+        target = self.target(run)
+        step, at = self.crossing(run, target), self.crossing(large, target)
         out = {"name": run.name, "data": run.data, "seed": run.seed, "label": run.label,
-               "final": run.final, "target": self.target(run), "step": step,
+               "final": run.final, "target": target, "step": step,
                "final_flops": self.flops(run, run.steps),
                "final_seconds": self.seconds(run, run.steps)}
         if "test" in run.facts:
@@ -138,6 +140,10 @@ class Results:
             out["flops"], out["seconds"] = self.flops(run, step), self.seconds(run, step)
             out["flops_saved"] = 1 - out["flops"] / self.flops(large, at)
             out["seconds_saved"] = 1 - out["seconds"] / self.seconds(large, at)
+        same = self.crossing(large, run.final)
+        if same is not None:
+            out["flops_saved_there"] = 1 - out["final_flops"] / self.flops(large, same)
+            out["seconds_saved_there"] = 1 - out["final_seconds"] / self.seconds(large, same)
         return out
 
     def curve(self, run):
@@ -172,29 +178,36 @@ def reached(rows):
 def saved_cells(rows, what, unit, scale):
     """Mean cost to the target, and what of the large model's is saved."""
     done = reached(rows)
+    saved = percent([r[what + "_saved"] for r in done]) if done else "-"
     if len(done) < len(rows):
-        return f"reached by {len(done)} of {len(rows)}", percent([r[what + "_saved"] for r in done]) \
-            if done else "-"
-    return f"{statistics.mean(r[what] for r in done) * scale:.4g} {unit}", \
-        percent([r[what + "_saved"] for r in done])
+        return f"reached by {len(done)} of {len(rows)}", saved
+    return f"{statistics.mean(r[what] for r in done) * scale:.4g} {unit}", saved
+
+
+def saved_there(rows, what):
+    """Saved at the R@1 that a run ends with; nothing where that is above all of the large model."""
+    known = [row[f"{what}_saved_there"] for row in rows if f"{what}_saved_there" in row]
+    return percent(known) if len(known) == len(rows) else "-"
 
 
 def main_tables(rows, results):
     yield "### Operations to the large model's final R@1\n\n"
-    yield "| data | training | seeds | R@1 at the end, % | test split, % | to the target | saved, % |\n"
-    yield "| --- | --- | --- | --- | --- | --- | --- |\n"
+    yield "| data | training | seeds | R@1 at the end, % | test split, % | to the target | "
+    yield "saved, % | saved at its own end, % |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n"
     for (data, label), group in rows.items():
         cost, saved = saved_cells(group, "flops", "TFLOP", 1e-12)
         yield (f"| {data} | {label} | {len(group)} | {percent([r['final'] for r in group])} | "
-               f"{percent([r['test'] for r in group])} | {cost} | {saved} |\n")
+               f"{percent([r['test'] for r in group])} | {cost} | {saved} | "
+               f"{saved_there(group, 'flops')} |\n")
     yield "\n### Processor time to the large model's final R@1\n\n"
-    yield "| data | training | to the target | saved, % | the large model takes |\n"
-    yield "| --- | --- | --- | --- | --- |\n"
+    yield "| data | training | to the target | saved, % | the large model takes | "
+    yield "saved at its own end, % |\n| --- | --- | --- | --- | --- | --- |\n"
     for (data, label), group in rows.items():
         cost, saved = saved_cells(group, "seconds", "s", 1)
         done = reached(group)
         times = statistics.mean(1 / (1 - r["seconds_saved"]) for r in done) if done else 0
-        yield f"| {data} | {label} | {cost} | {saved} | {f'{times:.2f} x' if done else '-'} |\n"
+        yield (f"| {data} | {label} | {cost} | {saved} | {f'{times:.2f} x' if done else '-'} | "
+               f"{saved_there(group, 'seconds')} |\n")
     steps = "; ".join(f"{data}, width {width}: {1000 * seconds:.0f} ms"
                       for (data, width), seconds in sorted(results.step_seconds.items()))
     widen = [r.facts["widen_cpu_seconds"] for r in results.runs.values() if r.parent]
@@ -204,13 +217,15 @@ def main_tables(rows, results):
 
 
 def ablation_table(rows):
-    yield "| run | seeds | R@1 at the end, % | against the large model | TFLOP in all | to the target | saved, % |\n"
-    yield "| --- | --- | --- | --- | --- | --- | --- |\n"
+    yield "| run | seeds | R@1 at the end, % | against the large model | TFLOP in all | "
+    yield "to the target | saved, % | saved at its own end, % |\n"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
     for (_, label), group in rows.items():
         cost, saved = saved_cells(group, "flops", "TFLOP", 1e-12)
         yield (f"| {label} | {len(group)} | {percent([r['final'] for r in group])} | "
                f"{percent([r['final'] - r['target'] for r in group], signed=True)} | "
-               f"{statistics.mean(r['final_flops'] for r in group) * 1e-12:.4g} | {cost} | {saved} |\n")
+               f"{statistics.mean(r['final_flops'] for r in group) * 1e-12:.4g} | {cost} | "
+               f"{saved} | {saved_there(group, 'flops')} |\n")
 
 
 def processor():
