@@ -138,6 +138,7 @@ def runs_of(plan):
             fresh(data, seed, "large", plan.large, total, judged=True)
             fresh(data, seed, "small", plan.small, long, judged=True)
             grown(data, seed, f"grown at {two_thirds}", two_thirds, judged=True)
+            grown(data, seed, f"grown at {total}", total, judged=True)
     data, at = plan.ablation_data, f"grown at {two_thirds}"
     for seed in plan.ablation_seeds:
         for label, *split in (("noise 0 dB", "--noise-db", "0"), ("noise -6 dB", "--noise-db=-6"),
@@ -152,7 +153,6 @@ def runs_of(plan):
                                         ("decay sooner", long - total // 6, 0, factor)):
             grown(data, seed, f"{at}, {label}", two_thirds, end,
                   cosine_points(two_thirds, warmup, end, top))
-        grown(data, seed, f"grown at {total}", total)
         grown(data, seed, f"grown at {total // 3}", total // 3)
         fresh(data, seed, f"small, {total} steps", plan.small, total)
         grown(data, seed, f"grown at {total}, small one decayed first, warm-up to the full rate",

@@ -21,11 +21,11 @@ Written by `tests/bench/growth_pays.py report`; raw figures in `growth.json`.
 A small model is trained, widened with `amur widen`, and trained on; the same large model is trained
 from random weights. Within a seed all see the same samples in the same order, with the same
 optimizer and rate. The target is the R@1 of the large model at its end; R@1 is the mean of both
-directions, during training on a part of the validation split (lines in brackets: lowest and highest
-of the seeds). *To the target* is the cost from the first random weights, the small model's share
-included, to where the target is first reached, on a straight line between evaluations; *saved* is in
-relation to the large model's own first arrival there, by seed; *at its own end*: the same for the
-R@1 that a run ends with, whatever that is. Operations are `model_flops` of
+directions, during training on a part of the validation split (in brackets: lowest and highest of
+the seeds). *To the target* is the cost from the first random weights, the small model's share
+included, to where the target is first reached, on a straight line between evaluations; *saved* is
+in relation to the large model's own first arrival there, by seed; *saved at its own end*: the same
+for the R@1 that a run ends with, whatever that is. Operations are `model_flops` of
 `metrics.jsonl`. Processor time is the number of steps times the median `cpu_seconds` of a step of
 that size, since a single step depends on what else the machine does, and the time of `amur widen`;
 evaluations, which are as many in all runs, and start-up are left out.
@@ -35,10 +35,10 @@ evaluations, which are as many in all runs, and start-up are left out.
 ABLATIONS = """
 ### One change at a time
 
-One seed, on validation data: differences below the spread of the seeds mean nothing. What a label does
-not name is as in the runs above: noise of 10 dB, the schedule of the small model going on. *Large, ...
-steps*: the large model from random weights with a schedule of so many steps. *Large width, ...*: no
-growth; as wide as the large model, with layers a sixth of the size.
+One seed, on validation data: differences below the spread of the seeds mean nothing. What a label
+does not name is as in the runs above: noise of 10 dB, the schedule of the small model going on.
+*Large, ... steps*: the large model from random weights with a schedule of so many steps. *Large
+width, ...*: no growth; as wide as the large model, with layers a sixth of the size.
 
 """
 
@@ -58,7 +58,7 @@ class Finished:
         for name in ("name", "data", "seed", "label", "steps", "parent", "moment"):
             setattr(self, name, self.facts[name])
         folder = path.removesuffix(".json")
-        self.width = self.facts["size"]["hidden"]
+        self.size = ", ".join(f"{key} {value}" for key, value in self.facts["size"].items())
         self.metrics = json_lines(os.path.join(folder, "metrics.jsonl"))
         evaluations = json_lines(os.path.join(folder, "evaluation.jsonl"))
         # The mean of both directions.
@@ -81,7 +81,7 @@ class Results:
         self.runs = {run.name: run for run in map(Finished, sorted(paths))}
         seconds = collections.defaultdict(list)
         for run in self.runs.values():
-            seconds[run.data, run.width] += [line["cpu_seconds"] for line in run.metrics.values()]
+            seconds[run.data, run.size] += [line["cpu_seconds"] for line in run.metrics.values()]
         self.step_seconds = {key: statistics.median(values) for key, values in seconds.items()}
 
     def flops(self, run, step):
@@ -95,7 +95,7 @@ class Results:
 
     def seconds(self, run, step):
         """Processor seconds: steps times the median step of their size, and the widening."""
-        own = self.step_seconds[run.data, run.width]
+        own = self.step_seconds[run.data, run.size]
         if not run.parent:
             return own * step
         begin = self.seconds(self.runs[run.parent], run.moment)
@@ -208,8 +208,8 @@ def main_tables(rows, results):
         times = statistics.mean(1 / (1 - r["seconds_saved"]) for r in done) if done else 0
         yield (f"| {data} | {label} | {cost} | {saved} | {f'{times:.2f} x' if done else '-'} | "
                f"{saved_there(group, 'seconds')} |\n")
-    steps = "; ".join(f"{data}, width {width}: {1000 * seconds:.0f} ms"
-                      for (data, width), seconds in sorted(results.step_seconds.items()))
+    steps = "; ".join(f"{data}, {size}: {1000 * seconds:.0f} ms"
+                      for (data, size), seconds in sorted(results.step_seconds.items()))
     widen = [r.facts["widen_cpu_seconds"] for r in results.runs.values() if r.parent]
     yield f"\nA step takes, in the median over all runs: {steps}."
     if widen:

@@ -3,7 +3,7 @@ import math
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 720, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 52, 48
 COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8a5fbf", "#c77f1b", "#555555")
 
 
@@ -66,10 +66,11 @@ def plot(path, title, x_label, y_label, lines, levels=(), marks=()):
         where = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line)
         out.append(f'<polyline points="{where}" fill="none" stroke="{colour[name]}" '
                    'stroke-width="1.5"/>')
-    for i, (name, shade) in enumerate(colour.items()):
-        y = HEIGHT - BOTTOM - 14 - 17 * (len(colour) - 1 - i)
-        segment(WIDTH - 220, y, WIDTH - 196, y, shade, ' stroke-width="3"')
-        text(WIDTH - 190, y + 4, name, "start")
+    x = LEFT
+    for name, shade in colour.items():
+        segment(x, 38, x + 20, 38, shade, ' stroke-width="3"')
+        text(x + 26, 42, name, "start")
+        x += 50 + 7 * len(name)
     out.append("</svg>\n")
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(out))
