@@ -35,7 +35,7 @@ cpu::AttentionProblem<T> problem(const PackedSequences& packed, ConstTensorView 
 void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
                        DropoutSite dropout, TensorView o, TensorView lse, Stream) {
   const char* op = "attention_forward";
-  require_device(op, {qkv, o, lse, packed.cu_seqlens, packed.dropout_keys});
+  require_cpu(op, {qkv, o, lse, packed.cu_seqlens, packed.dropout_keys});
   require_qkv(op, packed, qkv);
   require_dropout(op, packed, dropout);
   const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
@@ -52,7 +52,7 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
                         ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
                         double scale, DropoutSite dropout, TensorView dqkv, Stream) {
   const char* op = "attention_backward";
-  require_device(op, {qkv, d_output, output, lse, dqkv, packed.cu_seqlens, packed.dropout_keys});
+  require_cpu(op, {qkv, d_output, output, lse, dqkv, packed.cu_seqlens, packed.dropout_keys});
   require_qkv(op, packed, qkv);
   require_dropout(op, packed, dropout);
   const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
@@ -71,7 +71,7 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
 void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
             TensorView qkv, Stream) {
   const char* op = "rotary";
-  require_device(op, {qkv, packed.cu_seqlens});
+  require_cpu(op, {qkv, packed.cu_seqlens});
   require_qkv(op, packed, qkv);
   const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
   AMUR_CHECK(size % 2 == 0, "{}: head size {} is odd", op, size);

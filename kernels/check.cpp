@@ -2,15 +2,18 @@
 
 namespace amur {
 
-Device require_device(const char* op, std::initializer_list<ConstTensorView> tensors) {
+void require_device(const char* op, std::initializer_list<ConstTensorView> tensors) {
   const Device device = tensors.begin()->device();
   for (const ConstTensorView& t : tensors)
     AMUR_CHECK(!t.defined() || t.device() == device, "{}: tensors on {} and {}", op, device.text(),
                t.device().text());
-  if (device.kind != Device::Kind::cpu)
-    throw UsageError("{}: device {} is not available in this build; use --device cpu", op,
-                     device.text());
-  return device;
+}
+
+void require_cpu(const char* op, std::initializer_list<ConstTensorView> tensors) {
+  require_device(op, tensors);
+  if (on_gpu(*tensors.begin()))
+    throw UsageError("{} cannot be computed on {} yet; use --device cpu", op,
+                     tensors.begin()->device().text());
 }
 
 void require_shape(const char* op, const char* name, ConstTensorView tensor, const Shape& shape) {

@@ -6,9 +6,13 @@
 
 namespace amur {
 
-// The device of `first`; throws InternalError unless all others (where defined) lie there too, and
-// UsageError unless this build has kernels for it.
-Device require_device(const char* op, std::initializer_list<ConstTensorView> tensors);
+// Throws InternalError unless all tensors, where defined, lie on one device.
+void require_device(const char* op, std::initializer_list<ConstTensorView> tensors);
+// The same of an operation that no GPU has kernels for yet: UsageError where the device is one.
+void require_cpu(const char* op, std::initializer_list<ConstTensorView> tensors);
+inline bool on_gpu(ConstTensorView tensor) {
+  return tensor.device().kind == Device::Kind::cuda;
+}
 void require_shape(const char* op, const char* name, ConstTensorView tensor, const Shape& shape);
 void require_dtype(const char* op, const char* name, ConstTensorView tensor, DType dtype);
 // A tensor seen as [rows, columns] of this dtype.

@@ -23,7 +23,7 @@ void require_same(const char* op, ConstTensorView x, ConstTensorView y) {
 // y = residual + dropout(x)
 void dropout_add(const char* op, const PackedSequences& packed, const DropoutSite& site,
                  ConstTensorView x, ConstTensorView residual, TensorView y) {
-  require_device(op, {x, residual, y, packed.cu_seqlens, packed.dropout_keys});
+  require_cpu(op, {x, residual, y, packed.cu_seqlens, packed.dropout_keys});
   require_matrix(op, "y", y, x.rows(), x.columns(), x.dtype());
   if (residual.defined())
     require_matrix(op, "residual", residual, x.rows(), x.columns(), x.dtype());
@@ -48,7 +48,7 @@ void dropout_add(const char* op, const PackedSequences& packed, const DropoutSit
 
 void cast(ConstTensorView from, TensorView to, Stream stream) {
   const char* op = "cast";
-  require_device(op, {from, to});
+  require_cpu(op, {from, to});
   const int64_t n = from.elements();
   AMUR_CHECK(to.elements() == n, "cast {} to {}", from.shape().text(), to.shape().text());
   if (n == 0) return;
@@ -69,7 +69,7 @@ void cast(ConstTensorView from, TensorView to, Stream stream) {
 
 void axpy(double alpha, ConstTensorView x, TensorView y, Stream) {
   const char* op = "axpy";
-  require_device(op, {x, y});
+  require_cpu(op, {x, y});
   require_same(op, x, y);
   dispatch_float(x.dtype(), op, [&]<class T>() {
     elementwise<T>().axpy(x.elements(), static_cast<AccumulateType<T>>(alpha), x.as<T>(),
@@ -79,7 +79,7 @@ void axpy(double alpha, ConstTensorView x, TensorView y, Stream) {
 
 void scale(double alpha, TensorView x, Stream) {
   const char* op = "scale";
-  require_device(op, {x});
+  require_cpu(op, {x});
   dispatch_float(x.dtype(), op, [&]<class T>() {
     elementwise<T>().scale(x.elements(), static_cast<AccumulateType<T>>(alpha), x.as<T>());
   });
@@ -87,7 +87,7 @@ void scale(double alpha, TensorView x, Stream) {
 
 void add_bias(ConstTensorView bias, TensorView y, Stream) {
   const char* op = "add_bias";
-  require_device(op, {bias, y});
+  require_cpu(op, {bias, y});
   require_matrix(op, "bias", bias, y.columns(), 1, parameter_dtype(y.dtype()));
   if (y.elements() == 0) return;
   dispatch_float(y.dtype(), op, [&]<class T>() {
@@ -97,7 +97,7 @@ void add_bias(ConstTensorView bias, TensorView y, Stream) {
 
 void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, Stream) {
   const char* op = "accumulate_column_sums";
-  require_device(op, {dy, sink});
+  require_cpu(op, {dy, sink});
   const int64_t rows = dy.rows(), width = dy.columns();
   require_matrix(op, "sink", sink, width, 1, parameter_dtype(dy.dtype()));
   if (dy.elements() == 0) return;
@@ -112,7 +112,7 @@ void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, S
 
 void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream) {
   const char* op = "gate_forward";
-  require_device(op, {gate, x, y});
+  require_cpu(op, {gate, x, y});
   require_same(op, x, y);
   require_matrix(op, "gate", gate, 1, 1, parameter_dtype(x.dtype()));
   dispatch_float(x.dtype(), op, [&]<class T>() {
@@ -123,7 +123,7 @@ void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream)
 void gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x, double sink_scale,
                    TensorView y, TensorView dx, TensorView sink, Stream) {
   const char* op = "gate_backward";
-  require_device(op, {gate, dy, x, y, dx, sink});
+  require_cpu(op, {gate, dy, x, y, dx, sink});
   require_same(op, x, dy);
   require_same(op, x, y);
   require_same(op, x, dx);
@@ -144,7 +144,7 @@ double root_mean_square(ConstTensorView x) {
 
 double sum_of_squares(ConstTensorView x) {
   const char* op = "sum_of_squares";
-  require_device(op, {x});
+  require_cpu(op, {x});
   return dispatch_float(x.dtype(), op, [&]<class T>() {
     return elementwise<T>().sum_of_squares(x.elements(), x.as<T>());
   });
@@ -152,7 +152,7 @@ double sum_of_squares(ConstTensorView x) {
 
 bool all_finite(ConstTensorView x) {
   const char* op = "all_finite";
-  require_device(op, {x});
+  require_cpu(op, {x});
   return dispatch_float(x.dtype(), op, [&]<class T>() {
     return elementwise<T>().all_finite(x.elements(), x.as<T>());
   });

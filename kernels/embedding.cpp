@@ -29,14 +29,14 @@ void require_table(const char* op, const char* name, ConstTensorView table, int6
 
 void require_pooling(const char* op, const PackedSequences& packed, ConstTensorView x,
                      ConstTensorView h) {
-  require_device(op, {x, h, packed.cu_seqlens});
+  require_cpu(op, {x, h, packed.cu_seqlens});
   require_packed(op, packed, x.rows());
   require_matrix(op, "embeddings", h, packed.sequences(), x.columns(), parameter_dtype(x.dtype()));
 }
 
 void require_normalised(const char* op, ConstTensorView a, ConstTensorView b,
                         ConstTensorView norm) {
-  require_device(op, {a, b, norm});
+  require_cpu(op, {a, b, norm});
   require_matrix(op, "result", b, a.rows(), a.columns(), a.dtype());
   require_matrix(op, "norm", norm, a.rows(), 1, a.dtype());
 }
@@ -46,7 +46,7 @@ void require_normalised(const char* op, ConstTensorView a, ConstTensorView b,
 void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,
                        ConstTensorView positions, TensorView y, TableRows rows, Stream) {
   const char* op = "embedding_forward";
-  require_device(op, {y, ids, tokens, positions, packed.cu_seqlens});
+  require_cpu(op, {y, ids, tokens, positions, packed.cu_seqlens});
   const int64_t width = y.columns();
   require_packed(op, packed, y.rows());
   require_table(op, "tokens", tokens, width, y.dtype());
@@ -70,7 +70,7 @@ void embedding_backward(const PackedSequences& packed, ConstTensorView ids, Cons
                         double sink_scale, TensorView tokens_sink, TensorView positions_sink,
                         TableRows rows, Stream) {
   const char* op = "embedding_backward";
-  require_device(op, {dy, ids, tokens_sink, positions_sink, packed.cu_seqlens});
+  require_cpu(op, {dy, ids, tokens_sink, positions_sink, packed.cu_seqlens});
   const int64_t width = dy.columns();
   require_packed(op, packed, dy.rows());
   if (tokens_sink.defined()) {
@@ -95,7 +95,7 @@ void embedding_backward(const PackedSequences& packed, ConstTensorView ids, Cons
 
 void add_sinusoidal_positions(const PackedSequences& packed, TensorView y, Stream) {
   const char* op = "add_sinusoidal_positions";
-  require_device(op, {y, packed.cu_seqlens});
+  require_cpu(op, {y, packed.cu_seqlens});
   require_packed(op, packed, y.rows());
   if (y.elements() == 0) return;
   const int64_t width = y.columns();

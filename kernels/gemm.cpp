@@ -13,7 +13,7 @@ namespace amur {
 void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
           ConstTensorView b, double beta, TensorView c, Stream stream) {
   const char* op = "gemm";
-  require_device(op, {a, b, c});
+  require_cpu(op, {a, b, c});
   const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
   const int64_t m = c.rows(), n = c.columns(), k = ta ? a.rows() : a.columns();
   require_matrix(op, "a", a, ta ? k : m, ta ? m : k, a.dtype());

@@ -9,7 +9,7 @@ void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstT
                   double eps, TensorView y, TensorView mean, TensorView rstd,
                   int64_t statistics_width, Stream) {
   const char* op = "norm_forward";
-  require_device(op, {x, gain, bias, y, mean, rstd});
+  require_cpu(op, {x, gain, bias, y, mean, rstd});
   const int64_t rows = x.rows(), width = x.columns();
   const DType parameter = parameter_dtype(x.dtype());
   require_matrix(op, "y", y, rows, width, x.dtype());
@@ -35,7 +35,7 @@ void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTe
                    TensorView dx, double sink_scale, TensorView gain_sink, TensorView bias_sink,
                    int64_t statistics_width, Stream) {
   const char* op = "norm_backward";
-  require_device(op, {x, dy, gain, mean, rstd, residual, dx, gain_sink, bias_sink});
+  require_cpu(op, {x, dy, gain, mean, rstd, residual, dx, gain_sink, bias_sink});
   const int64_t rows = x.rows(), width = x.columns();
   const DType parameter = parameter_dtype(x.dtype());
   require_matrix(op, "dy", dy, rows, width, x.dtype());

@@ -2,9 +2,11 @@
 // depend on the number of threads. Rates and decays are those of kernels/optimizer_rules.h.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <span>
 
+#include "kernels/optimizer_rules.h"
 #include "src/core/tensor.h"
 
 namespace amur {
@@ -25,6 +27,12 @@ void bounded_update(ConstTensorView momentum, double rate, double threshold, Ten
 
 struct LionStep {
   double rate, decay, beta1, beta2;
+
+  template <class T>
+  LionRule<T> rule() const {
+    return {static_cast<T>(rate), static_cast<T>(decay), static_cast<T>(beta1),
+            static_cast<T>(beta2)};
+  }
 };
 void lion_update(ConstTensorView gradient, const LionStep& step, TensorView momentum,
                  TensorView theta, Stream stream = {});
@@ -32,6 +40,18 @@ void lion_update(ConstTensorView gradient, const LionStep& step, TensorView mome
 struct AdamWStep {
   double rate, decay, beta1, beta2, epsilon;
   int64_t count;  // updates including this one, from 1
+
+  template <class T>
+  AdamWRule<T> rule() const {
+    const double t = static_cast<double>(count);
+    return {static_cast<T>(rate),
+            static_cast<T>(decay),
+            static_cast<T>(beta1),
+            static_cast<T>(beta2),
+            static_cast<T>(epsilon),
+            static_cast<T>(1 - std::pow(beta1, t)),
+            static_cast<T>(1 - std::pow(beta2, t))};
+  }
 };
 void adamw_update(ConstTensorView gradient, const AdamWStep& step, TensorView first_moment,
                   TensorView second_moment, TensorView theta, Stream stream = {});

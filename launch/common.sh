@@ -20,13 +20,39 @@ print_parts() {
   if ((${#parts[@]})); then printf '   %s\n' "${parts[@]}"; fi
 }
 
+# The CUDA compiler, where there is one that is new enough (kernels/cuda/CMakeLists.txt says which).
+cuda_compiler() {
+  local nvcc oldest version
+  oldest=$(sed -n 's/^set(AMUR_CUDA_OLDEST \([0-9.]*\)).*/\1/p' kernels/cuda/CMakeLists.txt)
+  for nvcc in "${CUDACXX:-}" "$(command -v nvcc)" "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc"; do
+    [ -x "$nvcc" ] || continue
+    version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+    [ "$(printf '%s\n' "$oldest" "${version:-0}" | sort -V | head -n 1)" = "$oldest" ] || continue
+    printf '%s\n' "$nvcc"
+    return
+  done
+}
+
 # configure_and_build PRESET [TARGET...]: into build/PRESET.
 configure_and_build() {
   local preset=$1
   shift
   mkdir -p build
-  local log=build/configure-$preset.log
-  cmake --preset "$preset" > "$log" 2>&1 || { cat "$log" >&2; return 1; }
+  local log=build/configure-$preset.log cuda=()
+  case $preset in
+    asan | tsan) ;;  # without the GPU back end, as the preset says
+    *)
+      local nvcc
+      nvcc=$(cuda_compiler)
+      if [ -n "$nvcc" ]; then
+        cuda=(-DAMUR_CUDA=ON "-DCMAKE_CUDA_COMPILER=$nvcc")
+      else
+        say "no CUDA compiler (nvcc) is here: building without the GPU back end"
+        cuda=(-DAMUR_CUDA=OFF)
+      fi
+      ;;
+  esac
+  cmake --preset "$preset" "${cuda[@]}" > "$log" 2>&1 || { cat "$log" >&2; return 1; }
   cmake --build --preset "$preset" ${1:+--target "$@"}
 }
 

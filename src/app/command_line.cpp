@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "src/core/error.h"
+#include "src/core/gpu.h"
+#include "src/core/log.h"
 #include "src/train/config/config_schema.h"
 
 namespace amur {
@@ -176,8 +178,19 @@ void RunOptions::declare_json(CommandLine& line) {
 }
 
 CommBackend RunOptions::backend() const {
-  if (device == "cuda")
-    throw UsageError("--device cuda: this build has no CUDA back end; use --device cpu");
+  if (device != "cpu") {
+    const GpuSearch search = find_gpus();
+    const std::string why = search.usable()
+                                ? fmt::format(
+                                      "{} is there, but no command of this version computes on a "
+                                      "GPU yet (docs/gpu.md)",
+                                      search.gpus.at(0).text())
+                                : search.problem;
+    if (device == "cuda")
+      throw UsageError("--device cuda: {}; {}use --device cpu", why,
+                       search.usable() ? "" : search.remedy + ", or ");
+    Log::info("computing on the CPU: {}", why);
+  }
   if (comm == "nccl")
     throw UsageError("--comm nccl: this build has no NCCL back end; use --comm mpi");
   return comm == "mpi" ? CommBackend::mpi : CommBackend::automatic;

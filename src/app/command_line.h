@@ -56,8 +56,8 @@ struct RunOptions {
   void declare_run(CommandLine& line);     // --run-dir and --resume
   void declare_device(CommandLine& line);  // --device and --comm
   void declare_json(CommandLine& line);
-  // What --comm asks for. Refuses devices and back ends that this build does not have. Call after
-  // parsing.
+  // What --comm asks for. Refuses devices and back ends that cannot be had; --device auto takes the
+  // CPU and logs why. Call after parsing.
   CommBackend backend() const;
 };
 

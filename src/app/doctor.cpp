@@ -6,7 +6,7 @@
 #include "src/app/commands.h"
 #include "src/app/doctor_cluster.h"
 #include "src/app/output.h"
-#include "src/core/device.h"
+#include "src/core/gpu.h"
 #include "src/core/version.h"
 #include "src/train/checkpoint/hdf5_file.h"
 
@@ -43,6 +43,13 @@ std::vector<std::string> processor_features() {
   return found;
 }
 
+std::string value_text(const nlohmann::ordered_json& value) {
+  if (!value.is_array()) return value.is_string() ? value.get<std::string>() : value.dump();
+  std::string out;
+  for (const auto& element : value) out += (out.empty() ? "" : ", ") + element.get<std::string>();
+  return out.empty() ? "none" : out;
+}
+
 nlohmann::ordered_json collect(Runtime& runtime) {
   nlohmann::ordered_json report;
   report["amur"] = kVersion;
@@ -55,15 +62,28 @@ nlohmann::ordered_json collect(Runtime& runtime) {
   report["threads"] = runtime.threads_text();
   report["ranks"] = runtime.size();
   report["hosts"] = runtime.hosts_text();
-  report["devices"] = std::vector<std::string>{Device::cpu().text()};
+  const GpuSearch search = find_gpus(true);
+  std::vector<std::string> devices = {Device::cpu().text()}, gpus;
+  for (const GpuInfo& gpu : search.gpus) {
+    gpus.push_back(gpu.text());
+    if (search.usable()) devices.push_back(Device::cuda(static_cast<int>(gpus.size()) - 1).text());
+  }
+  report["devices"] = devices;
+  report["gpu"] = {{"usable", search.usable()}, {"problem", search.problem},
+                   {"remedy", search.remedy},   {"gpus", gpus},
+                   {"back end", search.module}, {"libraries", search.libraries}};
   return report;
 }
 
-std::string value_text(const nlohmann::ordered_json& value) {
-  if (!value.is_array()) return value.is_string() ? value.get<std::string>() : value.dump();
-  std::string out;
-  for (const auto& element : value) out += (out.empty() ? "" : ", ") + element.get<std::string>();
-  return out.empty() ? "none" : out;
+// "gpu" in two lines.
+std::string gpu_text(const nlohmann::ordered_json& gpu) {
+  const auto word = [&](const char* key) { return gpu[key].get<std::string>(); };
+  std::string text = word("problem").empty()
+                         ? value_text(gpu["gpus"])
+                         : fmt::format("none: {}; {}", word("problem"), word("remedy"));
+  text += fmt::format("\n{:<20} {}", "gpu back end",
+                      word("libraries").empty() ? "not loaded" : word("libraries"));
+  return text;
 }
 
 }  // namespace
@@ -92,7 +112,7 @@ int run_doctor(Runtime& runtime, const std::vector<std::string>& args) {
   if (options.json) return print_text(report.dump(2) + "\n");
   std::string text;
   for (const auto& [name, value] : report.items())
-    text += fmt::format("{:<20} {}\n", name, value_text(value));
+    text += fmt::format("{:<20} {}\n", name, name == "gpu" ? gpu_text(value) : value_text(value));
   return print_text(text);
 }
 

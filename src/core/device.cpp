@@ -1,66 +1,106 @@
 #include "src/core/device.h"
 
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "src/core/error.h"
+#include "src/core/gpu.h"
 
 namespace amur {
 namespace {
 
 constexpr size_t kAlignment = 64;
-std::atomic<size_t> host_bytes{0};
-std::atomic<size_t> host_peak{0};
+constexpr int kMaxGpus = 64;
 
-void require_cpu(Device device) {
-  if (device.kind != Device::Kind::cpu)
-    throw UsageError("device {} is not available in this build; use --device cpu", device.text());
+struct Count {
+  std::atomic<size_t> now{0};
+  std::atomic<size_t> peak{0};
+};
+std::array<Count, 1 + kMaxGpus> counts;
+
+bool is_cpu(Device device) {
+  return device.kind == Device::Kind::cpu;
+}
+
+Count& count_of(Device device) {
+  AMUR_CHECK(device.index >= 0 && device.index < kMaxGpus, "device {}", device.text());
+  return counts[is_cpu(device) ? 0 : static_cast<size_t>(1 + device.index)];
+}
+
+void* allocate_on_cpu(size_t bytes) {
+  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* memory = std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
+  if (!memory) throw std::bad_alloc();
+  return memory;
 }
 
 }  // namespace
 
-std::string Device::text() const {
-  return kind == Kind::cpu ? "cpu" : fmt::format("cuda:{}", index);
+void Stream::synchronize() const {
+  if (!is_cpu(device_)) gpu_backend().synchronize(*this);
 }
 
-void Stream::synchronize() const { require_cpu(device_); }
-void Event::record(Stream stream) { require_cpu(stream.device()); }
-void Event::wait(Stream stream) const { require_cpu(stream.device()); }
+Event::Event(Event&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+
+Event& Event::operator=(Event&& other) noexcept {
+  std::swap(handle_, other.handle_);
+  return *this;
+}
+
+Event::~Event() {
+  if (handle_) gpu_backend().destroy_event(handle_);
+}
+
+void Event::record(Stream stream) {
+  if (is_cpu(stream.device())) return;
+  if (!handle_) handle_ = gpu_backend().create_event(stream.device());
+  gpu_backend().record(handle_, stream);
+}
+
+void Event::wait(Stream stream) const {
+  if (handle_ && !is_cpu(stream.device())) gpu_backend().wait(handle_, stream);
+}
 
 void* allocate(size_t bytes, Device device) {
-  require_cpu(device);
-  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* memory = std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
-  if (!memory) throw std::bad_alloc();
-  const size_t now = host_bytes.fetch_add(bytes) + bytes;
-  size_t peak = host_peak.load();
-  while (now > peak && !host_peak.compare_exchange_weak(peak, now)) {
+  Count& count = count_of(device);
+  void* memory = is_cpu(device) ? allocate_on_cpu(bytes) : gpu_backend().allocate(bytes, device);
+  const size_t now = count.now.fetch_add(bytes) + bytes;
+  size_t peak = count.peak.load();
+  while (now > peak && !count.peak.compare_exchange_weak(peak, now)) {
   }
   return memory;
 }
 
-void release(void* memory, size_t bytes, Device) noexcept {
+void release(void* memory, size_t bytes, Device device) noexcept {
   if (!memory) return;
-  std::free(memory);
-  host_bytes.fetch_sub(bytes);
+  is_cpu(device) ? std::free(memory) : gpu_backend().release(memory, device);
+  count_of(device).now.fetch_sub(bytes);
 }
 
-void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes, Stream) {
-  require_cpu(to_device);
-  require_cpu(from_device);
-  if (bytes > 0) std::memcpy(to, from, bytes);
+void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes,
+          Stream stream) {
+  if (bytes == 0) return;
+  if (is_cpu(to_device) && is_cpu(from_device))
+    std::memcpy(to, from, bytes);
+  else
+    gpu_backend().copy(to, to_device, from, from_device, bytes, stream);
 }
 
-void fill_zero(void* memory, Device device, size_t bytes, Stream) {
-  require_cpu(device);
-  if (bytes > 0) std::memset(memory, 0, bytes);
+void fill_zero(void* memory, Device device, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
+  if (is_cpu(device))
+    std::memset(memory, 0, bytes);
+  else
+    gpu_backend().fill_zero(memory, device, bytes, stream);
 }
 
 MemoryUse memory_use(Device device) {
-  require_cpu(device);
-  return {host_bytes.load(), host_peak.load()};
+  const Count& count = count_of(device);
+  return {count.now.load(), count.peak.load()};
 }
 
 }  // namespace amur

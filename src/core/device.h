@@ -13,12 +13,14 @@ struct Device {
   int index = 0;
 
   static constexpr Device cpu() { return {}; }
+  static constexpr Device cuda(int index = 0) { return {Kind::cuda, index}; }
   bool operator==(const Device&) const = default;
   std::string text() const;  // "cpu", "cuda:0"
 };
 
 // An ordered queue of work on a device. On the CPU work is done when the call returns, so a Stream
-// is empty there; code above the kernels is written once for both.
+// is empty there; code above the kernels is written once for both. On a GPU a null handle is the
+// device's default stream, and so is the Stream of the CPU where memory of a GPU is meant.
 class Stream {
  public:
   Stream() = default;
@@ -32,9 +34,14 @@ class Stream {
   void* handle_ = nullptr;
 };
 
-// A point in a stream that another stream can wait for.
+// A point in a stream that another stream of the same device can wait for.
 class Event {
  public:
+  Event() = default;
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&& other) noexcept;
+  ~Event();
+
   void record(Stream stream);
   void wait(Stream stream) const;
 
@@ -42,8 +49,8 @@ class Event {
   void* handle_ = nullptr;
 };
 
-// 64-byte aligned, not initialised. Throws UsageError where this build cannot use the device and
-// std::bad_alloc where there is not enough memory.
+// 64-byte aligned, not initialised. Throws UsageError where no GPU is in use (src/core/gpu.h) or it
+// has not enough memory, and std::bad_alloc where the CPU has not.
 void* allocate(size_t bytes, Device device);
 void release(void* memory, size_t bytes, Device device) noexcept;
 // Between any two devices; the CPU side is usable on return.

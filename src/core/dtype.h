@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "src/core/error.h"
+#include "src/core/host_device.h"
 
 namespace amur {
 
@@ -17,7 +18,7 @@ struct bf16 {
   uint16_t bits = 0;
 
   bf16() = default;
-  explicit bf16(float value) {
+  AMUR_HOST_DEVICE explicit bf16(float value) {
     uint32_t b = std::bit_cast<uint32_t>(value);
     if ((b & 0x7fffffffu) > 0x7f800000u) {
       bits = static_cast<uint16_t>((b >> 16) | 0x40u);  // keep NaN a NaN
@@ -25,8 +26,10 @@ struct bf16 {
       bits = static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
     }
   }
-  explicit operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
-  explicit operator double() const { return static_cast<float>(*this); }
+  AMUR_HOST_DEVICE explicit operator float() const {
+    return std::bit_cast<float>(uint32_t{bits} << 16);
+  }
+  AMUR_HOST_DEVICE explicit operator double() const { return static_cast<float>(*this); }
 };
 
 constexpr size_t size_of(DType t) {

@@ -8,11 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define AMUR_HOST_DEVICE __host__ __device__
-#else
-#define AMUR_HOST_DEVICE
-#endif
+#include "src/core/host_device.h"
 
 namespace amur {
 

@@ -133,6 +133,71 @@ TEST_F(Program, DoctorGivesOneDocument) {
   EXPECT_THAT(report["hdf5"].get<std::string>(), HasSubstr("parallel"));
 }
 
+// A copy of the program, with what lies beside it for a GPU back end. A pretended driver is found
+// first, so that this does not depend on the machine.
+class ProgramWithGpu : public Program {
+ protected:
+  void SetUp() override {
+    Program::SetUp();
+    std::filesystem::copy_file(AMUR_PROGRAM, folder_ / "amur");
+    std::filesystem::copy_file(AMUR_FAKE_DRIVER, folder_ / "libcuda.so.1");
+  }
+  void place(const char* back_end) const {
+    std::filesystem::copy_file(back_end, folder_ / "libamur_cuda.so",
+                               std::filesystem::copy_options::overwrite_existing);
+  }
+  Outcome here(const std::string& args) const {
+    return shell("env LD_LIBRARY_PATH=" + folder_.string() + " ./amur " + args);
+  }
+  // What each command that asks for a device says; returns the "gpu" of the doctor's report.
+  nlohmann::json expect_cpu_because(const std::string& why) const {
+    Outcome run = here("train x.yaml --device cuda");
+    EXPECT_EQ(run.code, 2);
+    EXPECT_THAT(run.err, HasSubstr("--device cuda: "));
+    EXPECT_THAT(run.err, HasSubstr(why));
+    EXPECT_THAT(run.err, HasSubstr("use --device cpu"));
+    run = here("train x.yaml");  // which goes on, to the file that is not there
+    EXPECT_THAT(run.err, HasSubstr("computing on the CPU: "));
+    EXPECT_THAT(run.err, HasSubstr(why));
+    EXPECT_THAT(run.err, HasSubstr("x.yaml"));
+    run = here("train x.yaml --device cpu");
+    EXPECT_THAT(run.err, Not(HasSubstr("computing on")));
+    run = here("doctor");
+    EXPECT_EQ(run.code, 0);
+    EXPECT_THAT(run.out, HasSubstr("\ngpu back end  "));
+    run = here("doctor --json");
+    EXPECT_EQ(run.code, 0) << run.err;
+    return nlohmann::json::parse(run.out)["gpu"];
+  }
+};
+
+TEST_F(ProgramWithGpu, AbsentBackEnd) {
+  const auto gpu = expect_cpu_because("this build has no GPU back end");
+  EXPECT_EQ(gpu["usable"], false);
+  EXPECT_THAT(gpu["remedy"].get<std::string>(), HasSubstr("CUDA toolkit"));
+}
+
+TEST_F(ProgramWithGpu, BackEndOfAnotherVersion) {
+  place(AMUR_OTHER_GPU);
+  const auto gpu = expect_cpu_because("was built for amur 0.0.0 (another)");
+  EXPECT_EQ(gpu["usable"], false);
+  EXPECT_EQ(gpu["libraries"], "");
+}
+
+TEST_F(ProgramWithGpu, BrokenBackEnd) {
+  std::ofstream(folder_ / "libamur_cuda.so") << "not a library";
+  EXPECT_EQ(expect_cpu_because("the GPU back end cannot be loaded")["usable"], false);
+}
+
+TEST_F(ProgramWithGpu, UsableGpuIsNotComputedOnYet) {
+  place(AMUR_FAKE_GPU);
+  const auto gpu = expect_cpu_because("no command of this version computes on a GPU yet");
+  EXPECT_EQ(gpu["usable"], true);
+  EXPECT_EQ(gpu["libraries"], "a pretended GPU");
+  EXPECT_EQ(gpu["gpus"][0], "Pretender (sm_90, 1.0 GiB)");
+  EXPECT_THAT(here("doctor").out, HasSubstr("cpu, cuda:0\n"));
+}
+
 TEST_F(Program, FullDiskIsAnError) {
   Outcome run = shell("sh -c '" AMUR_PROGRAM " help configuration > /dev/full'");
   EXPECT_EQ(run.code, 4);

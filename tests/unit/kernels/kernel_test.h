@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <tuple>
@@ -13,6 +14,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/gemm.h"
 #include "kernels/packed.h"
+#include "src/core/gpu.h"
 #include "src/core/random.h"
 #include "src/core/tensor.h"
 
@@ -27,7 +29,14 @@ inline Doubles random_doubles(int64_t n, uint64_t seed, double width = 1) {
   return v;
 }
 
-inline Tensor from_doubles(const Doubles& v, Shape shape, DType dtype) {
+inline Tensor on_device(Tensor t, Device device) {
+  if (t.device() == device) return t;
+  Tensor there(t.shape(), t.dtype(), device);
+  copy(there, t);
+  return there;
+}
+inline Tensor from_doubles(const Doubles& v, Shape shape, DType dtype,
+                           Device device = Device::cpu()) {
   Tensor t(shape, dtype);
   dispatch_float(dtype, "from_doubles", [&]<class T>() {
     for (size_t i = 0; i < v.size(); ++i) {
@@ -37,16 +46,23 @@ inline Tensor from_doubles(const Doubles& v, Shape shape, DType dtype) {
         t.as<T>()[i] = T(static_cast<float>(v[i]));
     }
   });
-  return t;
+  return on_device(std::move(t), device);
 }
-inline Tensor random_tensor(Shape shape, DType dtype, uint64_t seed, double width = 1) {
-  return from_doubles(random_doubles(shape.elements(), seed, width), shape, dtype);
+inline Tensor random_tensor(Shape shape, DType dtype, uint64_t seed, double width = 1,
+                            Device device = Device::cpu()) {
+  return from_doubles(random_doubles(shape.elements(), seed, width), shape, dtype, device);
 }
-inline Tensor filled(Shape shape, DType dtype, double value) {
-  return from_doubles(Doubles(static_cast<size_t>(shape.elements()), value), shape, dtype);
+inline Tensor filled(Shape shape, DType dtype, double value, Device device = Device::cpu()) {
+  return from_doubles(Doubles(static_cast<size_t>(shape.elements()), value), shape, dtype, device);
 }
 
+inline Tensor on_cpu(ConstTensorView t) {
+  Tensor here(t.shape(), t.dtype());
+  copy(here, t);
+  return here;
+}
 inline Doubles to_doubles(ConstTensorView t) {
+  if (t.device() != Device::cpu()) return to_doubles(on_cpu(t));
   Doubles v(static_cast<size_t>(t.elements()));
   dispatch_float(t.dtype(), "to_doubles", [&]<class T>() {
     for (size_t i = 0; i < v.size(); ++i) v[i] = static_cast<double>(t.as<T>()[i]);
@@ -87,6 +103,8 @@ inline void expect_near(ConstTensorView actual, const Doubles& expected, double 
 }
 
 inline bool same_bits(ConstTensorView a, ConstTensorView b) {
+  if (a.device() != Device::cpu()) return same_bits(on_cpu(a), b);
+  if (b.device() != Device::cpu()) return same_bits(a, on_cpu(b));
   return a.bytes() == b.bytes() &&
          (a.bytes() == 0 || std::memcmp(a.raw(), b.raw(), a.bytes()) == 0);
 }
@@ -136,18 +154,52 @@ inline std::vector<cpu::Isa> available_isas() {
   return isas;
 }
 
-// Every test of a kernel runs with every instruction set of this machine and every dtype.
-class KernelTest : public ::testing::TestWithParam<std::tuple<cpu::Isa, DType>> {
+// What computes: the CPU with one of its instruction sets, or the GPU of this machine.
+struct Target {
+  cpu::Isa isa = cpu::Isa::avx512;
+  Device device;
+
+  std::string name() const { return device == Device::cpu() ? cpu::name_of(isa) : "cuda"; }
+};
+
+inline std::vector<Target> cpu_targets() {
+  std::vector<Target> targets;
+  for (const cpu::Isa isa : available_isas()) targets.push_back({isa, Device::cpu()});
+  return targets;
+}
+// The GPU only where there is a usable one: a test that cannot run does not exist. Its back end
+// lies beside the program, not beside the tests.
+inline std::vector<Target> all_targets() {
+  std::vector<Target> targets = cpu_targets();
+  const auto here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  static const bool gpu =
+      find_gpus(here / "../../../src/app/libamur_cuda.so", "libcuda.so.1", false).usable();
+  if (gpu) targets.push_back({cpu::Isa::avx512, Device::cuda()});
+  return targets;
+}
+
+// Every test of a kernel runs on every target of this machine with every dtype.
+class KernelTest : public ::testing::TestWithParam<std::tuple<Target, DType>> {
  protected:
-  void SetUp() override { cpu::limit_instruction_set(std::get<0>(GetParam())); }
+  void SetUp() override { cpu::limit_instruction_set(target().isa); }
   void TearDown() override {
     cpu::limit_instruction_set(cpu::Isa::avx512);
     set_compute_threads(1);
   }
+  const Target& target() const { return std::get<0>(GetParam()); }
+  Device device() const { return target().device; }
   DType dtype() const { return std::get<1>(GetParam()); }
   DType parameter() const { return parameter_dtype(dtype()); }
 
-  // run() must leave the same bits with 1, 2, 3 and 7 threads.
+  // Tensors where the test computes.
+  Tensor random_tensor(Shape shape, DType type, uint64_t seed, double width = 1) const {
+    return test::random_tensor(shape, type, seed, width, device());
+  }
+  Tensor filled(Shape shape, DType type, double value) const {
+    return test::filled(shape, type, value, device());
+  }
+
+  // run() must leave the same bits with 1, 2, 3 and 7 threads (and on a GPU whenever it runs).
   void expect_same_for_any_threads(const std::function<std::vector<Tensor>()>& run) {
     set_compute_threads(1);
     const std::vector<Tensor> reference = run();
@@ -160,17 +212,22 @@ class KernelTest : public ::testing::TestWithParam<std::tuple<cpu::Isa, DType>> 
   }
 };
 
-inline std::string name_of_case(const ::testing::TestParamInfo<std::tuple<cpu::Isa, DType>>& info) {
-  return fmt::format("{}_{}", cpu::name_of(std::get<0>(info.param)),
+inline std::string name_of_case(const ::testing::TestParamInfo<std::tuple<Target, DType>>& info) {
+  return fmt::format("{}_{}", std::get<0>(info.param).name(),
                      amur::name_of(std::get<1>(info.param)));
 }
 
 }  // namespace amur::test
 
-#define AMUR_ALL_KERNEL_CASES(Suite)                                                       \
-  INSTANTIATE_TEST_SUITE_P(                                                                \
-      All, Suite,                                                                          \
-      ::testing::Combine(                                                                  \
-          ::testing::ValuesIn(::amur::test::available_isas()),                             \
-          ::testing::Values(::amur::DType::f32, ::amur::DType::bf16, ::amur::DType::f64)), \
+#define AMUR_KERNEL_CASES(Suite, targets, ...)                                          \
+  INSTANTIATE_TEST_SUITE_P(                                                             \
+      All, Suite,                                                                       \
+      ::testing::Combine(::testing::ValuesIn(targets), ::testing::Values(__VA_ARGS__)), \
       ::amur::test::name_of_case)
+// Operations that a GPU has kernels for, and those that it has none for yet.
+#define AMUR_ALL_KERNEL_CASES(Suite)                                                             \
+  AMUR_KERNEL_CASES(Suite, ::amur::test::all_targets(), ::amur::DType::f32, ::amur::DType::bf16, \
+                    ::amur::DType::f64)
+#define AMUR_CPU_KERNEL_CASES(Suite)                                                             \
+  AMUR_KERNEL_CASES(Suite, ::amur::test::cpu_targets(), ::amur::DType::f32, ::amur::DType::bf16, \
+                    ::amur::DType::f64)

@@ -64,7 +64,7 @@ TEST_P(ActivationTest, MatchesTheDefinition) {
       const int64_t halves = is_gated(kind) ? 2 : 1;
       const Tensor u = random_tensor({rows, halves, width}, dtype(), 1, 3);
       const Tensor dy = random_tensor({rows, width}, dtype(), 2);
-      Tensor y({rows, width}, dtype()), du({rows, halves, width}, dtype());
+      Tensor y({rows, width}, dtype(), device()), du({rows, halves, width}, dtype(), device());
       activation_forward(kind, u, y);
       activation_backward(kind, dy, u, du);
       const Doubles in = to_doubles(u), d = to_doubles(dy);
@@ -82,7 +82,7 @@ TEST_P(ActivationTest, MatchesTheDefinition) {
       const double tolerance = dtype() == DType::f32 ? 6e-6 : 2 * rounding(dtype());
       expect_near(y, y_expected, tolerance, "y");
       expect_near(du, du_expected, tolerance, "du");
-      Tensor in_place({rows, halves, width}, dtype());
+      Tensor in_place({rows, halves, width}, dtype(), device());
       copy(in_place, u);
       activation_backward(kind, dy, in_place, in_place);
       EXPECT_TRUE(same_bits(in_place, du));
@@ -95,8 +95,9 @@ TEST_P(ActivationTest, TailsAreExact) {
   const Shape shape{1, static_cast<int64_t>(points.size())};
   for (const ActivationKind kind :
        {ActivationKind::gelu, ActivationKind::gelu_tanh, ActivationKind::relu}) {
-    const Tensor u = from_doubles(points, shape, dtype()), one = filled(shape, dtype(), 1);
-    Tensor y(shape, dtype()), du(shape, dtype());
+    const Tensor u = from_doubles(points, shape, dtype(), device()),
+                 one = filled(shape, dtype(), 1);
+    Tensor y(shape, dtype(), device()), du(shape, dtype(), device());
     activation_forward(kind, u, y);
     activation_backward(kind, one, u, du);
     const Doubles in = to_doubles(u);
@@ -117,8 +118,9 @@ TEST_P(ActivationTest, ErrorBoundOfTheNormalDistribution) {
   Doubles points(static_cast<size_t>(n));
   for (size_t i = 0; i < points.size(); ++i)
     points[i] = -10 + 20.0 * static_cast<double>(i) / 40000;
-  const Tensor u = from_doubles(points, {1, n}, dtype()), one = filled({1, n}, dtype(), 1);
-  Tensor y({1, n}, dtype()), du({1, n}, dtype());
+  const Tensor u = from_doubles(points, {1, n}, dtype(), device()),
+               one = filled({1, n}, dtype(), 1);
+  Tensor y({1, n}, dtype(), device()), du({1, n}, dtype(), device());
   activation_forward(ActivationKind::gelu, u, y);
   activation_backward(ActivationKind::gelu, one, u, du);
   const double bound = dtype() == DType::f64 ? 1e-15 : 2e-7;
@@ -133,12 +135,12 @@ TEST_P(ActivationTest, ErrorBoundOfTheNormalDistribution) {
 TEST_P(ActivationTest, EmptyNanAndThreads) {
   for (const ActivationKind kind : kKinds) {
     const int64_t halves = is_gated(kind) ? 2 : 1;
-    Tensor none({0, halves, 16}, dtype()), y_none({0, 16}, dtype());
+    Tensor none({0, halves, 16}, dtype(), device()), y_none({0, 16}, dtype(), device());
     activation_forward(kind, none, y_none);
     activation_backward(kind, y_none, none, none);
 
     const Tensor nan = filled({2, halves, 19}, dtype(), std::nan(""));
-    Tensor y({2, 19}, dtype());
+    Tensor y({2, 19}, dtype(), device());
     activation_forward(kind, nan, y);
     for (double v : to_doubles(y)) EXPECT_TRUE(std::isnan(v)) << static_cast<int>(kind);
 
@@ -146,8 +148,8 @@ TEST_P(ActivationTest, EmptyNanAndThreads) {
     const Tensor dy = random_tensor({301, 217}, dtype(), 2);
     expect_same_for_any_threads([&] {
       std::vector<Tensor> r;
-      r.emplace_back(Shape{301, 217}, dtype());
-      r.emplace_back(Shape{301, halves, 217}, dtype());
+      r.emplace_back(Shape{301, 217}, dtype(), device());
+      r.emplace_back(Shape{301, halves, 217}, dtype(), device());
       activation_forward(kind, u, r[0]);
       activation_backward(kind, dy, u, r[1]);
       return r;

@@ -173,7 +173,7 @@ TEST_P(AttentionTest, RotaryMatchesTheDefinitionAndTurnsBack) {
   }
 }
 
-AMUR_ALL_KERNEL_CASES(AttentionTest);
+AMUR_CPU_KERNEL_CASES(AttentionTest);
 
 TEST(AttentionDerivative, CentralDifferences) {
   const Sequences sequences({3, 1, 6});

@@ -226,7 +226,7 @@ TEST_P(ElementwiseTest, DropoutThreadsAndEmpty) {
   });
 }
 
-AMUR_ALL_KERNEL_CASES(ElementwiseTest);
+AMUR_CPU_KERNEL_CASES(ElementwiseTest);
 
 TEST(CastRounding, ToNearestEvenWithNaNAndInfinity) {
   for (const cpu::Isa isa : available_isas()) {

@@ -136,7 +136,7 @@ TEST_P(EmbeddingTest, EmptyAndThreads) {
   });
 }
 
-AMUR_ALL_KERNEL_CASES(EmbeddingTest);
+AMUR_CPU_KERNEL_CASES(EmbeddingTest);
 
 TEST(Embedding, IdsAndPositionsAreChecked) {
   const Sequences sequences({3});

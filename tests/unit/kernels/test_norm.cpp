@@ -161,7 +161,7 @@ TEST_P(NormTest, EmptyAndThreads) {
   });
 }
 
-AMUR_ALL_KERNEL_CASES(NormTest);
+AMUR_CPU_KERNEL_CASES(NormTest);
 
 TEST(NormDerivative, CentralDifferences) {
   const int64_t rows = 3, width = 11;
