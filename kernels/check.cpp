@@ -38,6 +38,7 @@ void require_matrix(const char* op, const char* name, ConstTensorView tensor, in
 void require_packed(const char* op, const PackedSequences& packed, int64_t tokens) {
   require_dtype(op, "cu_seqlens", packed.cu_seqlens, DType::i32);
   AMUR_CHECK(packed.cu_seqlens.rows() >= 1, "{}: cu_seqlens is empty", op);
+  if (on_gpu(packed.cu_seqlens)) return;
   const int32_t* cu = packed.cu_seqlens.as<int32_t>();
   const int64_t sequences = packed.sequences();
   AMUR_CHECK(cu[0] == 0 && cu[sequences] == tokens,

@@ -18,7 +18,8 @@ void require_dtype(const char* op, const char* name, ConstTensorView tensor, DTy
 // A tensor seen as [rows, columns] of this dtype.
 void require_matrix(const char* op, const char* name, ConstTensorView tensor, int64_t rows,
                     int64_t columns, DType dtype);
-// cu_seqlens runs from 0 to `tokens` in steps of 1 .. longest.
+// cu_seqlens runs from 0 to `tokens` in steps of 1 .. longest; on a GPU its values are not looked
+// at.
 void require_packed(const char* op, const PackedSequences& packed, int64_t tokens);
 // The keys are there where the site drops anything, and its probability is in [0, 1).
 void require_dropout(const char* op, const PackedSequences& packed, const DropoutSite& site);

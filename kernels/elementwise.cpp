@@ -5,6 +5,7 @@
 #include "kernels/check.h"
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/device_kernels.h"
 
 namespace amur {
 namespace {
@@ -22,14 +23,15 @@ void require_same(const char* op, ConstTensorView x, ConstTensorView y) {
 
 // y = residual + dropout(x)
 void dropout_add(const char* op, const PackedSequences& packed, const DropoutSite& site,
-                 ConstTensorView x, ConstTensorView residual, TensorView y) {
-  require_cpu(op, {x, residual, y, packed.cu_seqlens, packed.dropout_keys});
+                 ConstTensorView x, ConstTensorView residual, TensorView y, Stream stream) {
+  require_device(op, {x, residual, y, packed.cu_seqlens, packed.dropout_keys});
   require_matrix(op, "y", y, x.rows(), x.columns(), x.dtype());
   if (residual.defined())
     require_matrix(op, "residual", residual, x.rows(), x.columns(), x.dtype());
   require_packed(op, packed, x.rows());
   require_dropout(op, packed, site);
   if (x.elements() == 0) return;
+  if (on_gpu(x)) return device_kernels().dropout_add(packed, site, x, residual, y, stream);
   dispatch_float(x.dtype(), op, [&]<class T>() {
     const T* r = residual.defined() ? residual.as<T>() : nullptr;
     if (site.probability > 0) {
@@ -48,12 +50,14 @@ void dropout_add(const char* op, const PackedSequences& packed, const DropoutSit
 
 void cast(ConstTensorView from, TensorView to, Stream stream) {
   const char* op = "cast";
-  require_cpu(op, {from, to});
+  require_device(op, {from, to});
   const int64_t n = from.elements();
   AMUR_CHECK(to.elements() == n, "cast {} to {}", from.shape().text(), to.shape().text());
   if (n == 0) return;
   if (from.dtype() == to.dtype()) {
     copy(to.raw(), to.device(), from.raw(), from.device(), from.bytes(), stream);
+  } else if (on_gpu(to)) {
+    device_kernels().cast(from, to, stream);
   } else if (to.dtype() == DType::f32) {
     dispatch_float(from.dtype(), op,
                    [&]<class T>() { elementwise<T>().to_f32(n, from.as<T>(), to.as<float>()); });
@@ -67,40 +71,45 @@ void cast(ConstTensorView from, TensorView to, Stream stream) {
   }
 }
 
-void axpy(double alpha, ConstTensorView x, TensorView y, Stream) {
+void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) {
   const char* op = "axpy";
-  require_cpu(op, {x, y});
+  require_device(op, {x, y});
   require_same(op, x, y);
+  if (x.elements() == 0) return;
+  if (on_gpu(x)) return device_kernels().axpy(alpha, x, y, stream);
   dispatch_float(x.dtype(), op, [&]<class T>() {
     elementwise<T>().axpy(x.elements(), static_cast<AccumulateType<T>>(alpha), x.as<T>(),
                           y.as<T>());
   });
 }
 
-void scale(double alpha, TensorView x, Stream) {
+void scale(double alpha, TensorView x, Stream stream) {
   const char* op = "scale";
-  require_cpu(op, {x});
+  if (x.elements() == 0) return;
+  if (on_gpu(x)) return device_kernels().scale(alpha, x, stream);
   dispatch_float(x.dtype(), op, [&]<class T>() {
     elementwise<T>().scale(x.elements(), static_cast<AccumulateType<T>>(alpha), x.as<T>());
   });
 }
 
-void add_bias(ConstTensorView bias, TensorView y, Stream) {
+void add_bias(ConstTensorView bias, TensorView y, Stream stream) {
   const char* op = "add_bias";
-  require_cpu(op, {bias, y});
+  require_device(op, {bias, y});
   require_matrix(op, "bias", bias, y.columns(), 1, parameter_dtype(y.dtype()));
   if (y.elements() == 0) return;
+  if (on_gpu(y)) return device_kernels().add_bias(bias, y, stream);
   dispatch_float(y.dtype(), op, [&]<class T>() {
     elementwise<T>().add_bias(y.rows(), y.columns(), bias.as<AccumulateType<T>>(), y.as<T>());
   });
 }
 
-void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, Stream) {
+void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, Stream stream) {
   const char* op = "accumulate_column_sums";
-  require_cpu(op, {dy, sink});
+  require_device(op, {dy, sink});
   const int64_t rows = dy.rows(), width = dy.columns();
   require_matrix(op, "sink", sink, width, 1, parameter_dtype(dy.dtype()));
   if (dy.elements() == 0) return;
+  if (on_gpu(dy)) return device_kernels().accumulate_column_sums(alpha, dy, sink, stream);
   const int64_t blocks = (rows + cpu::kColumnSumRows - 1) / cpu::kColumnSumRows;
   Tensor partial({blocks, width}, sink.dtype(), sink.device());
   dispatch_float(dy.dtype(), op, [&]<class T>() {
@@ -144,7 +153,8 @@ double root_mean_square(ConstTensorView x) {
 
 double sum_of_squares(ConstTensorView x) {
   const char* op = "sum_of_squares";
-  require_cpu(op, {x});
+  if (x.elements() == 0) return 0;
+  if (on_gpu(x)) return device_kernels().sum_of_squares(x);
   return dispatch_float(x.dtype(), op, [&]<class T>() {
     return elementwise<T>().sum_of_squares(x.elements(), x.as<T>());
   });
@@ -152,20 +162,21 @@ double sum_of_squares(ConstTensorView x) {
 
 bool all_finite(ConstTensorView x) {
   const char* op = "all_finite";
-  require_cpu(op, {x});
+  if (x.elements() == 0) return true;
+  if (on_gpu(x)) return device_kernels().all_finite(x);
   return dispatch_float(x.dtype(), op, [&]<class T>() {
     return elementwise<T>().all_finite(x.elements(), x.as<T>());
   });
 }
 
 void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,
-                         ConstTensorView residual, TensorView y, Stream) {
-  dropout_add("dropout_add_forward", packed, site, x, residual, y);
+                         ConstTensorView residual, TensorView y, Stream stream) {
+  dropout_add("dropout_add_forward", packed, site, x, residual, y, stream);
 }
 
 void dropout_backward(const PackedSequences& packed, DropoutSite site, ConstTensorView dy,
-                      TensorView dx, Stream) {
-  dropout_add("dropout_backward", packed, site, dy, {}, dx);
+                      TensorView dx, Stream stream) {
+  dropout_add("dropout_backward", packed, site, dy, {}, dx, stream);
 }
 
 }  // namespace amur

@@ -2,14 +2,15 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/norm.h"
+#include "kernels/device_kernels.h"
 
 namespace amur {
 
 void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
                   double eps, TensorView y, TensorView mean, TensorView rstd,
-                  int64_t statistics_width, Stream) {
+                  int64_t statistics_width, Stream stream) {
   const char* op = "norm_forward";
-  require_cpu(op, {x, gain, bias, y, mean, rstd});
+  require_device(op, {x, gain, bias, y, mean, rstd});
   const int64_t rows = x.rows(), width = x.columns();
   const DType parameter = parameter_dtype(x.dtype());
   require_matrix(op, "y", y, rows, width, x.dtype());
@@ -21,6 +22,9 @@ void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstT
   AMUR_CHECK(statistics_width > 0 && statistics_width <= width, "{}: statistics of {} of {}", op,
              statistics_width, width);
   if (x.elements() == 0) return;
+  if (on_gpu(x))
+    return device_kernels().norm_forward(kind, x, gain, bias, eps, y, mean, rstd, statistics_width,
+                                         stream);
   dispatch_float(x.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     cpu::kernels<cpu::NormKernels<T>>().forward(
@@ -33,9 +37,9 @@ void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstT
 void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTensorView gain,
                    ConstTensorView mean, ConstTensorView rstd, ConstTensorView residual,
                    TensorView dx, double sink_scale, TensorView gain_sink, TensorView bias_sink,
-                   int64_t statistics_width, Stream) {
+                   int64_t statistics_width, Stream stream) {
   const char* op = "norm_backward";
-  require_cpu(op, {x, dy, gain, mean, rstd, residual, dx, gain_sink, bias_sink});
+  require_device(op, {x, dy, gain, mean, rstd, residual, dx, gain_sink, bias_sink});
   const int64_t rows = x.rows(), width = x.columns();
   const DType parameter = parameter_dtype(x.dtype());
   require_matrix(op, "dy", dy, rows, width, x.dtype());
@@ -50,6 +54,9 @@ void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTe
   AMUR_CHECK(statistics_width > 0 && statistics_width <= width, "{}: statistics of {} of {}", op,
              statistics_width, width);
   if (x.elements() == 0) return;
+  if (on_gpu(x))
+    return device_kernels().norm_backward(kind, dy, x, gain, mean, rstd, residual, dx, sink_scale,
+                                          gain_sink, bias_sink, statistics_width, stream);
   const int64_t blocks = (rows + cpu::kNormBlock - 1) / cpu::kNormBlock;
   Tensor partial({blocks, 2, width}, parameter, x.device());
   dispatch_float(x.dtype(), op, [&]<class T>() {

@@ -26,7 +26,7 @@ cuda_compiler() {
   oldest=$(sed -n 's/^set(AMUR_CUDA_OLDEST \([0-9.]*\)).*/\1/p' kernels/cuda/CMakeLists.txt)
   for nvcc in "${CUDACXX:-}" "$(command -v nvcc)" "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc"; do
     [ -x "$nvcc" ] || continue
-    version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+    version=$("$nvcc" --version 2> /dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
     [ "$(printf '%s\n' "$oldest" "${version:-0}" | sort -V | head -n 1)" = "$oldest" ] || continue
     printf '%s\n' "$nvcc"
     return

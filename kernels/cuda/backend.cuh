@@ -109,6 +109,27 @@ class CudaBackend final : public DeviceKernels {
                           Stream stream) override;
   void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
                            TensorView du, Stream stream) override;
+
+  // norm.cu
+  void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
+                    double eps, TensorView y, TensorView mean, TensorView rstd,
+                    int64_t statistics_width, Stream stream) override;
+  void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTensorView gain,
+                     ConstTensorView mean, ConstTensorView rstd, ConstTensorView residual,
+                     TensorView dx, double sink_scale, TensorView gain_sink, TensorView bias_sink,
+                     int64_t statistics_width, Stream stream) override;
+
+  // elementwise.cu
+  void cast(ConstTensorView from, TensorView to, Stream stream) override;
+  void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) override;
+  void scale(double alpha, TensorView x, Stream stream) override;
+  void add_bias(ConstTensorView bias, TensorView y, Stream stream) override;
+  void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
+                              Stream stream) override;
+  double sum_of_squares(ConstTensorView x) override;
+  bool all_finite(ConstTensorView x) override;
+  void dropout_add(const PackedSequences& packed, const DropoutSite& site, ConstTensorView x,
+                   ConstTensorView residual, TensorView y, Stream stream) override;
 };
 
 }  // namespace amur::cuda

@@ -109,23 +109,25 @@ inline bool same_bits(ConstTensorView a, ConstTensorView b) {
          (a.bytes() == 0 || std::memcmp(a.raw(), b.raw(), a.bytes()) == 0);
 }
 
-// Sequences of these lengths with dropout keys 1000, 1001, ...
+// Sequences of these lengths with dropout keys 1000, 1001, ...; `packed` lies on the device.
 struct Sequences {
   std::vector<int32_t> starts{0};
-  Tensor cu, keys;
+  Tensor keys, cu_there, keys_there;
   PackedSequences packed;
 
-  explicit Sequences(const std::vector<int32_t>& lengths, int64_t first_key = 1000) {
+  explicit Sequences(const std::vector<int32_t>& lengths, int64_t first_key = 1000,
+                     Device device = Device::cpu()) {
     std::vector<int64_t> key_bits;
     for (int32_t n : lengths) {
       starts.push_back(starts.back() + n);
       key_bits.push_back(first_key++);
       packed.longest = std::max<int64_t>(packed.longest, n);
     }
-    cu = integers(starts);
     keys = integers(key_bits);
-    packed.cu_seqlens = cu;
-    packed.dropout_keys = keys;
+    cu_there = on_device(integers(starts), device);
+    keys_there = on_device(integers(key_bits), device);
+    packed.cu_seqlens = cu_there;
+    packed.dropout_keys = keys_there;
   }
   int64_t tokens() const { return starts.back(); }
   size_t count() const { return starts.size() - 1; }

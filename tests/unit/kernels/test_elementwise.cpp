@@ -7,6 +7,7 @@ namespace amur::test {
 namespace {
 
 class ElementwiseTest : public KernelTest {};
+class GateTest : public KernelTest {};
 
 TEST_P(ElementwiseTest, AxpyAndScale) {
   for (const int64_t n : {0, 1, 15, 16, 1000, 40001}) {
@@ -24,7 +25,7 @@ TEST_P(ElementwiseTest, AxpyAndScale) {
   }
 }
 
-TEST_P(ElementwiseTest, Gate) {
+TEST_P(GateTest, MatchesTheDefinition) {
   for (const int64_t n : {0, 1, 15, 16, 1000, 70001}) {
     const Tensor x = random_tensor({n}, dtype(), 1), dy = random_tensor({n}, dtype(), 2);
     Tensor y = random_tensor({n}, dtype(), 3), dx({n}, dtype());
@@ -54,7 +55,7 @@ TEST_P(ElementwiseTest, Gate) {
 TEST_P(ElementwiseTest, Cast) {
   const Tensor from = random_tensor({1003}, dtype(), 1);
   for (const DType to : {DType::f32, DType::bf16, DType::f64}) {
-    Tensor result({1003}, to);
+    Tensor result({1003}, to, device());
     cast(from, result);
     const Doubles in = to_doubles(from), out = to_doubles(result);
     for (size_t i = 0; i < in.size(); ++i) {
@@ -93,7 +94,7 @@ TEST_P(ElementwiseTest, ColumnSums) {
   const Tensor dy = random_tensor({2000, 150}, dtype(), 1);
   expect_same_for_any_threads([&] {
     std::vector<Tensor> r;
-    r.push_back(Tensor::zeros({150}, parameter()));
+    r.push_back(Tensor::zeros({150}, parameter(), device()));
     accumulate_column_sums(1, dy, r[0]);
     return r;
   });
@@ -115,25 +116,25 @@ TEST_P(ElementwiseTest, SumOfSquares) {
 }
 
 TEST_P(ElementwiseTest, AllFinite) {
-  EXPECT_TRUE(all_finite(Tensor({0}, dtype())));
+  EXPECT_TRUE(all_finite(Tensor({0}, dtype(), device())));
   for (const double bad : {std::nan(""), double{INFINITY}, double{-INFINITY}}) {
     for (const size_t at : {size_t{0}, size_t{65535}, size_t{65536}, size_t{70000}}) {
       Doubles v = random_doubles(70001, 1, 1e6);
-      EXPECT_TRUE(all_finite(from_doubles(v, {70001}, dtype())));
+      EXPECT_TRUE(all_finite(from_doubles(v, {70001}, dtype(), device())));
       v[at] = bad;
-      EXPECT_FALSE(all_finite(from_doubles(v, {70001}, dtype()))) << at;
+      EXPECT_FALSE(all_finite(from_doubles(v, {70001}, dtype(), device()))) << at;
     }
   }
 }
 
 TEST_P(ElementwiseTest, DropoutFollowsItsDefinition) {
-  const Sequences sequences({3, 1, 9, 30});
+  const Sequences sequences({3, 1, 9, 30}, 1000, device());
   const int64_t tokens = sequences.tokens();
   for (const int64_t width : {1, 8, 13, 16, 17, 100, 384}) {
     const DropoutSite site{0.3, 4, 2};
     const Tensor x = random_tensor({tokens, width}, dtype(), 1);
     const Tensor residual = random_tensor({tokens, width}, dtype(), 2);
-    Tensor y({tokens, width}, dtype()), dx({tokens, width}, dtype());
+    Tensor y({tokens, width}, dtype(), device()), dx({tokens, width}, dtype(), device());
     dropout_add_forward(sequences.packed, site, x, residual, y);
     dropout_backward(sequences.packed, site, x, dx);
     const Doubles in = to_doubles(x);
@@ -155,7 +156,7 @@ TEST_P(ElementwiseTest, DropoutFollowsItsDefinition) {
     }
     expect_near(y, y_expected, 4 * rounding(dtype()), "y");
     expect_near(dx, dx_expected, 4 * rounding(dtype()), "dx");
-    Tensor in_place({tokens, width}, dtype());
+    Tensor in_place({tokens, width}, dtype(), device());
     copy(in_place, x);
     dropout_backward(sequences.packed, site, in_place, in_place);
     EXPECT_TRUE(same_bits(in_place, dx));
@@ -167,11 +168,12 @@ TEST_P(ElementwiseTest, DropoutFollowsItsDefinition) {
 
 TEST_P(ElementwiseTest, DropoutProperties) {
   const int64_t width = 256;
-  const Sequences pair({40, 60}, 10), second({60}, 11), other_key({60}, 12);
+  const Sequences pair({40, 60}, 10, device()), second({60}, 11, device()),
+      other_key({60}, 12, device());
   const Tensor ones = filled({100, width}, dtype(), 1);
   const ConstTensorView ones_60 = ConstTensorView(ones).slice(0, 60);
   const auto mask = [&](const Sequences& s, const DropoutSite& site) {
-    Tensor y({s.tokens(), width}, dtype());
+    Tensor y({s.tokens(), width}, dtype(), device());
     dropout_backward(s.packed, site, s.tokens() == 100 ? ConstTensorView(ones) : ones_60, y);
     return y;
   };
@@ -183,7 +185,7 @@ TEST_P(ElementwiseTest, DropoutProperties) {
   EXPECT_FALSE(same_bits(mask(other_key, site), alone));
   EXPECT_FALSE(same_bits(mask(second, {0.25, 2, 1}), alone));
   EXPECT_FALSE(same_bits(mask(second, {0.25, 1, 2}), alone));
-  Tensor forward({60, width}, dtype());
+  Tensor forward({60, width}, dtype(), device());
   dropout_add_forward(second.packed, site, ones_60, {}, forward);
   EXPECT_TRUE(same_bits(forward, alone));
   // The share of survivors: 5 standard deviations of a binomial.
@@ -198,7 +200,7 @@ TEST_P(ElementwiseTest, DropoutProperties) {
   no_keys.dropout_keys = {};
   const Tensor x = random_tensor({60, width}, dtype(), 5),
                r = random_tensor({60, width}, dtype(), 6);
-  Tensor y({60, width}, dtype());
+  Tensor y({60, width}, dtype(), device());
   dropout_add_forward(no_keys, {}, x, {}, y);
   EXPECT_TRUE(same_bits(y, x));
   dropout_add_forward(no_keys, {}, x, r, y);
@@ -211,22 +213,23 @@ TEST_P(ElementwiseTest, DropoutProperties) {
 }
 
 TEST_P(ElementwiseTest, DropoutThreadsAndEmpty) {
-  const Sequences none(std::vector<int32_t>{});
-  Tensor nothing({0, 16}, dtype());
+  const Sequences none({}, 1000, device());
+  Tensor nothing({0, 16}, dtype(), device());
   dropout_add_forward(none.packed, {0.1, 0, 0}, nothing, {}, nothing);
   std::vector<int32_t> lengths;
   for (int32_t i = 0; i < 100; ++i) lengths.push_back(1 + i % 13);
-  const Sequences sequences(lengths);
+  const Sequences sequences(lengths, 1000, device());
   const Tensor x = random_tensor({sequences.tokens(), 72}, dtype(), 1);
   expect_same_for_any_threads([&] {
     std::vector<Tensor> r;
-    r.emplace_back(Shape{sequences.tokens(), 72}, dtype());
+    r.emplace_back(Shape{sequences.tokens(), 72}, dtype(), device());
     dropout_backward(sequences.packed, {0.1, 0, 0}, x, r[0]);
     return r;
   });
 }
 
-AMUR_CPU_KERNEL_CASES(ElementwiseTest);
+AMUR_ALL_KERNEL_CASES(ElementwiseTest);
+AMUR_CPU_KERNEL_CASES(GateTest);
 
 TEST(CastRounding, ToNearestEvenWithNaNAndInfinity) {
   for (const cpu::Isa isa : available_isas()) {

@@ -58,14 +58,15 @@ TEST_P(NormTest, MatchesTheDefinition) {
       const double sum_tolerance =
           40 * rounding(parameter()) * std::sqrt(static_cast<double>(rows));
 
-      Tensor y({rows, width}, dtype()), mean({rows}, parameter()), rstd({rows}, parameter());
+      Tensor y({rows, width}, dtype(), device()), mean({rows}, parameter(), device()),
+          rstd({rows}, parameter(), device());
       norm_forward(kind, x, gain, bias, eps, y,
                    kind == NormKind::layer ? TensorView(mean) : TensorView(), rstd);
       expect_near(y, o.y, tolerance, what);
       expect_near(rstd, o.rstd, 50 * rounding(parameter()), what);
       if (kind == NormKind::layer) expect_near(mean, o.mean, 10 * rounding(parameter()), what);
 
-      Tensor dx({rows, width}, dtype());
+      Tensor dx({rows, width}, dtype(), device());
       Tensor gain_sink = filled({width}, parameter(), 3),
              bias_sink = filled({width}, parameter(), 5);
       norm_backward(kind, dy, x, gain, mean, rstd, residual, dx, 0.5, gain_sink, bias_sink);
@@ -87,22 +88,22 @@ TEST_P(NormTest, OptionalTensorsAndAliases) {
   const Tensor x = random_tensor({rows, width}, dtype(), 1);
   const Tensor dy = random_tensor({rows, width}, dtype(), 2);
   const Tensor gain = random_tensor({width}, parameter(), 4);
-  const Tensor zero = Tensor::zeros({width}, parameter());
-  Tensor mean({rows}, parameter()), rstd({rows}, parameter());
-  Tensor with_zero({rows, width}, dtype()), without({rows, width}, dtype());
+  const Tensor zero = Tensor::zeros({width}, parameter(), device());
+  Tensor mean({rows}, parameter(), device()), rstd({rows}, parameter(), device());
+  Tensor with_zero({rows, width}, dtype(), device()), without({rows, width}, dtype(), device());
   norm_forward(NormKind::layer, x, gain, zero, 1e-5, with_zero, mean, rstd);
   norm_forward(NormKind::layer, x, gain, {}, 1e-5, without, mean, rstd);
   EXPECT_EQ(to_doubles(with_zero), to_doubles(without));
-  Tensor in_place({rows, width}, dtype());
+  Tensor in_place({rows, width}, dtype(), device());
   copy(in_place, x);
   norm_forward(NormKind::layer, in_place, gain, {}, 1e-5, in_place, mean, rstd);
   EXPECT_TRUE(same_bits(in_place, without));
 
-  Tensor dx({rows, width}, dtype()), dx_in_place({rows, width}, dtype());
-  Tensor gain_sink = Tensor::zeros({width}, parameter()),
-         gain_only = Tensor::zeros({width}, parameter());
-  Tensor bias_sink = Tensor::zeros({width}, parameter()),
-         bias_only = Tensor::zeros({width}, parameter());
+  Tensor dx({rows, width}, dtype(), device()), dx_in_place({rows, width}, dtype(), device());
+  Tensor gain_sink = Tensor::zeros({width}, parameter(), device()),
+         gain_only = Tensor::zeros({width}, parameter(), device());
+  Tensor bias_sink = Tensor::zeros({width}, parameter(), device()),
+         bias_only = Tensor::zeros({width}, parameter(), device());
   norm_backward(NormKind::layer, dy, x, gain, mean, rstd, {}, dx, 1, gain_sink, bias_sink);
   copy(dx_in_place, dy);
   norm_backward(NormKind::layer, dx_in_place, x, gain, mean, rstd, {}, dx_in_place, 1, gain_only,
@@ -114,7 +115,7 @@ TEST_P(NormTest, OptionalTensorsAndAliases) {
                 bias_only);
   EXPECT_TRUE(same_bits(bias_sink, bias_only));
 
-  Tensor sum({rows, width}, dtype()), sum_in_place({rows, width}, dtype());
+  Tensor sum({rows, width}, dtype(), device()), sum_in_place({rows, width}, dtype(), device());
   norm_backward(NormKind::layer, dy, x, gain, mean, rstd, x, sum, 1, {}, {});
   copy(sum_in_place, x);
   norm_backward(NormKind::layer, dy, x, gain, mean, rstd, sum_in_place, sum_in_place, 1, {}, {});
@@ -125,9 +126,10 @@ TEST_P(NormTest, AnOffsetDoesNotCancel) {
   const int64_t width = 256;
   Doubles shifted(static_cast<size_t>(width));
   for (size_t j = 0; j < shifted.size(); ++j) shifted[j] = 1024 + (j % 2 == 0 ? 8 : -8);
-  const Tensor x = from_doubles(shifted, {1, width}, dtype());
+  const Tensor x = from_doubles(shifted, {1, width}, dtype(), device());
   const Tensor gain = filled({width}, parameter(), 1);
-  Tensor y({1, width}, dtype()), mean({1}, parameter()), rstd({1}, parameter());
+  Tensor y({1, width}, dtype(), device()), mean({1}, parameter(), device()),
+      rstd({1}, parameter(), device());
   norm_forward(NormKind::layer, x, gain, {}, 0, y, mean, rstd);
   Doubles expected(shifted.size());
   for (size_t j = 0; j < expected.size(); ++j) expected[j] = j % 2 == 0 ? 1 : -1;
@@ -137,7 +139,7 @@ TEST_P(NormTest, AnOffsetDoesNotCancel) {
 TEST_P(NormTest, EmptyAndThreads) {
   const int64_t width = 100;
   const Tensor gain = random_tensor({width}, parameter(), 4);
-  Tensor none({0, width}, dtype()), statistics({0}, parameter());
+  Tensor none({0, width}, dtype(), device()), statistics({0}, parameter(), device());
   Tensor sink = filled({width}, parameter(), 2);
   norm_forward(NormKind::layer, none, gain, {}, 1e-5, none, statistics, statistics);
   norm_backward(NormKind::layer, none, none, gain, statistics, statistics, {}, none, 1, sink, sink);
@@ -148,9 +150,11 @@ TEST_P(NormTest, EmptyAndThreads) {
   const Tensor dy = random_tensor({rows, width}, dtype(), 2);
   expect_same_for_any_threads([&] {
     std::vector<Tensor> r;
-    Tensor y({rows, width}, dtype()), mean({rows}, parameter()), rstd({rows}, parameter());
-    Tensor dx({rows, width}, dtype()), gain_sink = Tensor::zeros({width}, parameter()),
-                                       bias_sink = Tensor::zeros({width}, parameter());
+    Tensor y({rows, width}, dtype(), device()), mean({rows}, parameter(), device()),
+        rstd({rows}, parameter(), device());
+    Tensor dx({rows, width}, dtype(), device()),
+        gain_sink = Tensor::zeros({width}, parameter(), device()),
+        bias_sink = Tensor::zeros({width}, parameter(), device());
     norm_forward(NormKind::layer, x, gain, {}, 1e-5, y, mean, rstd);
     norm_backward(NormKind::layer, dy, x, gain, mean, rstd, {}, dx, 1, gain_sink, bias_sink);
     r.push_back(std::move(y));
@@ -161,7 +165,7 @@ TEST_P(NormTest, EmptyAndThreads) {
   });
 }
 
-AMUR_CPU_KERNEL_CASES(NormTest);
+AMUR_ALL_KERNEL_CASES(NormTest);
 
 TEST(NormDerivative, CentralDifferences) {
   const int64_t rows = 3, width = 11;

@@ -1,0 +1,235 @@
+#include "kernels/elementwise.h"
+
+#include "kernels/cuda/column_sums.cuh"
+#include "kernels/dropout_math.h"
+
+namespace amur::cuda {
+namespace {
+
+template <class To, class From>
+__device__ To convert(From value) {
+  if constexpr (std::is_same_v<To, bf16>)
+    return bf16(static_cast<float>(value));
+  else
+    return static_cast<To>(value);
+}
+
+template <class From, class To>
+__global__ void __launch_bounds__(kThreads) cast_kernel(int64_t n, const From* from, To* to) {
+  for (int64_t i = first_item(); i < n; i += item_stride()) to[i] = convert<To>(from[i]);
+}
+
+template <class T, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads) axpy_kernel(int64_t n, A alpha, const T* x, T* y) {
+  for (int64_t i = first_item(); i < n; i += item_stride())
+    y[i] = T(static_cast<A>(y[i]) + alpha * static_cast<A>(x[i]));
+}
+
+template <class T, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads) scale_kernel(int64_t n, A alpha, T* x) {
+  for (int64_t i = first_item(); i < n; i += item_stride()) x[i] = T(alpha * static_cast<A>(x[i]));
+}
+
+template <class T, class P = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads)
+    add_bias_kernel(int64_t n, int64_t width, const P* bias, T* y) {
+  for (int64_t i = first_item(); i < n; i += item_stride())
+    y[i] = T(static_cast<P>(y[i]) + bias[i % width]);
+}
+
+template <class T, class P = AccumulateType<T>>
+struct RowTerms {
+  int64_t width;
+  const T* dy;
+
+  __device__ void operator()(int64_t row, int64_t column, P (&terms)[1]) const {
+    terms[0] = static_cast<P>(dy[row * width + column]);
+  }
+};
+
+// One number a block; the last launch adds those of all blocks up with a single block.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(int64_t n, const T* x, double* of_block) {
+  double sum = 0;
+  for (int64_t i = first_item(); i < n; i += item_stride()) {
+    const double v = static_cast<double>(x[i]);
+    sum += v * v;
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) of_block[blockIdx.x] = sum;
+}
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(int64_t n, const double* parts, double* result) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += parts[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *result = sum;
+}
+
+// All who find something write the same.
+template <class T, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads) finite_kernel(int64_t n, const T* x, int* bad) {
+  bool finite = true;
+  for (int64_t i = first_item(); i < n; i += item_stride()) {
+    const A v = static_cast<A>(x[i]);
+    finite = finite && v - v == A(0);  // infinite minus infinite is NaN
+  }
+  if (!finite) *bad = 1;
+}
+
+template <class T, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads) add_kernel(int64_t n, const T* x, const T* r, T* y) {
+  for (int64_t i = first_item(); i < n; i += item_stride())
+    y[i] = T(static_cast<A>(r[i]) + static_cast<A>(x[i]));
+}
+
+// The sequence that holds token t: cu[s] <= t < cu[s + 1].
+__device__ int64_t sequence_of(int64_t t, int64_t sequences, const int32_t* cu) {
+  int64_t low = 0, high = sequences - 1;
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (cu[middle] <= t)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+// A block takes row after row, a thread eight neighbours: the lanes of one Philox block.
+template <class T, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads)
+    dropout_kernel(int64_t tokens, int64_t width, int64_t sequences, const int32_t* cu,
+                   const int64_t* keys, uint64_t layer, uint64_t site, uint32_t threshold, A factor,
+                   const T* x, const T* residual, T* y) {
+  constexpr int kLanesOfPhilox = 8;
+  for (int64_t t = blockIdx.x; t < tokens; t += gridDim.x) {
+    const int64_t s = sequence_of(t, sequences, cu);
+    const uint64_t key = dropout_key(keys[s], layer, site);
+    const auto position = static_cast<uint64_t>(t - cu[s]);
+    for (int64_t group = threadIdx.x; group * kLanesOfPhilox < width; group += kThreads) {
+      const Philox p = philox(key, position, static_cast<uint64_t>(group));
+      for (int lane = 0; lane < kLanesOfPhilox; ++lane) {
+        const int64_t j = group * kLanesOfPhilox + lane;
+        if (j >= width) break;
+        const uint32_t bits = (p.v[lane / 2] >> (16 * (lane % 2))) & 0xffffu;
+        A v = bits < threshold ? A(0) : static_cast<A>(x[t * width + j]) * factor;
+        if (residual) v = static_cast<A>(residual[t * width + j]) + v;
+        y[t * width + j] = T(v);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void CudaBackend::cast(ConstTensorView from, TensorView to, Stream stream) {
+  const cudaStream_t s = enter(to.device(), stream);
+  const int64_t n = to.elements();
+  dispatch_float(from.dtype(), "cast", [&]<class From>() {
+    dispatch_float(to.dtype(), "cast", [&]<class To>() {
+      cast_kernel<<<blocks_for(n), kThreads, 0, s>>>(n, from.as<From>(), to.as<To>());
+    });
+  });
+  check_launch();
+}
+
+void CudaBackend::axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) {
+  const cudaStream_t s = enter(y.device(), stream);
+  const int64_t n = y.elements();
+  dispatch_float(y.dtype(), "axpy", [&]<class T>() {
+    axpy_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, static_cast<AccumulateType<T>>(alpha),
+                                                      x.as<T>(), y.as<T>());
+  });
+  check_launch();
+}
+
+void CudaBackend::scale(double alpha, TensorView x, Stream stream) {
+  const cudaStream_t s = enter(x.device(), stream);
+  const int64_t n = x.elements();
+  dispatch_float(x.dtype(), "scale", [&]<class T>() {
+    scale_kernel<T>
+        <<<blocks_for(n), kThreads, 0, s>>>(n, static_cast<AccumulateType<T>>(alpha), x.as<T>());
+  });
+  check_launch();
+}
+
+void CudaBackend::add_bias(ConstTensorView bias, TensorView y, Stream stream) {
+  const cudaStream_t s = enter(y.device(), stream);
+  const int64_t n = y.elements();
+  dispatch_float(y.dtype(), "add_bias", [&]<class T>() {
+    add_bias_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, y.columns(),
+                                                          bias.as<AccumulateType<T>>(), y.as<T>());
+  });
+  check_launch();
+}
+
+void CudaBackend::accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
+                                         Stream stream) {
+  dispatch_float(dy.dtype(), "accumulate_column_sums", [&]<class T>() {
+    using P = AccumulateType<T>;
+    const RowTerms<T> terms{dy.columns(), dy.as<T>()};
+    add_column_sums<1, P>(dy.rows(), dy.columns(), terms, static_cast<P>(alpha), {{sink.as<P>()}},
+                          dy.device(), stream);
+  });
+}
+
+double CudaBackend::sum_of_squares(ConstTensorView x) {
+  const Stream stream(x.device());
+  const cudaStream_t s = enter(x.device(), stream);
+  const int64_t n = x.elements();
+  const unsigned blocks = blocks_for(n);
+  const Scratch scratch((blocks + 1) * sizeof(double), x.device(), stream);
+  auto* parts = scratch.as<double>();
+  dispatch_float(x.dtype(), "sum_of_squares", [&]<class T>() {
+    squares_kernel<<<blocks, kThreads, 0, s>>>(n, x.as<T>(), parts);
+  });
+  check_launch();
+  sum_kernel<<<1, kThreads, 0, s>>>(blocks, parts, parts + blocks);
+  check_launch();
+  double result = 0;
+  copy(&result, Device::cpu(), parts + blocks, x.device(), sizeof(result), stream);
+  return result;
+}
+
+bool CudaBackend::all_finite(ConstTensorView x) {
+  const Stream stream(x.device());
+  const cudaStream_t s = enter(x.device(), stream);
+  const Scratch scratch(sizeof(int), x.device(), stream);
+  auto* bad = scratch.as<int>();
+  fill_zero(bad, x.device(), sizeof(int), stream);
+  const int64_t n = x.elements();
+  dispatch_float(x.dtype(), "all_finite", [&]<class T>() {
+    finite_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, x.as<T>(), bad);
+  });
+  check_launch();
+  int result = 0;
+  copy(&result, Device::cpu(), bad, x.device(), sizeof(result), stream);
+  return result == 0;
+}
+
+void CudaBackend::dropout_add(const PackedSequences& packed, const DropoutSite& site,
+                              ConstTensorView x, ConstTensorView residual, TensorView y,
+                              Stream stream) {
+  const cudaStream_t s = enter(x.device(), stream);
+  const int64_t n = x.elements(), rows = x.rows();
+  dispatch_float(x.dtype(), "dropout_add", [&]<class T>() {
+    using A = AccumulateType<T>;
+    const T* r = residual.defined() ? residual.as<T>() : nullptr;
+    if (site.probability > 0) {
+      dropout_kernel<T><<<static_cast<unsigned>(std::min(rows, kMostBlocks)), kThreads, 0, s>>>(
+          rows, x.columns(), packed.sequences(), packed.cu_seqlens.as<int32_t>(),
+          packed.dropout_keys.as<int64_t>(), site.layer, site.site,
+          dropout_threshold(site.probability), static_cast<A>(1 / (1 - site.probability)),
+          x.as<T>(), r, y.as<T>());
+    } else if (r) {
+      add_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, x.as<T>(), r, y.as<T>());
+    } else if (x.raw() != y.raw()) {
+      copy(y.raw(), y.device(), x.raw(), x.device(), x.bytes(), stream);
+    }
+  });
+  check_launch();
+}
+
+}  // namespace amur::cuda
