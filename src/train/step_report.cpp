@@ -97,6 +97,7 @@ void StepReporter::add(const StepReport& r, ProcessGrid& grid) {
     if (at != history_.columns.end())
       history_.values[static_cast<size_t>(at - history_.columns.begin())].push_back(value);
   }
+  if (!r.growth.empty()) json["growth"] = nlohmann::ordered_json::parse(r.growth);
   line_ = json.dump();
 
   seconds_ += seconds;

@@ -22,7 +22,8 @@ struct StepReport {
   int64_t pairs = 0, tokens = 0, chunks = 0, recomputed = 0, truncated = 0;
   double forward_flops = 0;  // of this rank alone
   int batches = 0;
-  SideTraffic sync;  // of the sum over ranks: seconds that it was under way, bytes of this rank
+  std::string growth;  // JSON: how the model grew right before this step; "": it did not
+  SideTraffic sync;    // of the sum over ranks: seconds that it was under way, bytes of this rank
 
   void add(const BatchGradient& gradient, const LocalBatch& batch);
 };

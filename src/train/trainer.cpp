@@ -12,6 +12,7 @@
 #include "src/core/process.h"
 #include "src/train/checkpoint/checkpoint_writer.h"
 #include "src/train/checkpoint/run_folder.h"
+#include "src/train/growth/run_growth.h"
 #include "src/train/optimizer/optimizer.h"
 #include "src/train/replica_check.h"
 #include "src/train/session.h"
@@ -40,8 +41,11 @@ class Trainer {
  private:
   void find_resume_point();
   void check_resumed_config(const CheckpointInfo& saved);
-  void build();
+  void open();
+  void build_model();
+  void grow();
   void print_banner();
+  void print_model();
   bool step();
   void skip_step(const std::string& why);
   void touch(const LocalBatch& batch);
@@ -65,6 +69,7 @@ class Trainer {
   CheckpointInfo info_;  // state of the run: step, position, history
   int64_t first_step_ = 0, total_steps_ = 0, schedule_steps_ = 0, skipped_ = 0;
   int64_t saved_step_ = -1;
+  std::string growth_record_;      // of a growth right before the next step
   double checkpoint_seconds_ = 0;  // since the last step
 
   std::unique_ptr<Dataset> data_;
@@ -114,14 +119,17 @@ void Trainer::check_resumed_config(const CheckpointInfo& saved) {
     throw UsageError(
         "'{}' was trained with other values of keys that fix the model or the order of the "
         "data:{}\n"
-        "use the same values, or another --run-dir",
-        *resume_from_, fixed);
+        "use the same values, or another --run-dir{}",
+        *resume_from_, fixed,
+        saved.lineage.empty() ? "" : "; the model has grown (amur inspect shows how)");
 }
 
-void Trainer::build() {
+// The data and the vocabulary.
+void Trainer::open() {
   if (resume_from_) {
     runtime_.set_phase("reading the checkpoint");
     info_ = Checkpoint::read_info(*resume_from_, grid_.get());
+    config_ = config_behind_growth(config_, info_, *resume_from_);
     check_resumed_config(info_);
   }
   runtime_.set_phase("opening the data");
@@ -138,7 +146,14 @@ void Trainer::build() {
   else
     tokenizer_ = make_tokenizer(config_, *data_, grid_->world());
   config_.model.vocab = tokenizer_->vocab_size();
+}
 
+// What follows from the configuration and, where there is one, from the checkpoint.
+void Trainer::build_model() {
+  if (resume_from_) {
+    info_ = Checkpoint::read_info(*resume_from_, grid_.get());
+    growth_record_ = growth_record(info_);
+  }
   model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, &grid_->tp());
   // A checkpoint's parameters carry the groups already, and what growth has changed.
   if (resume_from_)
@@ -182,9 +197,9 @@ void Trainer::build() {
           : static_cast<int64_t>(std::ceil(config_.train.epochs * static_cast<double>(per_epoch) /
                                            static_cast<double>(config_.train.accumulate)));
   schedule_steps_ = config_.train.schedule_steps > 0 ? config_.train.schedule_steps : total_steps_;
-  first_step_ = saved_step_ = info_.step;
-  if (!resume_from_) saved_step_ = -1;
+  saved_step_ = resume_from_ ? info_.step : -1;
 
+  touched_.clear();
   for (Parameter& p : model_->parameters())
     if (p.kind == ParamKind::embedding)
       touched_.push_back(Tensor::zeros({p.value.shape()[0]}, DType::u8));
@@ -193,12 +208,11 @@ void Trainer::build() {
   two_pass_ = std::make_unique<TwoPass>(*model_, config_, grid_->dp(), runtime_,
                                         [] { return StopSignal::received(); });
   two_pass_->set_pass2_check([this] { leave_lost_step(); });
-  reporter_ = std::make_unique<StepReporter>(config_, first_step_, total_steps_, info_.metrics);
   writer_ = std::make_unique<CheckpointWriter>(config_, model_->parameters(), optimizer_->slots(),
                                                info_.optimizer, folder_, *grid_, runtime_);
 }
 
-void Trainer::print_banner() {
+void Trainer::print_model() {
   const int64_t parameters = model_->parameters().global_elements();
   Log::info(
       "model: {} layers, width {}, vocabulary {}, {:.2f} M parameters; for Hugging Face tools: {}",
@@ -209,6 +223,10 @@ void Trainer::print_banner() {
   Log::info("training state of a rank: {:.1f} MB of weights, {:.1f} MB of {}",
             static_cast<double>(weights) * 1e-6,
             static_cast<double>(optimizer_->state_bytes()) * 1e-6, optimizer_->name());
+}
+
+void Trainer::print_banner() {
+  print_model();
   if (writer_->beside_training())
     Log::info("checkpoints are written beside the training: {:.1f} MB a rank for the copy",
               static_cast<double>(writer_->snapshot_bytes()) * 1e-6);
@@ -317,6 +335,7 @@ bool Trainer::step() {
   info_.position = batches.back().end;
   report.step = info_.step;
   report.checkpoint_seconds = std::exchange(checkpoint_seconds_, 0);
+  report.growth = std::exchange(growth_record_, "");
   report.position = info_.position;
   report.scale = std::exp(model_->log_scale_value());
   report.seconds = whole.elapsed();
@@ -367,6 +386,25 @@ void Trainer::save_checkpoint() {
   since_checkpoint_.lap();
 }
 
+// From this step's checkpoint to the grown one, which takes its place; the run goes on from that.
+void Trainer::grow() {
+  save_checkpoint();
+  writer_->wait();
+  Stopwatch watch;
+  writer_.reset();
+  two_pass_.reset();
+  stream_.reset();
+  optimizer_.reset();
+  model_.reset();
+  const std::string grown = folder_.checkpoint_path(info_.step);
+  config_ = grow_run(config_, result_.checkpoint, grown, *tokenizer_, *grid_, runtime_);
+  folder_.publish(info_.step, config_.checkpoint, info_.best);
+  resume_from_ = result_.checkpoint = grown;
+  build_model();
+  print_model();
+  checkpoint_seconds_ += watch.elapsed();
+}
+
 void Trainer::run_evaluation() {
   if (!eval_set_) eval_set_ = data_->eval_set();
   if (eval_set_->queries.empty()) {
@@ -386,8 +424,12 @@ void Trainer::run_evaluation() {
 TrainResult Trainer::run() {
   Stopwatch whole;
   find_resume_point();
-  build();
-  folder_.start(to_yaml(config_), info_.step);
+  const std::string config_yaml = to_yaml(config_);
+  open();
+  build_model();
+  first_step_ = info_.step;
+  reporter_ = std::make_unique<StepReporter>(config_, first_step_, total_steps_, info_.metrics);
+  folder_.start(config_yaml, info_.step);
   print_banner();
   if (resume_from_) Log::info("resumed from {} at step {}", *resume_from_, info_.step);
   result_.first_step = info_.step;
@@ -396,6 +438,7 @@ TrainResult Trainer::run() {
   since_checkpoint_.lap();
   bool stopped = StopSignal::received() && first_step_ == total_steps_;
   while (info_.step < total_steps_ && !stopped) {
+    if (growth_is_due(config_, info_.step)) grow();
     stopped = !step();
     if (stopped) break;
     const bool last = info_.step == total_steps_;

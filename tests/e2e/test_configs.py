@@ -22,9 +22,13 @@ class Configuration(support.EndToEnd):
         with h5py.File(support.checkpoint(self.path("small"), 1), "r") as checkpoint:
             with open(self.path("small.model"), "wb") as model:
                 model.write(checkpoint["/tokenizer/sentencepiece"][()].tobytes())
-        result = self.train("run", BOUNDS, "--json", ranks=2, limit=100, config=self.file).json()
+        with open(self.file, encoding="utf-8") as file:
+            grows = {"train.growth.0.at_step": 1} if "growth:" in file.read() else {}
+        result = self.train("run", BOUNDS | grows, "--json", ranks=2, limit=100, config=self.file).json()
         self.assertEqual(result["steps"], 2)
-        self.assertEqual(len(support.metrics(self.path("run"))), 2)
+        lines = support.metrics(self.path("run"))
+        self.assertEqual(len(lines), 2)
+        self.assertEqual("growth" in lines[1], bool(grows))
         self.assertGreater(result["evaluation"]["query_to_document"]["queries"], 50)
         self.assertEqual(result["checkpoint"], support.checkpoint("run", 2))
         self.assertTrue(os.path.exists(self.path(result["checkpoint"])))

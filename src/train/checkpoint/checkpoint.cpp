@@ -56,6 +56,12 @@ void share_rows(const StoredTensor& tensor, ProcessGrid& grid) {
 
 }  // namespace
 
+FileOptions file_options(const CheckpointConfig& config) {
+  return {.compression = static_cast<int>(config.compression),
+          .chunk_bytes = config.chunk_size,
+          .mpi_io_hints = config.mpi_io_hints};
+}
+
 Checkpoint::Snapshot::Snapshot(ParameterSet& parameters, std::span<const OptimizerSlot> slots,
                                const std::string& optimizer, ProcessGrid& grid)
     : parts_(std::make_unique<Parts>()) {

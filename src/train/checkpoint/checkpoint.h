@@ -43,6 +43,8 @@ struct CheckpointInfo {
   int dp = 1, tp = 1;
 };
 
+FileOptions file_options(const CheckpointConfig& config);
+
 class Checkpoint {
  public:
   // What this rank puts into a checkpoint: its rows of every tensor.

@@ -16,12 +16,6 @@ namespace {
 // With fewer cores a rank, a writing thread takes more from the training than it gives.
 constexpr int kManyCores = 4;
 
-FileOptions file_options(const CheckpointConfig& config) {
-  return {.compression = static_cast<int>(config.compression),
-          .chunk_bytes = config.chunk_size,
-          .mpi_io_hints = config.mpi_io_hints};
-}
-
 bool write_beside(CheckpointAsync choice, ProcessGrid& grid, Runtime& runtime) {
   if (choice == CheckpointAsync::on && !runtime.threads_may_communicate())
     Log::warn("checkpoint.async: on, but this MPI does not give MPI_THREAD_MULTIPLE: off");

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "src/model/encoder.h"
+#include "src/model/growth.h"
 
 namespace amur {
 
@@ -101,6 +101,26 @@ struct OptimizerConfig {
   double clip_norm = 1;  // gamma, for the global norm of the cached embedding gradients
 };
 
+// The learning rate behind a growth.
+// All 0: the schedule goes on as it was. Otherwise, behind the growth, the rate rises in a straight
+// line to the peak, and falls in a straight line to optimizer.final_fraction. LEMON (arXiv
+// 2310.07999) keeps the largest rate of a run from scratch, warms up again for a short while and
+// lets the rate fall sooner.
+struct GrowthSchedule {
+  int64_t warmup_steps = 0;  // to the peak; 0: the first step has it
+  double peak_rate = 0;      // of optimizer.learning_rate; 0: 1, the largest rate as it was
+  int64_t decay_steps = 0;  // from the growth to the end of the fall; 0: to the end of the schedule
+
+  bool changes() const { return warmup_steps > 0 || peak_rate > 0 || decay_steps > 0; }
+};
+
+// One entry of `train.growth`.
+struct RunGrowth {
+  int64_t at_step = 0;  // steps done
+  GrowthOptions options;
+  GrowthSchedule schedule;
+};
+
 struct TrainConfig {
   int64_t steps = 0;  // 0: from epochs
   double epochs = 1;
@@ -112,6 +132,7 @@ struct TrainConfig {
   uint64_t seed = 0;
   Precision precision = Precision::fp32;
   int64_t max_skipped_steps = 10;  // in a row, non-finite
+  std::vector<RunGrowth> growth;
 };
 
 enum class SyncPrecision : uint8_t { fp32, bf16 };
@@ -131,12 +152,12 @@ enum class CheckpointAsync : uint8_t { automatic, on, off };
 struct CheckpointConfig {
   int64_t every_steps = 0;
   double every_minutes = 10;
-  int64_t keep = 3;         // newest complete ones
-  bool keep_best = true;    // also the one with the best evaluation
+  int64_t keep = 3;       // newest complete ones
+  bool keep_best = true;  // also the one with the best evaluation
   CheckpointAsync async = CheckpointAsync::automatic;
-  int64_t compression = 0;               // deflate level
+  int64_t compression = 0;                // deflate level
   int64_t chunk_size = int64_t{1} << 20;  // bytes of a chunk of a compressed tensor
-  std::string mpi_io_hints;              // "key=value, key=value"
+  std::string mpi_io_hints;               // "key=value, key=value"
 };
 
 struct EvalConfig {

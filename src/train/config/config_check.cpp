@@ -18,6 +18,7 @@ class Checker {
     parallel();
     checkpoint();
     train();
+    growth();
     return std::move(problems_);
   }
 
@@ -147,6 +148,49 @@ class Checker {
       report("train.epochs", "0, and train.steps too: the run has no length");
     if (t.batch_size == 1 && c_.loss.kind == LossKind::infonce && c_.data.hard_negatives == 0)
       report("train.batch_size", "1 leaves a query nothing to be told apart from");
+  }
+
+  // Each entry by itself, with its reasons; the sizes of one are where the next begins.
+  void growth() {
+    ModelConfig model = c_.model;
+    model.vocab = 1;  // not known yet
+    int64_t before = 0;
+    for (size_t i = 0; i < c_.train.growth.size() && problems_.empty(); ++i) {
+      const RunGrowth& entry = c_.train.growth[i];
+      const std::string prefix = fmt::format("train.growth.{}.", i);
+      if (entry.at_step <= before)
+        report(prefix + "at_step", "{} does not come after the one before it, {}", entry.at_step,
+               before);
+      before = entry.at_step;
+      try {
+        const Growth growth(model, entry.options);
+        if (growth.changes_nothing())
+          report(prefix + "at_step",
+                 "nothing grows at step {}: give a size that is larger than the model's",
+                 entry.at_step);
+        model = growth.to();
+      } catch (const UsageError& e) {
+        const std::string text = keys_for_options(e.what());
+        report(prefix + first_option(e.what()), "{}", text);
+      }
+    }
+  }
+
+  // "--head-size 3" as the key of an entry: "head_size 3".
+  static std::string key_of(std::string option) {
+    std::replace(option.begin(), option.end(), '-', '_');
+    return option;
+  }
+  static std::string first_option(const std::string& text) {
+    const size_t at = text.find("--") + 2;
+    return key_of(text.substr(at, text.find_first_of(" :", at) - at));
+  }
+  static std::string keys_for_options(std::string text) {
+    for (size_t at = text.find("--"); at != std::string::npos; at = text.find("--", at)) {
+      const size_t end = std::min(text.find_first_of(" :", at), text.size());
+      text.replace(at, end - at, key_of(text.substr(at + 2, end - at - 2)));
+    }
+    return text;
   }
 
   const Config& c_;

@@ -1,184 +1,8 @@
 // Every key of the configuration, declared once.
-#include <charconv>
-#include <cmath>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
-#include "src/train/config/config_schema.h"
+#include "src/train/config/config_declare.h"
 
 namespace amur::config {
 namespace {
-
-// Bounds of a number; an open end is excluded.
-struct Range {
-  double low = -std::numeric_limits<double>::infinity();
-  double high = std::numeric_limits<double>::infinity();
-  bool open_low = false;
-  bool open_high = false;
-
-  bool contains(double x) const {
-    return std::isfinite(x) && (open_low ? x > low : x >= low) &&
-           (open_high ? x < high : x <= high);
-  }
-  std::string text() const {
-    if (std::isinf(low) && std::isinf(high)) return "";
-    if (std::isinf(high)) return fmt::format("{} {}", open_low ? " above" : " of at least", low);
-    return fmt::format("{} {} {} {}", open_low ? " above" : " from", low,
-                       open_low    ? open_high ? "and below" : "up to"
-                       : open_high ? "to below"
-                                   : "to",
-                       high);
-  }
-};
-
-Range any() {
-  return {};
-}
-Range at_least(double low) {
-  return {.low = low};
-}
-Range above(double low) {
-  return {.low = low, .open_low = true};
-}
-Range between(double low, double high) {
-  return {.low = low, .high = high};
-}
-Range from_below(double low, double high) {
-  return {.low = low, .high = high, .open_high = true};
-}
-Range inside(double low, double high) {
-  return {.low = low, .high = high, .open_low = true, .open_high = true};
-}
-
-template <class T>
-bool parse_number(const std::string& text, const Range& range, T& value) {
-  const char* end = text.data() + text.size();
-  T parsed{};
-  auto [stop, error] = std::from_chars(text.data(), end, parsed);
-  if (error != std::errc{} || stop != end || !range.contains(static_cast<double>(parsed)))
-    return false;
-  value = parsed;
-  return true;
-}
-
-constexpr OnResume kFixed = OnResume::fixed;
-
-template <class E>
-using Words = std::vector<std::pair<const char*, E>>;
-
-// Adds keys to a group; `access(config, entry)` gives the struct that holds their members.
-template <class Access>
-class Declare {
- public:
-  Declare(Group& group, Access access) : group_(group), access_(access) {}
-
-  template <class S, class T>
-  requires std::is_integral_v<T>
-  void whole(const char* name, T S::*member, Range range, const char* doc,
-             OnResume on_resume = {}) {
-    add(
-        name, "a whole number" + range.text(), doc, on_resume, member,
-        [range](T& to, const std::string& text) { return parse_number(text, range, to); },
-        [](T value) { return fmt::format("{}", value); });
-  }
-
-  // A whole number of at least 1, or the word; 0 means the word and is read as such.
-  template <class S>
-  void whole_or(const char* word, const char* name, int64_t S::*member, int64_t most,
-                const char* doc) {
-    add(
-        name, fmt::format("{} or a whole number from 1 to {}", word, most), doc, {}, member,
-        [=](int64_t& to, const std::string& text) {
-          return parse_number(text == word ? "0" : text, between(0, static_cast<double>(most)), to);
-        },
-        [=](int64_t value) { return value == 0 ? word : fmt::format("{}", value); });
-  }
-
-  template <class S>
-  void real(const char* name, double S::*member, Range range, const char* doc,
-            OnResume on_resume = {}) {
-    add(
-        name, "a number" + range.text(), doc, on_resume, member,
-        [range](double& to, const std::string& text) { return parse_number(text, range, to); },
-        [](double value) { return fmt::format("{}", value); });
-  }
-
-  template <class S>
-  void flag(const char* name, bool S::*member, const char* doc, OnResume on_resume = {}) {
-    words(name, member, Words<bool>{{"true", true}, {"false", false}}, doc, on_resume);
-  }
-
-  template <class S>
-  void text(const char* name, std::string S::*member, const char* doc, OnResume on_resume = {}) {
-    add(
-        name, "a text", doc, on_resume, member,
-        [](std::string& to, const std::string& text) {
-          to = text;
-          return true;
-        },
-        [](const std::string& value) { return value; });
-    group_.keys.back().quoted = true;
-  }
-
-  template <class S>
-  void bytes(const char* name, int64_t S::*member, const char* doc, OnResume on_resume = {}) {
-    add(
-        name, "a number of bytes such as 512MiB or 2GB", doc, on_resume, member,
-        [](int64_t& to, const std::string& text) { return parse_bytes(text, to); },
-        [](int64_t value) { return bytes_text(value); });
-  }
-
-  template <class S, class E>
-  void words(const char* name, E S::*member, Words<E> words, const char* doc,
-             OnResume on_resume = {}) {
-    std::string type = words.size() > 2 ? "one of " : "";
-    std::vector<std::string> allowed;
-    for (size_t i = 0; i < words.size(); ++i) {
-      if (i > 0) type += words.size() > 2 ? ", " : " or ";
-      type += words[i].first;
-      allowed.emplace_back(words[i].first);
-    }
-    add(
-        name, type, doc, on_resume, member,
-        [words](E& to, const std::string& text) {
-          for (const auto& [word, value] : words) {
-            if (text != word) continue;
-            to = value;
-            return true;
-          }
-          return false;
-        },
-        [words](E value) -> std::string {
-          for (const auto& [word, meaning] : words)
-            if (meaning == value) return word;
-          throw InternalError("an enumeration holds a value that was not declared");
-        });
-    group_.keys.back().words = std::move(allowed);
-  }
-
- private:
-  template <class S, class T, class Parse, class Print>
-  void add(const char* name, std::string type, const char* doc, OnResume on_resume, T S::*member,
-           Parse parse, Print print) {
-    Access access = access_;
-    Key key;
-    key.name = name;
-    key.type = std::move(type);
-    key.on_resume = on_resume;
-    key.doc = doc;
-    key.set = [=](Config& config, size_t entry, const std::string& text) {
-      return parse(access(config, entry).*member, text);
-    };
-    key.yaml = [=](const Config& config, size_t entry) -> std::string {
-      return print(access(config, entry).*member);
-    };
-    group_.keys.push_back(std::move(key));
-  }
-
-  Group& group_;
-  Access access_;
-};
 
 void declare_model(Group& group) {
   Declare key(
@@ -448,6 +272,34 @@ void declare_train(Group& group) {
             "so many steps in a row may be skipped because something was not finite");
 }
 
+void declare_growth(Group& group) {
+  group.size = [](const Config& config) { return config.train.growth.size(); };
+  group.resize = [](Config& config, size_t n) { config.train.growth.resize(n); };
+  Declare entry(
+      group, [](auto& config, size_t i) -> auto& { return config.train.growth[i]; });
+  entry.whole("at_step", &RunGrowth::at_step, at_least(1),
+              "optimizer steps done when the model grows, rising from entry to entry");
+  Declare key(
+      group, [](auto& config, size_t i) -> auto& { return config.train.growth[i].options; });
+  using G = GrowthOptions;
+  key.whole("hidden", &G::hidden, between(0, 65536), "width of the model; 0: as it is");
+  key.whole("heads", &G::heads, between(0, 1024), "attention heads; 0: as they are");
+  key.whole("head_size", &G::head_size, between(0, 1024), "width of a head; 0: as it is");
+  key.whole("ffn", &G::ffn, between(0, 262144), "width of the feed-forward network; 0: as it is");
+  key.whole("layers", &G::layers, between(0, 1024), "layers; 0: as they are");
+  key.whole("positions", &G::positions, between(0, 1 << 20), "model.max_length; 0: as it is");
+  key.words(
+      "split", &G::split,
+      {{"noise", GrowthSplit::noise}, {"even", GrowthSplit::even}, {"uneven", GrowthSplit::uneven}},
+      "how copies share a weight");
+  key.real("noise_db", &G::noise_db, any(), "of a shared weight over its noise, in decibels");
+  key.flag("projection", &G::projection,
+           "a model without projection keeps its embedding size by a fixed average");
+  key.flag("old_statistics", &G::old_statistics,
+           "LayerNorm: mean and variance of the copies alone, for any width");
+  key.whole("seed", &G::seed, at_least(0), "of the noise and of new numbers");
+}
+
 void declare_parallel(Group& group) {
   Declare key(
       group, [](auto& config, size_t) -> auto& { return config.parallel; });
@@ -466,10 +318,10 @@ void declare_parallel(Group& group) {
            "ranks of one machine add through shared memory, and one of them exchanges with the "
            "other machines; false: every rank exchanges with every other");
   key.words("sync_precision", &P::sync_precision,
-             {{"fp32", SyncPrecision::fp32}, {"bf16", SyncPrecision::bf16}},
-             "bf16: inexact; what travels between machines is rounded, and what was rounded away "
-             "is added in the next step and before a checkpoint. Takes 4 bytes a parameter more. "
-             "Only with optimizer.kind tiger");
+            {{"fp32", SyncPrecision::fp32}, {"bf16", SyncPrecision::bf16}},
+            "bf16: inexact; what travels between machines is rounded, and what was rounded away "
+            "is added in the next step and before a checkpoint. Takes 4 bytes a parameter more. "
+            "Only with optimizer.kind tiger");
   key.whole("check_replicas_every_steps", &P::check_replicas_every_steps, at_least(0),
             "steps between comparisons of what several ranks hold alike; 0: never");
 }
@@ -484,12 +336,13 @@ void declare_checkpoint(Group& group) {
            "minutes between checkpoints; 0: by steps only. One is always written at the end");
   key.whole("keep", &C::keep, between(1, 1 << 20), "newest checkpoints that are kept");
   key.flag("keep_best", &C::keep_best, "also keep the one with the best evaluation");
-  key.words("async", &C::async,
-            {{"auto", CheckpointAsync::automatic},
-             {"on", CheckpointAsync::on},
-             {"off", CheckpointAsync::off}},
-            "write while training goes on, from a copy in memory of this rank's share of weights and "
-            "optimizer state; auto: where a core is left over");
+  key.words(
+      "async", &C::async,
+      {{"auto", CheckpointAsync::automatic},
+       {"on", CheckpointAsync::on},
+       {"off", CheckpointAsync::off}},
+      "write while training goes on, from a copy in memory of this rank's share of weights and "
+      "optimizer state; auto: where a core is left over");
   key.whole("compression", &C::compression, between(0, 9), "deflate level; 0: none");
   key.bytes("chunk_size", &C::chunk_size,
             "bytes of a chunk of a compressed tensor; one chunk is packed by one rank");
@@ -540,6 +393,10 @@ std::vector<Group> declare_all() {
        declare_parameter_groups},
       {"optimizer.schedule_points", "Points of the piecewise schedule.", declare_schedule_points},
       {"train", "Length, batch and memory of the run.", declare_train},
+      {"train.growth",
+       "Growth during the run, as of `amur widen` (growth.md); an entry leaves the list of the "
+       "configuration in a checkpoint once it is done.",
+       declare_growth},
       {"parallel", "The grid of ranks.", declare_parallel},
       {"checkpoint", "When checkpoints are written and how many are kept.", declare_checkpoint},
       {"eval", "When the model is evaluated.", declare_eval},

@@ -141,8 +141,7 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
   apply(options.schedule, content.info.step, written);
   content.info.config_yaml = to_yaml(written);
   if (vocabulary) content.info.tokenizer = {{vocabulary->kind(), vocabulary->serialised()}};
-  content.file.compression = static_cast<int>(saved.checkpoint.compression);
-  content.file.chunk_bytes = saved.checkpoint.chunk_size;
+  content.file = file_options(saved.checkpoint);
   std::optional<ProbePairs> probe;
   if (options.prove) probe = probe_pairs(options.probe);
   const auto outcome =
@@ -171,11 +170,11 @@ std::string to_text(const WidenResult& result, const WidenOptions& options) {
     for (const TensorPlan& t : result.plan)
       out += fmt::format("{:<{}}  {:<{}}  {}\n", t.name, name, shapes_of(t), shapes, t.rule);
   }
-  out += fmt::format(
-      "parameters: {} -> {}; tensors of the new file: {:.1f} MB; memory: {:.1f} MB "
-      "on each rank\n",
-      result.parameters_before, result.parameters_after, result.file_bytes * 1e-6,
-      result.memory_bytes * 1e-6);
+  out += fmt::format("parameters: {} -> {}; tensors of the new file: {:.1f} MB",
+                     result.parameters_before, result.parameters_after, result.file_bytes * 1e-6);
+  out += options.prove
+             ? fmt::format("; memory: {:.1f} MB on each rank\n", result.memory_bytes * 1e-6)
+             : "\n";
   for (const std::string& warning : result.warnings) out += fmt::format("note: {}\n", warning);
   if (options.plan_only) return out;
   if (!result.proof)
