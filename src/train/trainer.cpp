@@ -129,9 +129,9 @@ void Trainer::open() {
   if (resume_from_) {
     runtime_.set_phase("reading the checkpoint");
     info_ = Checkpoint::read_info(*resume_from_, grid_.get());
-    config_ = config_behind_growth(config_, info_, *resume_from_);
-    check_resumed_config(info_);
   }
+  config_ = config_behind_growth(config_, info_, resume_from_.value_or(""));
+  if (resume_from_) check_resumed_config(info_);
   runtime_.set_phase("opening the data");
   data_ = std::make_unique<Dataset>(config_.data, grid_->world(), grid_->node());
   if (data_->samples() == 0) throw UsageError("data.sources: no training pairs were found");

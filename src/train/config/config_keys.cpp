@@ -288,6 +288,9 @@ void declare_growth(Group& group) {
   key.whole("ffn", &G::ffn, between(0, 262144), "width of the feed-forward network; 0: as it is");
   key.whole("layers", &G::layers, between(0, 1024), "layers; 0: as they are");
   key.whole("positions", &G::positions, between(0, 1 << 20), "model.max_length; 0: as it is");
+  key.words("head_growth", &G::head_growth,
+            {{"extend", HeadGrowth::extend}, {"copies", HeadGrowth::copies}},
+            "a larger head: new numbers beside the old ones, or copies of them");
   key.words(
       "split", &G::split,
       {{"noise", GrowthSplit::noise}, {"even", GrowthSplit::even}, {"uneven", GrowthSplit::uneven}},
@@ -298,6 +301,15 @@ void declare_growth(Group& group) {
   key.flag("old_statistics", &G::old_statistics,
            "LayerNorm: mean and variance of the copies alone, for any width");
   key.whole("seed", &G::seed, at_least(0), "of the noise and of new numbers");
+  Declare rate(
+      group, [](auto& config, size_t i) -> auto& { return config.train.growth[i].schedule; });
+  using S = GrowthSchedule;
+  rate.whole("warmup_steps", &S::warmup_steps, at_least(0),
+             "steps until the learning rate is at its peak again; with this, peak_rate and "
+             "decay_steps 0, the schedule goes on as it was");
+  rate.real("peak_rate", &S::peak_rate, at_least(0), "factor on learning_rate after growth; 0: 1");
+  rate.whole("decay_steps", &S::decay_steps, at_least(0),
+             "steps from here in which the rate falls; 0: to the end of the run's schedule");
 }
 
 void declare_parallel(Group& group) {

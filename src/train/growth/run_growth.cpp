@@ -9,6 +9,7 @@
 #include "src/core/log.h"
 #include "src/train/config/config_schema.h"
 #include "src/train/growth/grow_checkpoint.h"
+#include "src/train/growth/growth_schedule.h"
 
 namespace amur {
 namespace {
@@ -49,6 +50,7 @@ Growth next_growth(const Config& config) {
 Config behind_next(const Config& config) {
   Config next = grown_config(config, next_growth(config));
   next.model.vocab = config.model.vocab;
+  apply(config.train.growth.front().schedule, config.train.growth.front().at_step, next);
   next.train.growth.erase(next.train.growth.begin());
   return next;
 }
@@ -82,6 +84,8 @@ Config config_behind_growth(const Config& config, const CheckpointInfo& saved,
             path, step, key, value.get<std::string>(), entry[key].get<std::string>());
     now = behind_next(now);
   }
+  // What is to come must be possible, too.
+  for (Config later = now; !later.train.growth.empty();) later = behind_next(later);
   return now;
 }
 

@@ -15,6 +15,8 @@ Config growing() {
   config.train.growth[0].options.hidden = 48;
   config.train.growth[1].at_step = 20;
   config.train.growth[1].options.layers = 4;
+  config.train.growth[1].schedule.warmup_steps = 3;
+  config.train.growth[1].schedule.decay_steps = 30;
   config.optimizer.groups.resize(1);
   config.optimizer.groups[0].layer = 1;
   return config;
@@ -58,6 +60,9 @@ TEST(RunGrowth, EntriesBehindACheckpointAreApplied) {
   EXPECT_EQ(two.model.layers, 4);
   EXPECT_TRUE(two.train.growth.empty());
   EXPECT_EQ(two.optimizer.groups[0].layer, 2);  // follows its layer
+  EXPECT_EQ(one.optimizer.schedule, ScheduleKind::cosine);
+  ASSERT_EQ(two.optimizer.schedule_points.size(), 3u);  // 0 at 19, the peak at 22, the end at 49
+  EXPECT_EQ(two.optimizer.schedule_points[1].first, 22);
   // What the grown checkpoint carries says the same.
   EXPECT_TRUE(compare_configs(two, config_behind_growth(one, checkpoint(20, {kFirst, kSecond}), ""))
                   .empty());
@@ -83,6 +88,10 @@ TEST(RunGrowth, AListThatContradictsTheCheckpointIsRefused) {
   other.train.growth[0].options.split = GrowthSplit::even;
   EXPECT_NE(refusal(other, checkpoint(15, {kFirst})).find("split noise, the list says even"),
             std::string::npos);
+  // An entry to come whose rate would fall before it has risen.
+  other = growing();
+  other.train.growth[1].schedule.warmup_steps = 40;
+  EXPECT_NE(refusal(other, CheckpointInfo()).find("a smaller --warmup-steps"), std::string::npos);
 }
 
 }  // namespace
