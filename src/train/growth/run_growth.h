@@ -17,7 +17,8 @@ class Runtime;
 
 // The configuration of a run that goes on from the checkpoint `saved`, a file called `path`: that
 // of its beginning, with the entries of `train.growth` applied that the checkpoint has behind it,
-// and taken off the list. UsageError where the checkpoint has grown otherwise than the list says.
+// and taken off the list. UsageError where the checkpoint has grown otherwise than the list says, or
+// an entry to come is impossible.
 Config config_behind_growth(const Config& config, const CheckpointInfo& saved,
                             const std::string& path);
 
