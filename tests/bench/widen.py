@@ -112,8 +112,8 @@ Written by `tests/bench/widen.py {arguments}`, {datetime.date.today()}, load ave
 A checkpoint of {total * 1e-9:.2f} GB, weights and momentum: {layers} layers of width 2048, feed-forward 4096; its largest tensor has {largest * 1e-6:.1f} MB.
 `amur widen {' '.join(map(str, LARGER))}`, with noise. *Copying* is `cp` and `sync` of the {total * 1e-9:.2f} GB just before; the ratio is that of the times for
 a byte written. Widening reads everything twice and the new file once more, to verify it. Peak memory is that of the largest process, and must
-stay below 512 MB and twice the largest tensor, {limit:.0f} MB, without the proof; the proof takes the weights of one model at a time, and most of its time
-are the products of 128 texts with both models. Two ranks were not faster here than one: both wait for the same disk, and for each other at every block.
+stay below 512 MB and twice the largest tensor, {limit:.0f} MB, without the proof; the proof takes the weights of one model at a time, and most of its time goes
+into the products of 128 texts with both models. Two ranks were slower here than one; why was not looked into (each block is a collective write).
 
 | ranks | proof | GB written | widening, s | copying, s | ratio | peak MB of a process |
 | --- | --- | --- | --- | --- | --- | --- |
