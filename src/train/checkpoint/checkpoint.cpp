@@ -1,7 +1,10 @@
 #include "src/train/checkpoint/checkpoint.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <filesystem>
+#include <tuple>
 
 #include "src/core/log.h"
 #include "src/train/checkpoint/agreement.h"
@@ -13,6 +16,14 @@ namespace amur {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Nanoseconds since the epoch at which a file was written or a link was made; -1 where there is
+// none.
+int64_t time_of(const fs::path& path) {
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0) return -1;
+  return int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
+}
 
 }  // namespace
 
@@ -172,19 +183,21 @@ void Checkpoint::load_rules(const std::string& path, ParameterSet& parameters, P
 }
 
 std::optional<std::string> Checkpoint::newest_complete(const std::string& checkpoints_dir) {
+  const fs::path folder = checkpoints_dir, link = folder / "latest";
   std::error_code ignored;
-  std::vector<std::pair<int64_t, std::string>> found;
-  for (const auto& entry : fs::directory_iterator(checkpoints_dir, ignored)) {
+  const std::string latest = fs::read_symlink(link, ignored).string();
+  const int64_t linked = time_of(link), linked_step = step_of_checkpoint(latest).value_or(-1);
+  // One that is newer than the link, of a later step: its run was killed before it could link it.
+  std::vector<std::tuple<bool, bool, int64_t, std::string>> found;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (const auto step = step_of_checkpoint(name)) found.emplace_back(*step, name);
+    if (const auto step = step_of_checkpoint(name))
+      found.emplace_back(*step > linked_step && time_of(entry.path()) > linked, name == latest,
+                         *step, name);
   }
   std::sort(found.rbegin(), found.rend());
-  const fs::path latest = fs::read_symlink(fs::path(checkpoints_dir) / "latest", ignored);
-  const auto named = std::find_if(found.begin(), found.end(),
-                                  [&](const auto& f) { return f.second == latest.string(); });
-  if (named != found.end()) std::rotate(found.begin(), named, named + 1);
-  for (const auto& [step, name] : found) {
-    const std::string path = (fs::path(checkpoints_dir) / name).string();
+  for (const auto& [not_linked_yet, is_latest, step, name] : found) {
+    const std::string path = (folder / name).string();
     try {
       const Hdf5File file(path, Hdf5File::Mode::read);
       amur::read_info(file);

@@ -87,8 +87,9 @@ class Checkpoint {
   // frozen. Before the optimizer is made. Collective.
   static void load_rules(const std::string& path, ParameterSet& parameters, ProcessGrid& grid);
 
-  // The newest complete checkpoint of a run folder: the one that `latest` names if it is readable,
-  // otherwise the highest step that is. Names the ones it passed over in the log.
+  // The newest complete checkpoint of a run folder: one of a later step than `latest` names,
+  // written after that link was made (the run was killed before it made the next), else the one
+  // that it names, else the highest step. Names those that cannot be read in the log.
   static std::optional<std::string> newest_complete(const std::string& checkpoints_dir);
 };
 

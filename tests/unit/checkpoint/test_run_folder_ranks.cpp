@@ -1,5 +1,7 @@
 // A run folder opened by all ranks, with checkpoints in it.
+#include <chrono>
 #include <fstream>
+#include <thread>
 
 #include "src/train/checkpoint/run_folder.h"
 #include "tests/unit/checkpoint/fixture.h"
@@ -66,6 +68,39 @@ TEST(RunFolderRanks, KeepsWhatItShouldAndFindsTheNewest) {
   EXPECT_EQ(text_of(run + "/evaluation.jsonl"),
             "{\"step\":10,\"recall\":0.5}\n{\"step\":20,\"recall\":0.5}\n"
             "{\"step\":30,\"recall\":0.5}\n");
+  grid.world().barrier();
+}
+
+TEST(RunFolderRanks, KilledBeforeTheLink) {
+  ProcessGrid grid(test::runtime(), {test::runtime().size(), 1});
+  const test::ScratchFolder scratch(&grid.world());
+  RunFolder folder(scratch.file("run"), grid);
+  const auto tick = [&] {  // of the file system's clock
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    grid.world().barrier();
+  };
+  const auto newest = [&] {
+    grid.world().barrier();
+    return Checkpoint::newest_complete(folder.checkpoints_dir());
+  };
+  CheckpointConfig config;
+  config.keep = 9;
+  for (int64_t step : {10, 30}) {
+    save(folder, step, grid);
+    folder.publish(step, config, {});
+  }
+  tick();
+  if (grid.world().rank() == 0) {  // somebody looked into an old one, and left a new date
+    const std::string old = folder.checkpoint_path(10);
+    test::write_file(old, test::bytes_of_file(old));
+  }
+  EXPECT_EQ(newest(), folder.checkpoint_path(30));
+  save(folder, 40, grid);
+  EXPECT_EQ(newest(), folder.checkpoint_path(40));
+  tick();
+  save(folder, 20, grid);  // of a run that was sent back
+  folder.publish(20, config, {});
+  EXPECT_EQ(newest(), folder.checkpoint_path(20));
   grid.world().barrier();
 }
 
