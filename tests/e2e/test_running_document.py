@@ -36,13 +36,12 @@ class RunningDocument(hosts.OnHosts):
             "PATH": f"{os.path.dirname(support.PROGRAM)}:{os.environ['PATH']}",
             "SLURM_CONF": os.path.join(self.place, "slurm", "slurm.conf")}
         for block in blocks:
-            # Long enough to be met by a signal.
-            self.on_hosts("rate", "1mbit" if "USR1" in block else "none")
+            # Long enough to be met by a signal, which takes its time through Slurm.
+            self.on_hosts("rate", "512kbit" if "USR1" in block else "none")
             outcome = self.call(self.hosts[0], "timeout", "120", "bash", "-ec",
                                 block + "\nfor job in $(jobs -p); do wait $job || "
                                         "[ $? = 75 ]; done", limit=130)
             self.assertNotIn("error:", outcome.err.replace("srun: error", ""), outcome)
-            self.on_hosts("rate", "none")
             support.wait_until(lambda: not self.jobs(), 120, pause=0.5)
         for run in ("dictionary", "words", "wordnet", "other", "seed-1", "seed-2", "stopped"):
             self.assertEqual(support.metrics(self.path("runs", run))[-1]["step"], 10, run)
