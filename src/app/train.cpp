@@ -4,6 +4,7 @@
 #include "src/app/command_line.h"
 #include "src/app/commands.h"
 #include "src/app/output.h"
+#include "src/train/session.h"
 #include "src/train/trainer.h"
 
 namespace amur {
@@ -28,8 +29,8 @@ int run_train(Runtime& runtime, const std::vector<std::string>& args) {
   train_options.run_dir = options.run_dir.empty()
                               ? "runs/" + std::filesystem::path(config_path).stem().string()
                               : options.run_dir;
-  const TrainResult result =
-      train(load_config(config_path, options.overrides), train_options, backend, runtime);
+  const TrainResult result = train(load_config(config_path, options.overrides, starting_point),
+                                   train_options, backend, runtime);
   if (options.json && runtime.rank() == 0) std::cout << to_json(result) << '\n';
   return result.interrupted ? kExitInterrupted : kExitOk;
 }

@@ -31,7 +31,7 @@ int run_verify_grad(Runtime& runtime, const std::vector<std::string>& args) {
       : fault_name == "mean-of-local-means"   ? GradientFault::mean_of_local_means
       : fault_name == "temperature-in-replay" ? GradientFault::temperature_in_replay
                                               : GradientFault::none;
-  Config config = load_config(config_path, options.overrides);
+  Config config = load_config(config_path, options.overrides, starting_point);
   const auto grid = start_grid(config, backend, runtime);
   runtime.set_phase("opening the data");
   const Dataset data(config.data, grid->world(), grid->node());

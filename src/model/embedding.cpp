@@ -18,8 +18,8 @@ Parameter& add_table(ParameterSet& parameters, std::string name, Axis rows,
   return parameters.add(std::move(table));
 }
 
-TensorView table_sink(const Parameter& table) {
-  return table.frozen ? TensorView() : table.sink;
+TensorView sink_of(const Parameter& parameter) {
+  return parameter.frozen ? TensorView() : parameter.sink;
 }
 
 }  // namespace
@@ -31,7 +31,15 @@ Embedding::Embedding(const ModelConfig& config, const std::string& name, Paramet
   if (config.layers == 0) return;
   if (config.position == PositionKind::learned)
     positions_ = &add_table(parameters, name + ".positions",
-                            {config.max_length, AxisRole::position}, config);
+                            {config.resolved_positions(), AxisRole::position}, config);
+  if (config.token_type) {
+    Parameter type;
+    type.name = name + ".token_type";
+    type.kind = ParamKind::bias;
+    type.axes = {{config.hidden, AxisRole::model}};
+    type.init = {Initializer::Kind::normal, config.embedding_std};
+    token_type_ = &parameters.add(std::move(type));
+  }
   norm_.emplace(config, name + ".norm", parameters);
 }
 
@@ -51,6 +59,7 @@ void Embedding::lookup(const Context& context, TensorView x) const {
   // One rank has the row, the others 0: exact in any dtype.
   if (context.tp_size() > 1) context.tp->all_reduce(x, ReduceOp::sum, context.stream);
   if (sinusoidal_) add_sinusoidal_positions(chunk.packed, x, context.stream);
+  if (token_type_ != nullptr) add_bias(token_type_->value.view(), x, context.stream);
 }
 
 void Embedding::forward(const Context& context, TensorView x) const {
@@ -75,13 +84,16 @@ void Embedding::backward(const Context& context, TensorView dx) const {
     norm_->forward(context, x, y, statistics);
     norm_->backward(context, dx, x, statistics, {}, dx);
   }
-  if (const TensorView sink = table_sink(*tokens_); sink.defined())
+  if (const TensorView sink = sink_of(*tokens_); sink.defined())
     embedding_backward(packed, context.chunk->ids, dx, tokens_->sink_scale, sink, {},
                        token_rows(context), context.stream);
   if (positions_ != nullptr)
-    if (const TensorView sink = table_sink(*positions_); sink.defined())
+    if (const TensorView sink = sink_of(*positions_); sink.defined())
       embedding_backward(packed, context.chunk->ids, dx, positions_->sink_scale, {}, sink, {},
                          context.stream);
+  if (token_type_ != nullptr)
+    if (const TensorView sink = sink_of(*token_type_); sink.defined())
+      accumulate_column_sums(token_type_->sink_scale, dx, sink, context.stream);
 }
 
 }  // namespace amur

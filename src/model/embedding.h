@@ -1,4 +1,4 @@
-// Token and position embeddings, with the norm and dropout behind them.
+// Token, position and token type embeddings, with the norm and dropout behind them.
 #pragma once
 
 #include <optional>
@@ -13,7 +13,8 @@ namespace amur {
 // rows up, one sum puts the lookup together, and each adds to the gradient of its own rows.
 class Embedding {
  public:
-  // `<name>.tokens`, `<name>.positions` (learned), `<name>.norm.*`; with 0 layers only the first.
+  // `<name>.tokens`, `<name>.positions` (learned), `<name>.token_type`, `<name>.norm.*`; with 0
+  // layers only the first.
   Embedding(const ModelConfig& config, const std::string& name, ParameterSet& parameters);
 
   // x [T, d] activations
@@ -34,6 +35,7 @@ class Embedding {
 
   Parameter* tokens_;
   Parameter* positions_ = nullptr;
+  Parameter* token_type_ = nullptr;  // [hidden]: texts are of one type, 0
   std::optional<Norm> norm_;
   bool sinusoidal_;
   double dropout_;

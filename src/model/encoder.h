@@ -1,6 +1,6 @@
 // The text encoder: embedding, layers, pooling, projection.
 //
-//   x_0     = dropout(norm(tokens + positions))
+//   x_0     = dropout(norm(tokens + positions + token type))
 //   x_{b+1} = x_b + dropout(f_b(norm(x_b)))           pre-norm (the ModernBERT class)
 //   x_{b+1} = n_b + dropout(f_b(n_b)), n_b = norm(x_b)  post-norm (the BERT class)
 //   h       = projection(pool(norm(x_2L)))

@@ -41,7 +41,10 @@ void Growth::resolve() {
   to_.hidden = chosen(options_.hidden, from_.hidden);
   to_.layers = chosen(options_.layers, from_.layers);
   to_.vocab = chosen(options_.vocab, from_.vocab);
-  to_.max_length = chosen(options_.positions, from_.max_length);
+  if (options_.positions != 0) {
+    to_.max_length = options_.positions;
+    if (from_.positions != 0) to_.positions = options_.positions;
+  }
   to_.heads = chosen(options_.heads, from_.heads);
   copied_ = to_.hidden / from_.hidden * from_.hidden;
   if (from_.projection == 0 && to_.hidden > from_.hidden && options_.projection)
@@ -77,7 +80,7 @@ void Growth::check() const {
   at_least("hidden", options_.hidden, from_.hidden);
   at_least("layers", options_.layers, from_.layers);
   at_least("vocab", options_.vocab, from_.vocab);
-  at_least("positions", options_.positions, from_.max_length);
+  at_least("positions", options_.positions, from_.resolved_positions());
   if (from_.layers == 0) {
     for (const auto& [option, value] :
          {std::pair("heads", options_.heads), std::pair("head-size", options_.head_size),

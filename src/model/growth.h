@@ -124,10 +124,6 @@ class Growth {
   void widen_moment_block(const GrowthRule& rule, const Parameter* from, const GrowthBlock& block,
                           ConstTensorView old, int order, const Parameter& to,
                           TensorView state) const;
-  // The same for whole tensors in memory.
-  void widen(const GrowthRule& rule, const Parameter* from, Parameter& to) const;
-  void widen_moment(const GrowthRule& rule, const Parameter* from, ConstTensorView old_state,
-                    int order, const Parameter& to, TensorView state) const;
 
   // Of the grown model, from that of the old one.
   double constant(ConstantKind kind, double old_value) const;

@@ -45,14 +45,6 @@ HeadPart head_part(const Parameter& p, int64_t leading) {
 
 constexpr int64_t kStatisticsBox = int64_t{1} << 20;  // elements
 
-GrowthBlock whole_block(const Parameter* from, const Parameter& to) {
-  const Shape shape = to.global_shape();
-  const Slab all = boxes_of(shape, shape.elements()).front();
-  if (from == nullptr) return {all, {Shape{0}, Shape{0}}};
-  const Shape old = from->global_shape();
-  return {all, boxes_of(old, old.elements()).front()};
-}
-
 // Places inside a head: the old one of each new one, or -1, and how many copies an old one has.
 struct HeadMap {
   std::vector<int64_t> source, copies;
@@ -489,28 +481,6 @@ void Growth::widen_moment_block(const GrowthRule& rule, const Parameter* from,
       }
     }
   });
-}
-
-void Growth::widen(const GrowthRule& rule, const Parameter* from, Parameter& to) const {
-  AMUR_CHECK(to.value.shape() == to.global_shape(), "{}: growth takes whole tensors", to.name);
-  std::vector<double> sums;
-  ConstTensorView old;
-  if (from != nullptr) {
-    old = from->value;
-    const ConstTensorView flat = old.reshape(Shape{old.elements()});
-    int64_t at = 0;
-    for (const Slab& box : statistics_boxes(old.shape())) {
-      sums.push_back(sum_of_squares_of(flat.slice(at, box.count.elements())));
-      at += box.count.elements();
-    }
-  }
-  const double rms = root_mean_square_of(sums, old.elements());
-  widen_block(rule, from, rms, whole_block(from, to), old, to, to.value);
-}
-
-void Growth::widen_moment(const GrowthRule& rule, const Parameter* from, ConstTensorView old_state,
-                          int order, const Parameter& to, TensorView state) const {
-  widen_moment_block(rule, from, whole_block(from, to), old_state, order, to, state);
 }
 
 }  // namespace amur

@@ -23,7 +23,9 @@ struct ModelConfig {
   NormKind norm = NormKind::layer;
   NormPosition norm_position = NormPosition::pre;
   double norm_eps = 1e-6;
-  bool norm_gate = false;  // post-norm: norms behind blocks are g norm(x) + (1 - g) x, g learned
+  int64_t positions = 0;    // rows of learned positions; 0: max_length
+  bool token_type = false;  // a learned vector is added to every token: BERT's token type 0
+  bool norm_gate = false;   // post-norm: norms behind blocks are g norm(x) + (1 - g) x, g learned
   PositionKind position = PositionKind::learned;
   double rotary_base = 10000;
   int64_t rotary_size = 0;  // elements of a head behind which the frequencies repeat; 0: its size
@@ -33,9 +35,8 @@ struct ModelConfig {
   double dropout = 0.1;
   double attention_dropout = 0;
   double word_dropout = 0;  // share of tokens removed from training texts, by the data pipeline
-  int64_t max_length =
-      64;  // tokens a text is cut at, with the markers; learned positions have as many rows
-  bool bias = true;  // of linear layers and LayerNorm
+  int64_t max_length = 64;  // tokens a text is cut at, with the markers
+  bool bias = true;         // of linear layers and LayerNorm
   bool key_bias = false;
   double init_std = 0.02;  // of linear weights (truncated normal); embeddings: embedding_std
   double embedding_std = 0.02;
@@ -46,6 +47,7 @@ struct ModelConfig {
   int64_t resolved_head_size() const { return head_size ? head_size : hidden / heads; }
   int64_t resolved_rotary_size() const { return rotary_size ? rotary_size : resolved_head_size(); }
   int64_t resolved_ffn() const;
+  int64_t resolved_positions() const { return positions ? positions : max_length; }
   // Standard deviation of the projections that write into the residual stream.
   double residual_std() const;
   int64_t embedding_size() const { return projection ? projection : hidden; }

@@ -28,12 +28,37 @@ std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backen
   return std::make_unique<ProcessGrid>(runtime, shape, backend);
 }
 
+Config starting_point(const std::string& start_from) {
+  const Config saved = checkpoint_config(start_from, {});
+  Config config;
+  config.model = saved.model;
+  const DataConfig& data = saved.data;
+  config.data.tokenizer = data.tokenizer;
+  config.data.vocab_size = data.vocab_size;
+  config.data.character_coverage = data.character_coverage;
+  config.data.lower_case = data.lower_case;
+  return config;
+}
+
+void begin_model(const Config& config, EmbeddingModel& model, ProcessGrid& grid) {
+  model.initialise(config.train.seed);
+  if (config.train.start_from.empty()) return;
+  const std::string file = resolve_checkpoint(config.train.start_from);
+  const CheckpointInfo start = Checkpoint::read_info(file, &grid);
+  Checkpoint::load(file, model.parameters(), {}, grid, Checkpoint::Wanted::towers);
+  model.set_constants(start.constants);
+}
+
 std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& data,
                                           Communicator& world) {
   std::string bytes, error;
+  const std::string& start = config.train.start_from;
   if (world.rank() == 0) {
     try {
-      if (!config.data.tokenizer_model.empty()) {
+      if (!start.empty()) {
+        const std::string file = resolve_checkpoint(start);
+        bytes = tokenizer_of(Checkpoint::read_info(file), file)->serialised();
+      } else if (!config.data.tokenizer_model.empty()) {
         std::ifstream file(config.data.tokenizer_model, std::ios::binary);
         if (!file)
           throw IoError("data.tokenizer_model: cannot open '{}'", config.data.tokenizer_model);
@@ -47,9 +72,10 @@ std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& d
   }
   agree_or_throw<IoError>(world, error);
   world.broadcast(bytes, 0);
-  return Tokenizer::from_bytes(std::move(bytes), config.data.tokenizer_model.empty()
-                                                     ? "the vocabulary just trained"
-                                                     : config.data.tokenizer_model);
+  return Tokenizer::from_bytes(std::move(bytes), !start.empty() ? start
+                                                 : !config.data.tokenizer_model.empty()
+                                                     ? config.data.tokenizer_model
+                                                     : "the vocabulary just trained");
 }
 
 std::string resolve_checkpoint(const std::string& path) {

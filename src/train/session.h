@@ -19,13 +19,22 @@ class Runtime;
 std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend,
                                         Runtime& runtime);
 
-// The vocabulary of `data.tokenizer_model`, or one trained on the training split by rank 0.
-// Collective.
+// For load_config: the options of the model and vocabulary that `train.start_from` names. IoError,
+// UsageError.
+Config starting_point(const std::string& start_from);
+
+// The vocabulary of `train.start_from` or `data.tokenizer_model`, or one trained on the training
+// split by rank 0. Collective.
 std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& data,
                                           Communicator& world);
 
 // The vocabulary that a checkpoint carries.
 std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointInfo& info, const std::string& path);
+
+// The model of a new run: from the seed, and all but the parameters of the loss from
+// `train.start_from`, where it is given. IoError where that is another model. Collective over
+// `grid`, whose tp ranks share the model.
+void begin_model(const Config& config, EmbeddingModel& model, ProcessGrid& grid);
 
 // A model as a checkpoint holds it, without optimizer state.
 struct TrainedModel {

@@ -155,11 +155,12 @@ void Trainer::build_model() {
     growth_record_ = growth_record(info_);
   }
   model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, &grid_->tp());
-  // A checkpoint's parameters carry the groups already, and what growth has changed.
-  if (resume_from_)
-    Checkpoint::load_rules(*resume_from_, model_->parameters(), *grid_);
-  else
-    apply_parameter_groups(config_.optimizer, model_->parameters());
+  // What a run goes on with, or starts from, says how parameters learn: what growth has changed
+  // and, of this run, the groups.
+  const std::string& start = config_.train.start_from;
+  if (const std::string from = resume_from_ ? *resume_from_ : start; !from.empty())
+    Checkpoint::load_rules(resolve_checkpoint(from), model_->parameters(), *grid_);
+  if (!resume_from_) apply_parameter_groups(config_.optimizer, model_->parameters());
   optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
                                config_.loss.scale_learning_rate, model_->tp());
   SyncOptions sync;
@@ -177,7 +178,13 @@ void Trainer::build_model() {
     Checkpoint::load(*resume_from_, model_->parameters(), slots, *grid_);
     model_->set_constants(info_.constants);
   } else {
-    model_->initialise(config_.train.seed);
+    begin_model(config_, *model_, *grid_);
+    if (!start.empty()) {
+      const CheckpointInfo from = Checkpoint::read_info(resolve_checkpoint(start), grid_.get());
+      info_.lineage = from.lineage;
+      info_.carried = from.carried;
+      Log::info("weights and vocabulary of '{}', step {}", start, from.step);
+    }
     info_.seed = config_.train.seed;
     info_.optimizer = optimizer_->name();
     info_.tokenizer = {{tokenizer_->kind(), tokenizer_->serialised()}};

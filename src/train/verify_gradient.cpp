@@ -9,6 +9,7 @@
 #include "kernels/elementwise.h"
 #include "src/core/hash.h"
 #include "src/train/loss/reference_loss.h"
+#include "src/train/session.h"
 
 namespace amur {
 namespace {
@@ -397,11 +398,12 @@ GradientCertificate verify_gradient(const Config& user_config, const Dataset& da
   EmbeddingModel exact(config, Precision::fp64);
   {
     EmbeddingModel rounded(config, config.train.precision);
-    rounded.initialise(config.train.seed);
+    ProcessGrid unshared(runtime, {.dp = runtime.size(), .tp = 1});
+    begin_model(config, rounded, unshared);
     exact.assign_from(rounded);
   }
   EmbeddingModel model(config, config.train.precision, &grid.tp());
-  model.initialise(config.train.seed);
+  begin_model(config, model, grid);
   EmbeddingModel in_double(config, Precision::fp64, &grid.tp());
   in_double.assign_from(model);
 

@@ -57,6 +57,45 @@ class Resume(support.EndToEnd):
                 self.assertEqual(line["samples_seen"], reference["samples_seen"])
                 self.assertLessEqual(abs(line["loss"] - reference["loss"]), 1e-3 * reference["loss"])
 
+    def test_start_from(self):
+        sizes = {"model.hidden": 48, "model.heads": 3, "model.max_length": 40, "data.vocab_size": 300}
+        self.train("first", {"train.steps": 4} | sizes, ranks=2)
+        # What is of the model or the vocabulary comes from there.
+        self.write("after.yaml", "data: {sources: [{format: tsv, path: eval.tsv}]}\n"
+                   "train: {batch_size: 64, start_from: first}\ncheckpoint: {every_minutes: 0}\n")
+        still = {"train.steps": 1, "optimizer.learning_rate": 0, "loss.scale_learning_rate": 0,
+                 "optimizer.warmup_steps": 0, "loss.scale": 11, "train.seed": 5}
+        first = support.datasets(support.checkpoint(self.path("first"), 4), ("/model", "/tokenizer"))
+        towers = {name for name in first if name.startswith("/model/") and "loss" not in name}
+        for name, settings, ranks in (("same", {}, 2), ("shared", {"parallel.tp": 2}, 2),
+                                      ("siglip", {"loss.kind": "siglip"}, 1)):
+            # Steps, history and optimizer begin anew.
+            done = self.train(name, still | settings, config="after.yaml", ranks=ranks)
+            self.assertIn("weights and vocabulary of 'first', step 4", done.err)
+            second = support.datasets(support.checkpoint(self.path(name), 1), ("/model", "/tokenizer"))
+            for tensor in towers:
+                self.assertEqual(first[tensor].tobytes(), second[tensor].tobytes(), f"{name}: {tensor}")
+            self.assertAlmostEqual(float(second["/model/loss.log_scale"]), np.log(11), places=6)
+            self.assertEqual(first["/tokenizer/sentencepiece"].tobytes(),
+                             second["/tokenizer/sentencepiece"].tobytes())
+        # What the comparison can see.
+        self.train("moved", still | {"optimizer.learning_rate": 0.001}, config="after.yaml", ranks=2)
+        moved = support.datasets(support.checkpoint(self.path("moved"), 1))
+        self.assertTrue(all(first[t].tobytes() != moved[t].tobytes() for t in towers if "weight" in t))
+        # It is resumed like any run, and its gradient is certified at these weights.
+        self.train("moved", still | {"optimizer.learning_rate": 0.001, "train.steps": 2},
+                   config="after.yaml", ranks=2)
+        self.assertEqual(self.steps_of("moved"), [1, 2])
+        proof = self.run_in("verify-grad", "after.yaml", "--samples", 24, *support.settings(
+            {"parallel.tp": 2}), ranks=2)
+        self.assertEqual(proof.code, 0, proof)
+        # Another model is refused; so is a file that is none.
+        for settings, words in (({"model.hidden": 96}, "is of another model"),
+                                ({"train.start_from": "nowhere.h5"}, "train.start_from: ")):
+            failed = self.run_in(*self.train_args("refused", still | settings, config="after.yaml"))
+            self.assertNotEqual(failed.code, 0)
+            self.assertIn(words, failed.err)
+
     def test_history_is_cut_back(self):
         """Steps after the checkpoint that is gone on from do not stand twice."""
         self.train("run", BASE | {"train.steps": 30, "train.schedule_steps": 40}, ranks=2)

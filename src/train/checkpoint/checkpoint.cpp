@@ -157,6 +157,8 @@ void Checkpoint::load(const std::string& path, ParameterSet& parameters,
     tensors = stored_tensors(parameters, slots,
                              amur::read_info(file, wanted == Wanted::unpublished).optimizer,
                              grid.tp_rank(), grid.shape().tp);
+    if (wanted == Wanted::towers)
+      std::erase_if(tensors, [](const StoredTensor& t) { return belongs_to_loss(t.path); });
     require_tensors(file, tensors);
     for (const StoredTensor& t : tensors) {
       const uint64_t sum = read_rows(file, t, rows_of(t, grid.dp_rank(), grid.shape().dp));

@@ -37,6 +37,9 @@ struct CheckpointInfo {
   std::map<std::string, double> constants;  // of the model, see ModelConstant: eps, scales
   std::string optimizer;                    // "tiger"
   std::vector<std::string> lineage;         // JSON objects, oldest first: what it grew from
+  // Files and tensors of a model from elsewhere that Amur does not use, byte for byte, to hand them
+  // back with it. Names without '/'.
+  std::map<std::string, std::string> carried;
   // Information only, not used by load:
   std::string written_by;  // "amur 0.1.0"
   int world_size = 1;
@@ -77,8 +80,9 @@ class Checkpoint {
   static CheckpointInfo read_info(const std::string& path, ProcessGrid* grid = nullptr);
   // Fills the parameters and, unless `slots` is empty, the optimizer state, of this rank's shards;
   // verifies checksums. Reports all missing, unexpected and mis-shaped tensors at once (IoError).
-  // `unpublished`: of a file that is still on its way to its name, too.
-  enum class Wanted : uint8_t { complete, unpublished };
+  // `unpublished`: of a file that is still on its way to its name, too. `towers`: without the
+  // parameters of the loss (temperature, bias), whichever there are.
+  enum class Wanted : uint8_t { complete, unpublished, towers };
   static void load(const std::string& path, ParameterSet& parameters,
                    std::span<const OptimizerSlot> slots, ProcessGrid& grid,
                    Wanted wanted = Wanted::complete);

@@ -47,7 +47,10 @@ std::vector<StoredTensor> stored_tensors(ParameterSet& parameters,
 std::vector<StoredTensor> outlined_tensors(ParameterSet& parameters,
                                            std::span<const OptimizerSlot> slots,
                                            const std::string& optimizer, DType dtype);
-// IoError that lists all missing, unexpected and mis-shaped tensors.
+// Of the loss: temperature and bias.
+bool belongs_to_loss(const std::string& path);
+// IoError that lists all missing, unexpected and mis-shaped tensors; those of the loss, where
+// `tensors` has none, are not unexpected.
 void require_tensors(const Hdf5File& file, const std::vector<StoredTensor>& tensors);
 
 // Some rows of a stored tensor's slab.

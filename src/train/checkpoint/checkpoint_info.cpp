@@ -89,6 +89,29 @@ MetricsHistory read_metrics(const Hdf5File& file) {
   return metrics;
 }
 
+// Bytes by name, a data set each.
+void write_files(Hdf5File& file, const std::string& group,
+                 const std::map<std::string, std::string>& files) {
+  file.create_group(group);
+  for (const auto& [name, content] : files) {
+    AMUR_CHECK(!name.empty() && name.find('/') == std::string::npos, "'{}' in {}", name, group);
+    const auto bytes = bytes_of(content);
+    write_vector(
+        file, group + "/" + name,
+        ConstTensorView(bytes.data(), Shape{static_cast<int64_t>(bytes.size())}, DType::u8));
+  }
+}
+
+std::map<std::string, std::string> read_files(const Hdf5File& file, const std::string& group) {
+  std::map<std::string, std::string> files;
+  for (const std::string& name : file.children(group)) {
+    const Tensor content = read_vector(file, group + "/" + name, DType::u8);
+    const auto* bytes = reinterpret_cast<const char*>(content.as<uint8_t>());
+    files[name].assign(bytes, static_cast<size_t>(content.elements()));
+  }
+  return files;
+}
+
 }  // namespace
 
 void write_lineage(Hdf5File& file, const std::vector<std::string>& lineage) {
@@ -118,13 +141,8 @@ void write_info(Hdf5File& file, const CheckpointInfo& info) {
   write_text(file, "/data/fingerprint", info.data_fingerprint);
   write_lineage(file, info.lineage);
 
-  file.create_group("/tokenizer");
-  for (const auto& [kind, model] : info.tokenizer) {
-    const auto bytes = bytes_of(model);
-    write_vector(
-        file, "/tokenizer/" + kind,
-        ConstTensorView(bytes.data(), Shape{static_cast<int64_t>(bytes.size())}, DType::u8));
-  }
+  write_files(file, "/tokenizer", info.tokenizer);
+  if (!info.carried.empty()) write_files(file, "/carried", info.carried);
   file.create_group("/metrics");
   for (size_t i = 0; i < info.metrics.columns.size(); ++i) {
     const std::string& name = info.metrics.columns[i];
@@ -166,11 +184,8 @@ CheckpointInfo read_info(const Hdf5File& file, bool allow_incomplete) {
   info.config_yaml = read_text(file, "/config");
   info.data_fingerprint = read_text(file, "/data/fingerprint");
   info.lineage = read_texts(file, "/lineage");
-  for (const std::string& kind : file.children("/tokenizer")) {
-    const Tensor model = read_vector(file, "/tokenizer/" + kind, DType::u8);
-    const auto* bytes = reinterpret_cast<const char*>(model.as<uint8_t>());
-    info.tokenizer[kind].assign(bytes, static_cast<size_t>(model.elements()));
-  }
+  info.tokenizer = read_files(file, "/tokenizer");
+  if (file.exists("/carried")) info.carried = read_files(file, "/carried");
   info.metrics = read_metrics(file);
   info.best = read_map<double>(file, "/best");
   info.constants = read_map<double>(file, "/constants");

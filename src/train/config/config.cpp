@@ -114,6 +114,18 @@ class Reader {
     if (Tree* place = place_of(setting.substr(0, equals), at)) *place = std::move(value);
   }
 
+  // Before anything is read: the values of keys that are not given.
+  void start_with(const StartingPoint& start) {
+    Tree* train = root_.child("train");
+    Tree* from = train ? train->child("start_from") : nullptr;
+    if (!from || from->kind != Tree::Kind::scalar || from->text.empty()) return;
+    try {
+      config_ = start(from->text);
+    } catch (const Error& e) {
+      throw UsageError("{}: train.start_from: {}", from->at, e.what());
+    }
+  }
+
   Config finish() {
     for (auto& [name, tree] : root_.children) {
       const Group* group = find_group(name);
@@ -295,22 +307,33 @@ class Reader {
 
 }  // namespace
 
-Config parse_config(const std::string& yaml, const std::string& origin,
-                    const std::vector<std::string>& overrides) {
+namespace {
+
+Config read_config(const std::string& yaml, const std::string& origin,
+                   const std::vector<std::string>& overrides, const StartingPoint& start) {
   Reader reader(origin);
   reader.read_yaml(yaml);
   for (const std::string& setting : overrides) reader.apply_override(setting);
+  if (start) reader.start_with(start);
   return reader.finish();
 }
 
-Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
+}  // namespace
+
+Config parse_config(const std::string& yaml, const std::string& origin,
+                    const std::vector<std::string>& overrides) {
+  return read_config(yaml, origin, overrides, {});
+}
+
+Config load_config(const std::string& path, const std::vector<std::string>& overrides,
+                   const StartingPoint& start) {
   errno = 0;
   std::ifstream file(path);
   std::ostringstream text;
   if (!file || !(text << file.rdbuf()).good())
     throw UsageError("cannot read the configuration {}: {}", path,
                      errno ? std::strerror(errno) : "it is empty");
-  return parse_config(text.str(), path, overrides);
+  return read_config(text.str(), path, overrides, start);
 }
 
 }  // namespace amur

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -122,7 +123,8 @@ struct RunGrowth {
 };
 
 struct TrainConfig {
-  int64_t steps = 0;  // 0: from epochs
+  std::string start_from;  // a checkpoint that a new run has its weights from
+  int64_t steps = 0;       // 0: from epochs
   double epochs = 1;
   int64_t schedule_steps = 0;  // 0: the steps of the run
   int64_t batch_size = 1024;   // queries of the global batch
@@ -187,7 +189,12 @@ struct Config {
 // Reads a YAML file and applies `overrides` ("train.steps=10"). Throws UsageError that lists every
 // problem, one a line, as "configs/x.yaml:14: train.bach_size: unknown key (did you mean
 // train.batch_size?)". Checks ranges and the combinations that cannot work.
-Config load_config(const std::string& path, const std::vector<std::string>& overrides);
+//
+// `start` gives the values of keys that are not given, where train.start_from is: those of its
+// model and vocabulary.
+using StartingPoint = std::function<Config(const std::string& start_from)>;
+Config load_config(const std::string& path, const std::vector<std::string>& overrides,
+                   const StartingPoint& start = {});
 // From YAML text, e.g. the resolved configuration kept in a checkpoint; `origin` names it.
 Config parse_config(const std::string& yaml, const std::string& origin,
                     const std::vector<std::string>& overrides);

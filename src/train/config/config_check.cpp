@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "src/train/config/config_schema.h"
+#include "src/train/config/growth_schedule.h"
 
 namespace amur::config {
 namespace {
@@ -44,14 +45,24 @@ class Checker {
       if (m.rotary_size % 2 != 0 || m.rotary_size > head)
         report("model.rotary_size", "{}: an even number, at most the {} of a head, or 0",
                m.rotary_size, head);
+      if (m.positions > 0 && m.positions < m.max_length)
+        report("model.positions", "{} are fewer than the model.max_length of {}", m.positions,
+               m.max_length);
+      if (m.positions > 0 && m.position != PositionKind::learned)
+        report("model.positions", "{}, but model.position is not learned: set it to 0",
+               m.positions);
       if (m.norm_gate && m.norm_position == NormPosition::pre)
         report("model.norm_gate", "true is for model.norm_position post, which is pre");
       if (m.position == PositionKind::sinusoidal && m.hidden % 2 != 0)
         report("model.position", "sinusoidal positions need an even model.hidden, which is {}",
                m.hidden);
-    } else if (m.pooling == PoolingKind::cls) {
-      report("model.pooling",
-             "with model.layers 0 the first token of every text is the same marker: use mean");
+    } else {
+      if (m.pooling == PoolingKind::cls)
+        report("model.pooling",
+               "with model.layers 0 the first token of every text is the same marker: use mean");
+      if (m.token_type)
+        report("model.token_type",
+               "with model.layers 0 every embedding would move by the same vector: leave it out");
     }
     if (m.key_bias && !m.bias)
       report("model.key_bias",
@@ -169,6 +180,8 @@ class Checker {
                  "nothing grows at step {}: give a size that is larger than the model's",
                  entry.at_step);
         model = growth.to();
+        Config grown = c_;
+        apply(entry.schedule, entry.at_step, grown);
       } catch (const UsageError& e) {
         const std::string text = keys_for_options(e.what());
         report(prefix + first_option(e.what()), "{}", text);

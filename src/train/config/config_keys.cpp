@@ -31,6 +31,10 @@ void declare_model(Group& group) {
             {{"pre", NormPosition::pre}, {"post", NormPosition::post}},
             "norm before each block or after its residual sum", kFixed);
   key.real("norm_eps", &M::norm_eps, inside(0, 1), "added to the variance in norms", kFixed);
+  key.whole("positions", &M::positions, between(0, 1 << 20),
+            "rows of learned positions, at least max_length; 0: as many as max_length", kFixed);
+  key.flag("token_type", &M::token_type,
+           "a learned vector added to every token: BERT's token type 0", kFixed);
   key.flag("norm_gate", &M::norm_gate,
            "post: a norm behind a block gives g norm(x) + (1 - g) x, g learned and 1 at first; for "
            "growth in depth",
@@ -60,9 +64,7 @@ void declare_model(Group& group) {
   key.real("word_dropout", &M::word_dropout, from_below(0, 1),
            "share of tokens removed from training texts");
   key.whole("max_length", &M::max_length, between(1, 1 << 20),
-            "tokens at which a text is cut, begin and end markers included; learned positions have "
-            "as many rows",
-            kFixed);
+            "tokens at which a text is cut, begin and end markers included", kFixed);
   key.flag("bias", &M::bias, "biases in linear layers and LayerNorm", kFixed);
   key.flag("key_bias", &M::key_bias,
            "bias of the attention keys too; its true gradient is 0, so leave it out unless an "
@@ -250,6 +252,10 @@ void declare_train(Group& group) {
   Declare key(
       group, [](auto& config, size_t) -> auto& { return config.train; });
   using T = TrainConfig;
+  key.text("start_from", &T::start_from,
+           "a checkpoint file or run folder that a new run has its weights and vocabulary from; "
+           "its model.* are then the defaults here",
+           kFixed);
   key.whole("steps", &T::steps, at_least(0), "optimizer steps of the run; 0: from train.epochs");
   key.real("epochs", &T::epochs, at_least(0), "passes over the training samples");
   key.whole("schedule_steps", &T::schedule_steps, at_least(0),

@@ -36,6 +36,7 @@ Json sizes_of(const ModelConfig& m) {
           {"layers", m.layers},
           {"vocab", m.vocab},
           {"max_length", m.max_length},
+          {"positions", m.resolved_positions()},
           {"projection", m.projection}};
 }
 

@@ -16,14 +16,6 @@ void widen_outline(const Growth& growth, EmbeddingModel& from, EmbeddingModel& t
         *c.value = growth.constant(c.kind, it->second);
 }
 
-void widen_model(const Growth& growth, EmbeddingModel& from, EmbeddingModel& to) {
-  widen_outline(growth, from, to);
-  for (Parameter& p : to.parameters()) {
-    const GrowthRule rule = growth.rule(p, from.parameters());
-    growth.widen(rule, from.parameters().find(rule.source), p);
-  }
-}
-
 Config grown_config(const Config& config, const Growth& growth) {
   Config grown = config;
   grown.model = growth.to();

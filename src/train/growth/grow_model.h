@@ -8,8 +8,6 @@ namespace amur {
 
 // How each parameter of `to` learns, and its constants, from `from`; both may be outlines.
 void widen_outline(const Growth& growth, EmbeddingModel& from, EmbeddingModel& to);
-// That and the values, of whole models in memory; `to` is initialised.
-void widen_model(const Growth& growth, EmbeddingModel& from, EmbeddingModel& to);
 // The configuration that the grown model is trained on with.
 Config grown_config(const Config& config, const Growth& growth);
 

@@ -8,8 +8,8 @@
 #include "comm/runtime.h"
 #include "src/core/log.h"
 #include "src/train/config/config_schema.h"
+#include "src/train/config/growth_schedule.h"
 #include "src/train/growth/grow_checkpoint.h"
-#include "src/train/growth/growth_schedule.h"
 
 namespace amur {
 namespace {

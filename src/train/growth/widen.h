@@ -8,8 +8,8 @@
 
 #include "comm/process_grid.h"
 #include "src/model/growth.h"
+#include "src/train/config/growth_schedule.h"
 #include "src/train/growth/growth_proof.h"
-#include "src/train/growth/growth_schedule.h"
 
 namespace amur {
 

@@ -113,6 +113,7 @@ CheckpointInfo example_info(int64_t step) {
   info.seed = 0xfedcba9876543210u;
   info.config_yaml = "model:\n  hidden: 6  # größer\n";
   info.tokenizer["sentencepiece"] = std::string("\x00\x01\xff binary \0", 12);
+  info.carried["config.json"] = std::string("{\0}\n", 4);
   info.data_fingerprint = "trans-de-en 1234 abcd";
   info.metrics.columns = {"step", "loss", "eval"};
   info.metrics.values = {{1, 2, 3}, {0.5, 0.25, 0.1}, {std::nan(""), std::nan(""), 0.7}};
@@ -131,6 +132,7 @@ void expect_equal(const CheckpointInfo& a, const CheckpointInfo& b) {
   EXPECT_EQ(a.seed, b.seed);
   EXPECT_EQ(a.config_yaml, b.config_yaml);
   EXPECT_EQ(a.tokenizer, b.tokenizer);
+  EXPECT_EQ(a.carried, b.carried);
   EXPECT_EQ(a.data_fingerprint, b.data_fingerprint);
   EXPECT_EQ(a.metrics.columns, b.metrics.columns);
   ASSERT_EQ(a.metrics.values.size(), b.metrics.values.size());

@@ -147,7 +147,9 @@ TEST_F(Damage, InspectGivesTheStatistics) {
 // A file that version 1 of the format wrote must be read for ever: this one is never written again.
 TEST_F(Damage, TheFixtureOfVersion1IsRead) {
   const std::string fixture = AMUR_TEST_DATA "/fixture_v1.h5";
-  test::expect_equal(Checkpoint::read_info(fixture), test::example_info());
+  CheckpointInfo expected = test::example_info();
+  expected.carried.clear();  // written before there was such a group
+  test::expect_equal(Checkpoint::read_info(fixture), expected);
   SmallModel loaded(grid, 2);
   Checkpoint::load(fixture, loaded.parameters, loaded.slots(), grid);
   EXPECT_EQ(loaded.bits(), model.bits());

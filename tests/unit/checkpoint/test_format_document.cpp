@@ -49,6 +49,7 @@ std::string pattern_of(const std::string& object) {
       {"model", {"<name>"}},
       {"optimizer", {"<optimizer>", "<slot>", "<name>"}},
       {"tokenizer", {"<kind>"}},
+      {"carried", {"<file>"}},
       {"metrics", {"<column>"}}};
   if (const auto it = kNames.find(steps[0]); it != kNames.end())
     for (size_t i = 1; i < steps.size(); ++i) steps[i] = it->second.at(i - 1);

@@ -279,6 +279,12 @@ TEST(Config, RefusesCombinationsThatCannotWork) {
       {{"optimizer.groups=[{layer: 1}]"}, "optimizer.groups.0.layer"},
       {{"train.epochs=0"}, "train.epochs"},
       {{"train.batch_size=1"}, "train.batch_size"},
+      {{"model.positions=63"}, "model.positions"},
+      {{"model.positions=512", "model.position=rotary"}, "model.positions"},
+      {{"model.layers=0", "model.token_type=true"}, "model.token_type"},
+      {{"train.growth=[{at_step: 2, hidden: 512, warmup_steps: 5}]"}, "train.growth.0.decay_steps"},
+      {{"train.steps=9", "train.growth=[{at_step: 2, hidden: 512, warmup_steps: 7}]"},
+       "train.growth.0.decay_steps"},
   };
   EXPECT_EQ(problems_of(kSource), "");
   for (const auto& [overrides, key] : cases) {

@@ -36,6 +36,39 @@ Precision precision_of(DType dtype) {
   return dtype == DType::f64 ? Precision::fp64 : Precision::fp32;
 }
 
+namespace {
+
+Slab whole(const Shape& shape) {
+  return boxes_of(shape, shape.elements()).front();
+}
+
+GrowthBlock whole_block(const Parameter* from, const Parameter& to) {
+  return {whole(to.global_shape()), from ? whole(from->global_shape()) : Slab{Shape{0}, Shape{0}}};
+}
+
+}  // namespace
+
+Tensor cut(ConstTensorView whole, const Slab& slab) {
+  Tensor part(slab.count, whole.dtype());
+  if (slab.count.elements() == 0) return part;
+  for_each_element(slab, whole.shape(), [&](int64_t local, int64_t index) {
+    test::set(part, local, test::get(whole, index));
+  });
+  return part;
+}
+
+double rms_by_boxes(ConstTensorView whole) {
+  std::vector<double> sums;
+  for (const Slab& box : statistics_boxes(whole.shape()))
+    sums.push_back(sum_of_squares_of(cut(whole, box)));
+  return root_mean_square_of(sums, whole.elements());
+}
+
+void widen_moment(const Growth& growth, const GrowthRule& rule, const Parameter* from,
+                  ConstTensorView old, int order, const Parameter& to, TensorView state) {
+  growth.widen_moment_block(rule, from, whole_block(from, to), old, order, to, state);
+}
+
 TestModel::TestModel(const ModelConfig& model_config, DType dtype)
     : config(config_of(model_config)), model(config, precision_of(dtype)), bench_(dtype) {
   fill_parameters(model.parameters());
@@ -43,7 +76,14 @@ TestModel::TestModel(const ModelConfig& model_config, DType dtype)
 
 TestModel::TestModel(const Growth& growth, TestModel& from)
     : TestModel(growth.to(), from.model.dtype()) {
-  widen_model(growth, from.model, model);
+  widen_outline(growth, from.model, model);
+  for (Parameter& p : model.parameters()) {
+    const GrowthRule rule = growth.rule(p, from.model.parameters());
+    const Parameter* source = from.model.parameters().find(rule.source);
+    const ConstTensorView old = source ? source->value : ConstTensorView();
+    const double rms = source ? rms_by_boxes(old) : 0;
+    growth.widen_block(rule, source, rms, whole_block(source, p), old, p, p.value);
+  }
 }
 
 TestModel::TestModel(TestModel& whole, Communicator& tp)

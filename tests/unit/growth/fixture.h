@@ -37,6 +37,13 @@ class TestModel {
   Bench bench_;  // stacks and contexts
 };
 
+// A part of a whole tensor; the RMS of one as growth takes it.
+Tensor cut(ConstTensorView whole, const Slab& slab);
+double rms_by_boxes(ConstTensorView whole);
+// Whole tensors of optimizer state, as Growth::widen_moment_block does parts.
+void widen_moment(const Growth& growth, const GrowthRule& rule, const Parameter* from,
+                  ConstTensorView old, int order, const Parameter& to, TensorView state);
+
 Config config_of(const ModelConfig& model);
 Precision precision_of(DType dtype);
 

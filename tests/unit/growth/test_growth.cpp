@@ -101,6 +101,7 @@ void GrowthFunction::expect_same_function(const Case& c, GrowthSplit split, DTyp
 
 void post(ModelConfig& c) {
   c.norm_position = NormPosition::post;
+  c.token_type = true;
 }
 void rms(ModelConfig& c) {
   c.norm = NormKind::rms;
@@ -365,7 +366,8 @@ TEST_F(GrowthFunction, TwiceTwoIsFour) {
                          const Parameter& to) {
     const GrowthRule rule = growth.rule(to, old.model.parameters());
     Tensor grown(to.value.shape(), DType::f64);
-    growth.widen_moment(rule, old.model.parameters().find(rule.source), state, order, to, grown);
+    test::widen_moment(growth, rule, old.model.parameters().find(rule.source), state, order, to,
+                       grown);
     return grown;
   };
   for (size_t i = 0; i < four.model.parameters().size(); ++i) {
@@ -402,7 +404,7 @@ TEST_F(GrowthFunction, WidenedMomentumIsTheGradientOfTheWideModel) {
       for (size_t k = 0; k < from.sinks.size(); ++k)
         if (&from.model.parameters()[k] == source) old = from.sinks[k];
       Tensor lifted(p.value.shape(), DType::f64);
-      growth.widen_moment(rule, source, old, 1, p, lifted);
+      test::widen_moment(growth, rule, source, old, 1, p, lifted);
       const std::vector<double> a = test::to_doubles(lifted), b = test::to_doubles(to.sinks[i]);
       for (size_t k = 0; k < a.size(); ++k) {
         if (!whole && a[k] == 0) continue;  // of coordinates that are new: not known
@@ -413,7 +415,7 @@ TEST_F(GrowthFunction, WidenedMomentumIsTheGradientOfTheWideModel) {
       Tensor squares(p.value.shape(), DType::f64), old_squares(old.shape(), DType::f64);
       for (int64_t k = 0; k < old.elements(); ++k)
         test::set(old_squares, k, std::pow(test::get(old, k), 2));
-      growth.widen_moment(rule, source, old_squares, 2, p, squares);
+      test::widen_moment(growth, rule, source, old_squares, 2, p, squares);
       for (size_t k = 0; k < a.size(); ++k)
         ASSERT_NEAR(test::get(squares, static_cast<int64_t>(k)), a[k] * a[k],
                     1e-12 * (1 + a[k] * a[k]))
@@ -518,7 +520,7 @@ TEST_F(GrowthFunction, SavedSharedOrWholeIsTheSame) {
       for (const OptimizerSlot& slot : slots) {
         if (slot.parameter != source || slot.per_row) continue;
         Tensor moment(p.value.shape(), DType::f32);
-        growth.widen_moment(rule, source, slot.value, 1, p, moment);
+        test::widen_moment(growth, rule, source, slot.value, 1, p, moment);
         values.push_back(test::to_doubles(moment));
       }
     }

@@ -13,15 +13,6 @@ namespace {
 using test::TestModel;
 
 // The part of a whole tensor that stands in a slab.
-Tensor cut(ConstTensorView whole, const Slab& slab) {
-  Tensor part(slab.count, whole.dtype());
-  if (slab.count.elements() == 0) return part;
-  for_each_element(slab, whole.shape(), [&](int64_t local, int64_t index) {
-    test::set(part, local, test::get(whole, index));
-  });
-  return part;
-}
-
 // `more`: elements of the old tensor that a part may need beyond its own.
 void expect_parts_of_the_whole(const std::string& what, const ModelConfig& config,
                                const GrowthOptions& options, int64_t more = 0) {
@@ -37,13 +28,10 @@ void expect_parts_of_the_whole(const std::string& what, const ModelConfig& confi
     double rms = 0;
     if (source != nullptr) {
       old = source->value;
-      std::vector<double> sums;
-      for (const Slab& box : statistics_boxes(old.shape()))
-        sums.push_back(sum_of_squares_of(cut(old, box)));
-      rms = root_mean_square_of(sums, old.elements());
+      rms = test::rms_by_boxes(old);
     }
     Tensor moment(p.value.shape(), DType::f32);
-    growth.widen_moment(rule, source, old, 2, p, moment);
+    test::widen_moment(growth, rule, source, old, 2, p, moment);
     const std::vector<GrowthBlock> blocks = growth.blocks(source, p, kElements);
     most = std::max(most, blocks.size());
     std::vector<int> seen(static_cast<size_t>(p.value.elements()), 0);
@@ -53,13 +41,13 @@ void expect_parts_of_the_whole(const std::string& what, const ModelConfig& confi
       EXPECT_LE(block.to.count.elements(), std::max({kElements, row, p.fan_in()})) << p.name;
       EXPECT_LE(block.from.count.elements(), block.to.count.elements() + more)
           << what << " " << p.name;
-      const Tensor part = source ? cut(old, block.from) : Tensor();
+      const Tensor part = source ? test::cut(old, block.from) : Tensor();
       Tensor values(block.to.count, DType::f32), state(block.to.count, DType::f32);
       growth.widen_moment_block(rule, source, block, part, 2, p, state);
-      ASSERT_EQ(test::to_doubles(state), test::to_doubles(cut(moment, block.to)))
+      ASSERT_EQ(test::to_doubles(state), test::to_doubles(test::cut(moment, block.to)))
           << what << " " << p.name;
       if (growth.widen_block(rule, source, rms, block, part, p, values)) {
-        ASSERT_EQ(test::to_doubles(values), test::to_doubles(cut(p.value, block.to)))
+        ASSERT_EQ(test::to_doubles(values), test::to_doubles(test::cut(p.value, block.to)))
             << what << " " << p.name;
       }
       for_each_element(block.to, p.value.shape(), [&](int64_t, int64_t index) {

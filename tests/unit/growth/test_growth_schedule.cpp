@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "src/core/error.h"
-#include "src/train/growth/growth_schedule.h"
+#include "src/train/config/growth_schedule.h"
 #include "src/train/optimizer/optimizer.h"
 
 namespace amur {

@@ -142,10 +142,11 @@ std::vector<double> bert_embedding(const ModelConfig& config, ParameterSet& para
   const auto ffn = static_cast<size_t>(config.resolved_ffn());
   const auto hidden = static_cast<size_t>(config.hidden);
   Matrix x;
-  for (size_t t = 0; t < tokens.size(); ++t)
-    x.push_back(
-        r.layer_norm("embeddings.norm",
-                     Reference::sum(r.token(tokens[t]), r.row_of("embeddings.positions", t))));
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    Row sum = Reference::sum(r.token(tokens[t]), r.row_of("embeddings.positions", t));
+    if (config.token_type) sum = Reference::sum(sum, r.values("embeddings.token_type"));
+    x.push_back(r.layer_norm("embeddings.norm", sum));
+  }
   for (int64_t i = 0; i < config.layers; ++i) {
     const std::string layer = "layers." + std::to_string(i);
     const Matrix a = r.attention(layer + ".attention", x, false);

@@ -61,7 +61,7 @@ TEST_P(EncoderGradient, AgreesWithDifferencesOverAllOptions) {
               config.pooling = pooling;
               config.projection = projection;
               config.bias = biases > 0;
-              config.key_bias = biases > 1;
+              config.key_bias = config.token_type = biases > 1;
               config.dropout = dropout;
               config.attention_dropout = dropout / 2;
               std::string worst;

@@ -47,6 +47,7 @@ class EncoderReference : public testing::TestWithParam<std::tuple<PoolingKind, i
   ModelConfig with_options(ModelConfig config) const {
     std::tie(config.pooling, config.projection, config.key_bias) = GetParam();
     if (!config.bias) config.key_bias = false;
+    config.token_type = config.key_bias;  // as BERT has both
     return config;
   }
 };
@@ -86,6 +87,7 @@ TEST(EncoderReferenceControl, OtherOptionsGiveOtherEmbeddings) {
   EXPECT_GT(moved([](ModelConfig& c) { c.position = PositionKind::rotary; }), 1e-2);
   EXPECT_GT(moved([](ModelConfig& c) { c.position = PositionKind::sinusoidal; }), 1e-2);
   EXPECT_GT(moved([](ModelConfig& c) { c.norm_eps = 2e-3; }), 1e-5);
+  EXPECT_GT(moved([](ModelConfig& c) { c.token_type = true; }), 1e-2);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "src/train/growth/growth_schedule.h"
+#include "src/train/config/growth_schedule.h"
 
 #include <algorithm>
 
