@@ -72,10 +72,13 @@ std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& d
   }
   agree_or_throw<IoError>(world, error);
   world.broadcast(bytes, 0);
-  return Tokenizer::from_bytes(std::move(bytes), !start.empty() ? start
-                                                 : !config.data.tokenizer_model.empty()
-                                                     ? config.data.tokenizer_model
-                                                     : "the vocabulary just trained");
+  const std::string& named = start.empty() ? config.data.tokenizer_model : start;
+  const std::string origin = named.empty() ? "the vocabulary just trained" : named;
+  auto tokenizer = Tokenizer::from_bytes(std::move(bytes), origin);
+  if (std::string_view(tokenizer->kind()) != name_of(config.data.tokenizer))
+    throw UsageError("data.tokenizer is {}, but '{}' holds {}: set data.tokenizer to {}",
+                     name_of(config.data.tokenizer), origin, tokenizer->kind(), tokenizer->kind());
+  return tokenizer;
 }
 
 std::string resolve_checkpoint(const std::string& path) {

@@ -19,7 +19,7 @@ enum class Precision : uint8_t { fp32, bf16, fp64 };
 enum class SourceFormat : uint8_t { trans_de_en, wordnet, tsv, jsonl };
 enum class MalformedPolicy : uint8_t { refuse, skip };
 enum class EvalSplit : uint8_t { test, val };
-enum class TokenizerKind : uint8_t { sentencepiece, ngrams };
+enum class TokenizerKind : uint8_t { sentencepiece, ngrams, wordpiece };
 
 // One entry of `data.sources`.
 struct SourceConfig {
@@ -38,7 +38,7 @@ struct DataConfig {
   int64_t vocab_size = 16000;
   double character_coverage = 0.9995;
   bool lower_case = false;
-  std::string tokenizer_model;             // a SentencePiece model to use instead of training one
+  std::string tokenizer_model;             // a file to use instead of training a vocabulary
   double subword_sampling = 0;             // SentencePiece alpha; 0: always the best segmentation
   int64_t hard_negatives = 0;              // at most this many of a sample's own negatives
   double eval_share = 0.05;                // of a tsv or jsonl source without eval_path

@@ -15,6 +15,7 @@
 #include "src/core/log.h"
 #include "src/train/data/ngram_tokenizer.h"
 #include "src/train/data/unigram_lattice.h"
+#include "src/train/data/wordpiece_tokenizer.h"
 
 namespace amur {
 namespace {
@@ -51,7 +52,7 @@ class SentencePieceTokenizer final : public Tokenizer {
     }
   }
 
-  const char* kind() const override { return "sentencepiece"; }
+  const char* kind() const override { return name_of(TokenizerKind::sentencepiece); }
   int64_t vocab_size() const override { return processor_.GetPieceSize(); }
   const std::string& serialised() const override { return bytes_; }
 
@@ -188,9 +189,24 @@ class Feed final : public sp::SentenceIterator {
 
 }  // namespace
 
+const char* name_of(TokenizerKind kind) {
+  switch (kind) {
+    case TokenizerKind::ngrams:
+      return "ngrams";
+    case TokenizerKind::wordpiece:
+      return "wordpiece";
+    default:
+      return "sentencepiece";
+  }
+}
+
 std::unique_ptr<Tokenizer> Tokenizer::train(const DataConfig& config,
                                             const std::function<bool(std::string&)>& next) {
   if (config.tokenizer == TokenizerKind::ngrams) return make_ngram_tokenizer(config.vocab_size);
+  if (config.tokenizer == TokenizerKind::wordpiece)
+    throw UsageError(
+        "data.tokenizer wordpiece is not trained here: set data.tokenizer_model to a Hugging Face "
+        "tokenizer.json");
   const auto start = std::chrono::steady_clock::now();
   Log::info("vocabulary: training {} pieces", config.vocab_size);
   Feed feed(next);
@@ -224,6 +240,9 @@ std::unique_ptr<Tokenizer> Tokenizer::train(const DataConfig& config,
 
 std::unique_ptr<Tokenizer> Tokenizer::from_bytes(std::string bytes, const std::string& origin) {
   if (auto ngrams = read_ngram_tokenizer(bytes)) return ngrams;
+  const size_t first = bytes.find_first_not_of(" \t\r\n");
+  if (first != std::string::npos && bytes[first] == '{')
+    return make_wordpiece_tokenizer(std::move(bytes), origin);
   return std::make_unique<SentencePieceTokenizer>(std::move(bytes), origin);
 }
 

@@ -102,7 +102,7 @@ const Home kHomes[] = {
     {"boost/", "src/app/.*", 1},
     {"yaml-cpp/", "src/train/.*", 1},
     {"sentencepiece_", R"(src/train/data/tokenizer\.cpp)", 1},
-    {"unicode/", R"(src/train/data/ngram_tokenizer\.cpp)", 1},
+    {"unicode/", R"(src/train/data/(added_tokens|bert_text|ngram_tokenizer)\.cpp)", 3},
     {"zlib.h", "src/train/.*", 1},
     {"nlohmann/", "src/(train|app)/.*", kAnyNumber},
     {"fmt/", ".*", kAnyNumber},

@@ -1,0 +1,26 @@
+// Hugging Face `tokenizer.json` texts for vocabularies that come without one.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace amur {
+
+// Of a BERT folder that has only `vocab.txt` (one token a line) and `tokenizer_config.json` (empty:
+// none): what transformers makes of them. Obeyed: do_lower_case (true), strip_accents (null),
+// tokenize_chinese_chars (true), unk_token, sep_token, pad_token, cls_token, mask_token (texts, or
+// objects with flags), and added_tokens_decoder. UsageError for the tokenizer_class of another
+// family, IoError for damaged files; `origin` names the folder in them.
+std::string wordpiece_tokenizer_json(std::string_view vocab_txt,
+                                     std::string_view tokenizer_config_json,
+                                     const std::string& origin);
+
+// Of a SentencePiece unigram model, whose bytes these are: Hugging Face's tokenizers give the ids
+// that Amur gives, begin and end markers included. Two kinds of text differ, because Hugging Face
+// is made so: those that spell a marker (`<s>`), which it takes for the marker; and combining marks
+// behind a control character, behind a ligature, or in an order that no normal form has. UsageError
+// where the model is not unigram or has options or pieces without a counterpart, IoError where it
+// is damaged.
+std::string sentencepiece_tokenizer_json(std::string_view model, const std::string& origin);
+
+}  // namespace amur
