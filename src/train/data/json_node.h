@@ -15,11 +15,15 @@ class JsonNode {
  public:
   using Json = nlohmann::json;
 
-  // IoError where the bytes are no JSON. Numbers out of range, text that is not UTF-8 and bytes
-  // behind the value are none.
+  // IoError where the bytes are no JSON, or are nested deeper than any such file is.
   static Json parse(std::string_view bytes, const std::string& origin) {
+    constexpr int kDeepest = 64;
+    const auto shallow = [&](int depth, Json::parse_event_t, Json&) {
+      if (depth > kDeepest) throw IoError("{} is nested deeper than {}", origin, kDeepest);
+      return true;
+    };
     try {
-      return Json::parse(bytes.begin(), bytes.end());
+      return Json::parse(bytes.begin(), bytes.end(), shallow);
     } catch (const Json::exception& error) {
       throw IoError("{} is not JSON: {}", origin, error.what());
     }
