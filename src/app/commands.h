@@ -23,6 +23,8 @@ int run_eval(Runtime& runtime, const std::vector<std::string>& args);
 int run_embed(Runtime& runtime, const std::vector<std::string>& args);
 int run_inspect(Runtime& runtime, const std::vector<std::string>& args);
 int run_compare(Runtime& runtime, const std::vector<std::string>& args);
+int run_import(Runtime& runtime, const std::vector<std::string>& args);
+int run_export(Runtime& runtime, const std::vector<std::string>& args);
 int run_widen(Runtime& runtime, const std::vector<std::string>& args);
 int run_verify_grad(Runtime& runtime, const std::vector<std::string>& args);
 int run_doctor(Runtime& runtime, const std::vector<std::string>& args);

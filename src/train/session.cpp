@@ -8,6 +8,7 @@
 #include "comm/runtime.h"
 #include "kernels/gemm.h"
 #include "src/core/log.h"
+#include "src/train/huggingface/pretrained_model.h"
 
 namespace amur {
 
@@ -88,18 +89,25 @@ std::string resolve_checkpoint(const std::string& path) {
   for (const fs::path& dir : {fs::path(path) / "checkpoints", fs::path(path)})
     if (fs::is_directory(dir, ignored))
       if (auto newest = Checkpoint::newest_complete(dir.string())) return *newest;
-  throw UsageError("'{}' holds no complete checkpoint: give a checkpoint file or a run folder",
-                   path);
+  throw UsageError(
+      "'{}' holds no complete checkpoint: give a checkpoint file, a run folder, "
+      "or a model's folder with config.json",
+      path);
 }
 
 Config checkpoint_config(const std::string& path, const std::vector<std::string>& overrides) {
-  const std::string file = resolve_checkpoint(path);
-  const CheckpointInfo info = Checkpoint::read_info(file);
-  const Config saved = parse_config(info.config_yaml, file, {});
+  std::string file = path, yaml;
+  if (PretrainedModel::is_folder(path)) {
+    yaml = to_yaml(PretrainedModel(path).config());
+  } else {
+    file = resolve_checkpoint(path);
+    yaml = Checkpoint::read_info(file).config_yaml;
+  }
+  const Config saved = parse_config(yaml, file, {});
   // The grid of the training run is its own affair.
   std::vector<std::string> changes = {"parallel.dp=auto", "parallel.tp=1"};
   changes.insert(changes.end(), overrides.begin(), overrides.end());
-  Config config = parse_config(info.config_yaml, file, changes);
+  Config config = parse_config(yaml, file, changes);
   for (const ConfigDifference& d : compare_configs(saved, config))
     if (d.key.starts_with("model."))
       throw UsageError("--set {}={}: the model in '{}' has {}; it cannot be changed here", d.key,
@@ -112,8 +120,30 @@ std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointInfo& info, const std::s
   return Tokenizer::from_bytes(info.tokenizer.begin()->second, path);
 }
 
+namespace {
+
+// Each rank reads its own share of the weights.
+TrainedModel load_folder(const std::string& path, const std::vector<std::string>& overrides,
+                         ProcessGrid& grid) {
+  const PretrainedModel folder(path);
+  TrainedModel t;
+  t.config = checkpoint_config(path, overrides);
+  t.info.config_yaml = to_yaml(folder.config());
+  t.info.tokenizer = {{folder.tokenizer().kind(), folder.tokenizer().serialised()}};
+  t.tokenizer = tokenizer_of(t.info, path);
+  t.config.model.vocab = t.tokenizer->vocab_size();
+  t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, &grid.tp());
+  for (Parameter& p : t.model->parameters())
+    folder.read(p, slab_of(p, t.model->tp_rank(), t.model->tp_size()), p.value);
+  t.info.constants = t.model->constants();
+  return t;
+}
+
+}  // namespace
+
 TrainedModel load_trained_model(const std::string& path, const std::vector<std::string>& overrides,
                                 ProcessGrid& grid) {
+  if (PretrainedModel::is_folder(path)) return load_folder(path, overrides, grid);
   TrainedModel t;
   const std::string file = resolve_checkpoint(path);
   t.info = Checkpoint::read_info(file, &grid);

@@ -44,8 +44,8 @@ struct TrainedModel {
   std::unique_ptr<EmbeddingModel> model;
 };
 
-// `path` is a checkpoint file, or a run folder (its newest complete checkpoint). Throws UsageError
-// where an override would change the model. Collective.
+// `path` is a checkpoint file, a run folder (its newest complete checkpoint), or the folder of a
+// Hugging Face model. Throws UsageError where an override would change the model. Collective.
 TrainedModel load_trained_model(const std::string& path, const std::vector<std::string>& overrides,
                                 ProcessGrid& grid);
 // The configuration of a checkpoint alone, for `start_grid`: any number of ranks, data-parallel,

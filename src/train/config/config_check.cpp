@@ -82,7 +82,7 @@ class Checker {
       const SourceConfig& s = sources[i];
       std::string prefix = fmt::format("data.sources.{}.", i);
       bool packaged = s.format == SourceFormat::trans_de_en || s.format == SourceFormat::wordnet;
-      if (!packaged && s.path.empty())
+      if (!packaged && s.format != SourceFormat::none && s.path.empty())
         report(prefix + "path", "a tsv or jsonl source needs the path of its file");
       if (packaged && !s.eval_path.empty())
         report(prefix + "eval_path", "this format brings its own split; leave eval_path out");

@@ -130,9 +130,11 @@ void declare_sources(Group& group) {
             {{"trans-de-en", SourceFormat::trans_de_en},
              {"wordnet", SourceFormat::wordnet},
              {"tsv", SourceFormat::tsv},
-             {"jsonl", SourceFormat::jsonl}},
+             {"jsonl", SourceFormat::jsonl},
+             {"none", SourceFormat::none}},
             "trans-de-en and wordnet: the Debian packages; tsv: query TAB document; jsonl: "
-            "{\"query\", \"pos\": [..], \"neg\": [..]} or {\"anchor\", \"positive\", \"negative\"}",
+            "{\"query\", \"pos\": [..], \"neg\": [..]} or {\"anchor\", \"positive\", "
+            "\"negative\"}; none: of an imported model, which has prefixes but no data",
             kFixed);
   key.text("path", &S::path,
            "file (plain or .gz), for wordnet a folder; empty: where the Debian package puts it");

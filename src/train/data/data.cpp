@@ -66,6 +66,10 @@ uint64_t text_identity(std::string_view text) {
 }
 
 std::string prepare_source(const SourceConfig& source, const DataConfig& config) {
+  if (source.format == SourceFormat::none)
+    throw UsageError(
+        "data.sources: this model was imported and has no data of its own; give the data to train "
+        "or evaluate on");
   return is_line_format(source) ? prepare_line_source(source, config).packed() : "";
 }
 

@@ -90,6 +90,10 @@ GrownCheckpoint::GrownCheckpoint(std::string input, const CheckpointInfo& info,
   optimizer_ = Optimizer::make(grown_config_.optimizer, to_->parameters());
   old_slots_ = old_optimizer_->slots();
   slots_ = optimizer_->slots();
+  if (info.optimizer.empty()) {  // a model that was imported, and not trained since
+    old_slots_.clear();
+    slots_.clear();
+  }
   const DType dtype = from_->parameters_dtype();
   old_tensors_ = outlined_tensors(from_->parameters(), old_slots_, info.optimizer, dtype);
   tensors_ = outlined_tensors(to_->parameters(), slots_, info.optimizer, dtype);

@@ -1,0 +1,262 @@
+#include "src/train/huggingface/model_class.h"
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "src/core/error.h"
+#include "src/train/huggingface/json_reader.h"
+
+namespace amur {
+namespace {
+
+constexpr int64_t kMaxHidden = 65536, kMaxLayers = 1024, kMaxHeads = 1024, kMaxFfn = 262144,
+                  kMaxVocab = int64_t{1} << 24, kMaxPositions = int64_t{1} << 20;
+
+struct ActivationName {
+  const char* name;
+  ActivationKind kind;
+};
+// The first of a kind is the one that is written.
+constexpr ActivationName kActivations[] = {{"gelu", ActivationKind::gelu},
+                                           {"gelu_new", ActivationKind::gelu_tanh},
+                                           {"gelu_pytorch_tanh", ActivationKind::gelu_tanh},
+                                           {"relu", ActivationKind::relu}};
+
+ActivationKind activation_of(const JsonObject& json, const char* key) {
+  const std::string text = json.text_or(key, "gelu");
+  for (const ActivationName& name : kActivations)
+    if (text == name.name) return name.kind;
+  json.refuse(key, "it must be \"gelu\", \"gelu_new\", \"gelu_pytorch_tanh\" or \"relu\"");
+}
+
+const char* name_of_activation(ActivationKind kind) {
+  for (const ActivationName& name : kActivations)
+    if (kind == name.kind) return name.name;
+  return "";
+}
+
+void refuse_common(const JsonObject& json) {
+  json.only("is_decoder", false);
+  json.only("add_cross_attention", false);
+  json.only("is_encoder_decoder", false);
+  if (json.has("quantization_config"))
+    json.refuse("quantization_config", "give the weights as numbers");
+  if (json.has("pruned_heads") && !json.json()["pruned_heads"].empty())
+    json.refuse("pruned_heads", "all heads must be there");
+}
+
+void set_post_norm(ModelConfig& m) {
+  m.norm = NormKind::layer;
+  m.norm_position = NormPosition::post;
+  m.position = PositionKind::learned;
+  m.bias = m.key_bias = true;
+}
+
+void read_sizes(const JsonObject& json, const char* layers, const char* hidden, const char* heads,
+                const char* ffn, HuggingFaceEncoder& e) {
+  ModelConfig& m = e.model;
+  m.layers = json.whole(layers, 1, kMaxLayers);
+  m.hidden = json.whole(hidden, 1, kMaxHidden);
+  m.heads = json.whole(heads, 1, kMaxHeads);
+  m.ffn = json.whole(ffn, 1, kMaxFfn);
+  if (m.hidden % m.heads != 0)
+    throw UsageError("{}: {} {} does not divide {} {}", json.origin(), heads, m.heads, hidden,
+                     m.hidden);
+  e.table_rows = m.vocab = json.whole("vocab_size", 1, kMaxVocab);
+  m.max_length = m.positions = json.whole("max_position_embeddings", 3, kMaxPositions);
+  m.init_std = m.embedding_std = json.real_or("initializer_range", 0, 10, 0.02);
+}
+
+constexpr double kLargestDropout = 0.999;
+
+HuggingFaceEncoder read_bert(const JsonObject& json) {
+  HuggingFaceEncoder e;
+  set_post_norm(e.model);
+  read_sizes(json, "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+             e);
+  json.only("position_embedding_type", "absolute");
+  e.model.activation = activation_of(json, "hidden_act");
+  e.model.norm_eps = json.real_or("layer_norm_eps", 1e-30, 1, 1e-12);
+  e.model.dropout = json.real_or("hidden_dropout_prob", 0, kLargestDropout, 0.1);
+  e.model.attention_dropout = json.real_or("attention_probs_dropout_prob", 0, kLargestDropout, 0.1);
+  e.token_types = json.whole_or("type_vocab_size", 1, kMaxHidden, 2);
+  e.model.token_type = true;
+  return e;
+}
+
+HuggingFaceEncoder read_distilbert(const JsonObject& json) {
+  constexpr double kEps = 1e-12;  // of all its norms
+  HuggingFaceEncoder e;
+  e.kind = HuggingFaceClass::distilbert;
+  set_post_norm(e.model);
+  read_sizes(json, "n_layers", "dim", "n_heads", "hidden_dim", e);
+  json.only("sinusoidal_pos_embds", false);
+  e.model.activation = activation_of(json, "activation");
+  e.model.norm_eps = kEps;
+  e.model.dropout = json.real_or("dropout", 0, kLargestDropout, 0.1);
+  e.model.attention_dropout = json.real_or("attention_dropout", 0, kLargestDropout, 0.1);
+  return e;
+}
+
+// What keeps a model from being of a class.
+std::vector<std::string> against(const ModelConfig& m, HuggingFaceClass kind) {
+  std::vector<std::string> why;
+  const auto unless = [&](bool holds, const char* text) {
+    if (!holds) why.emplace_back(text);
+  };
+  unless(m.layers > 0, "model.layers 0");
+  unless(m.norm == NormKind::layer, "model.norm rms");
+  unless(!m.norm_gate, "model.norm_gate true");
+  unless(m.heads > 0 && m.resolved_head_size() * m.heads == m.hidden,
+         "model.head_size other than model.hidden / model.heads");
+  if (kind == HuggingFaceClass::modernbert) {
+    unless(m.norm_position == NormPosition::pre, "model.norm_position post");
+    unless(m.position == PositionKind::rotary, "model.position other than rotary");
+    unless(m.resolved_rotary_size() == m.resolved_head_size(), "model.rotary_size");
+    unless(m.activation == ActivationKind::geglu, "model.activation other than geglu");
+    unless(!m.bias, "model.bias true");
+  } else {
+    unless(m.norm_position == NormPosition::post, "model.norm_position pre");
+    unless(m.position == PositionKind::learned, "model.position other than learned");
+    unless(!is_gated(m.activation), "model.activation swiglu or geglu");
+    unless(m.bias, "model.bias false");
+  }
+  if (kind != HuggingFaceClass::bert) unless(!m.token_type, "model.token_type true");
+  return why;
+}
+
+std::string list_of(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+}  // namespace
+
+const char* name_of(HuggingFaceClass c) {
+  switch (c) {
+    case HuggingFaceClass::bert:
+      return "BERT";
+    case HuggingFaceClass::distilbert:
+      return "DistilBERT";
+    case HuggingFaceClass::modernbert:
+      return "ModernBERT";
+    case HuggingFaceClass::static_embedding:
+      return "StaticEmbedding";
+  }
+  return "?";
+}
+
+HuggingFaceEncoder read_encoder(std::string_view text, const std::string& origin) {
+  const OrderedJson root = parse_json(text, origin);
+  const JsonObject json(root, origin);
+  const std::string type = json.text_or("model_type", "");
+  refuse_common(json);
+  if (type == "bert") return read_bert(json);
+  if (type == "distilbert") return read_distilbert(json);
+  json.refuse("model_type", "it must be \"bert\" or \"distilbert\"");
+}
+
+HuggingFaceEncoder encoder_class(const ModelConfig& model, std::optional<HuggingFaceClass> was) {
+  HuggingFaceEncoder e;
+  e.model = model;
+  e.table_rows = model.vocab;
+  e.token_types = model.layers > 0 ? 2 : 0;
+  if (model.layers == 0) {
+    e.kind = HuggingFaceClass::static_embedding;
+    return e;
+  }
+  std::string reasons;
+  for (const HuggingFaceClass kind : {was.value_or(HuggingFaceClass::bert), HuggingFaceClass::bert,
+                                      HuggingFaceClass::modernbert}) {
+    const std::vector<std::string> why = against(model, kind);
+    e.kind = kind;
+    if (why.empty()) return e;
+    const std::string reason = fmt::format("; the {} class: {}", name_of(kind), list_of(why));
+    if (reasons.find(reason) == std::string::npos) reasons += reason;
+  }
+  throw UsageError("no class of Hugging Face can express this model. In the way of{}",
+                   reasons.substr(1));
+}
+
+std::string encoder_json(const HuggingFaceEncoder& e, const SpecialTokens& tokens,
+                         const std::string& base) {
+  const ModelConfig& m = e.model;
+  OrderedJson json = base.empty() ? OrderedJson::object() : parse_json(base, "config.json");
+  const bool fresh = base.empty();
+  const auto set_activation = [&](const char* key, ActivationKind kind) {
+    // Of several names of one activation the old one stays.
+    if (fresh || activation_of(JsonObject(json, "config.json"), key) != kind)
+      json[key] = name_of_activation(kind);
+  };
+  const auto sizes = [&](const char* layers, const char* hidden, const char* heads,
+                         const char* ffn) {
+    json[layers] = m.layers;
+    json[hidden] = m.hidden;
+    json[heads] = m.heads;
+    json[ffn] = m.resolved_ffn();
+    json["vocab_size"] = e.table_rows;
+  };
+  const auto only_fresh = [&](const char* key, const OrderedJson& value) {
+    if (fresh) json[key] = value;
+  };
+  for (const char* key : {"torch_dtype", "dtype"})
+    if (json.contains(key)) json[key] = "float32";
+  switch (e.kind) {
+    case HuggingFaceClass::bert:
+      json["architectures"] = {"BertModel"};
+      json["model_type"] = "bert";
+      sizes("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size");
+      set_activation("hidden_act", m.activation);
+      json["max_position_embeddings"] = m.resolved_positions();
+      json["type_vocab_size"] = e.token_types;
+      json["layer_norm_eps"] = m.norm_eps;
+      only_fresh("position_embedding_type", "absolute");
+      json["hidden_dropout_prob"] = m.dropout;
+      json["attention_probs_dropout_prob"] = m.attention_dropout;
+      break;
+    case HuggingFaceClass::distilbert:
+      json["architectures"] = {"DistilBertModel"};
+      json["model_type"] = "distilbert";
+      sizes("n_layers", "dim", "n_heads", "hidden_dim");
+      set_activation("activation", m.activation);
+      json["max_position_embeddings"] = m.resolved_positions();
+      json["dropout"] = m.dropout;
+      json["attention_dropout"] = m.attention_dropout;
+      break;
+    case HuggingFaceClass::modernbert:
+      json["architectures"] = {"ModernBertModel"};
+      json["model_type"] = "modernbert";
+      sizes("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size");
+      json["hidden_activation"] = "gelu";
+      json["max_position_embeddings"] = m.max_length;
+      json["norm_eps"] = m.norm_eps;
+      for (const char* key : {"norm_bias", "attention_bias", "mlp_bias"}) json[key] = false;
+      // Every layer sees the whole text; both names of what older and newer versions read.
+      json["global_attn_every_n_layers"] = 1;
+      json["local_attention"] = 2 * m.max_length;
+      for (const char* key : {"global_rope_theta", "local_rope_theta"}) json[key] = m.rotary_base;
+      for (const char* key : {"embedding_dropout", "mlp_dropout"}) json[key] = m.dropout;
+      json["attention_dropout"] = m.attention_dropout;
+      break;
+    case HuggingFaceClass::static_embedding:
+      AMUR_CHECK(false, "a static embedding model has no config.json");
+  }
+  if (fresh) {
+    json["initializer_range"] = m.init_std;
+    const auto set_token = [&](const char* key, int64_t id) {
+      json[key] = id < 0 ? OrderedJson(nullptr) : OrderedJson(id);
+    };
+    set_token("pad_token_id", tokens.pad);
+    set_token("bos_token_id", tokens.begin);
+    set_token("eos_token_id", tokens.end);
+    if (e.kind == HuggingFaceClass::modernbert) {
+      set_token("cls_token_id", tokens.begin);
+      set_token("sep_token_id", tokens.end);
+    }
+  }
+  return json.dump(2) + "\n";
+}
+
+}  // namespace amur
