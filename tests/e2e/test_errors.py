@@ -1,5 +1,6 @@
 """What a user can do wrong, and what a machine can: one message, the right code, nothing broken."""
 import gzip
+import json
 import os
 import resource
 import signal
@@ -45,6 +46,31 @@ class Errors(support.EndToEnd):
 
     def test_impossible_grid(self):
         self.refused(2, "parallel.dp", values={"parallel.dp": 3})
+
+    def test_wordpiece(self):
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+        file = {"version": "1.0", "normalizer": None, "pre_tokenizer": {"type": "BertPreTokenizer"},
+                "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+                "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "",
+                          "max_input_chars_per_word": 100,
+                          "vocab": {token: i for i, token in enumerate(tokens)}}}
+        self.write("tokenizer.json", json.dumps(file))
+        self.write("other.json", json.dumps(dict(file, normalizer={"type": "NFC"})))
+        named = {"data.tokenizer_model": "tokenizer.json"}
+        ours = {"data.tokenizer": "wordpiece"}
+        self.refused(4, "set data.tokenizer_model to a Hugging Face tokenizer.json", values=ours)
+        self.refused(2, "holds wordpiece: set data.tokenizer to wordpiece", values=named)
+        self.refused(2, "data.subword_sampling: WordPiece has one segmentation only",
+                     values=ours | named | {"data.subword_sampling": 0.1})
+        self.refused(2, "other.json: normalizer.type is \"NFC\"",
+                     values=ours | {"data.tokenizer_model": "other.json"})
+        self.nothing_written()
+        # The checkpoint carries the file, byte for byte.
+        self.train("right", ours | named | {"train.steps": 2}, ranks=2)
+        kept = support.datasets(support.checkpoint(self.path("right"), 2), ["/tokenizer"])
+        with open(self.path("tokenizer.json"), "rb") as source:
+            self.assertEqual(bytes(kept["/tokenizer/wordpiece"]), source.read())
+        self.train("right", ours | named | {"train.steps": 3}, ranks=1)
 
     # Data.
 

@@ -42,6 +42,8 @@ class ProtobufReader {
     const std::string* origin_ = nullptr;
   };
 
+  // Of the next field: behind the last byte of the one just read.
+  const char* position() const { return bytes_.data(); }
   // Nothing at the end. The reader must outlive the field.
   std::optional<Field> next() {
     if (bytes_.empty()) return std::nullopt;

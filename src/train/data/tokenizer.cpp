@@ -14,6 +14,7 @@
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/train/data/ngram_tokenizer.h"
+#include "src/train/data/sentencepiece_model.h"
 #include "src/train/data/unigram_lattice.h"
 #include "src/train/data/wordpiece_tokenizer.h"
 
@@ -231,6 +232,7 @@ std::unique_ptr<Tokenizer> Tokenizer::train(const DataConfig& config,
         "the vocabulary cannot be trained on {} texts (data.vocab_size {}, "
         "data.character_coverage {}): {}",
         feed.texts(), config.vocab_size, config.character_coverage, status.ToString());
+  round_sentencepiece_scores(bytes);
   auto tokenizer = from_bytes(std::move(bytes), "the trained vocabulary");
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   Log::info("vocabulary: {} pieces from {} texts in {:.0f} s", tokenizer->vocab_size(),

@@ -1,13 +1,12 @@
 #include "src/train/data/tokenizer_json.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <map>
 #include <vector>
 
 #include "src/train/data/json_node.h"
-#include "src/train/data/protobuf_reader.h"
+#include "src/train/data/sentencepiece_model.h"
 
 namespace amur {
 namespace {
@@ -98,63 +97,6 @@ bool is_bert_class(std::string name) {
 }
 
 // ---- SentencePiece
-
-// Numbers of sentencepiece_model.proto.
-enum PieceType : uint64_t { kNormal = 1, kUnknown = 2, kControl = 3, kByte = 6 };
-constexpr uint64_t kUnigram = 1;
-
-struct SentencePieceModel {
-  struct Piece {
-    std::string text;
-    float score = 0;
-    uint64_t type = kNormal;
-  };
-  std::vector<Piece> pieces;
-  uint64_t model_type = kUnigram;
-  bool byte_fallback = false, space_is_suffix = false;
-  std::string begin = "<s>", end = "</s>";
-  std::string rule, charsmap;
-  bool dummy_prefix = true, one_space = true, escape_space = true;
-};
-
-SentencePieceModel::Piece read_piece(ProtobufReader reader) {
-  SentencePieceModel::Piece piece;
-  while (const auto field = reader.next()) {
-    if (field->number == 1) piece.text = field->bytes();
-    if (field->number == 2) piece.score = std::bit_cast<float>(field->fixed32());
-    if (field->number == 3) piece.type = field->varint();
-  }
-  return piece;
-}
-
-SentencePieceModel read_model(std::string_view bytes, const std::string& origin) {
-  SentencePieceModel model;
-  ProtobufReader reader(bytes, origin);
-  while (const auto field = reader.next()) {
-    if (field->number == 1) model.pieces.push_back(read_piece(field->message()));
-    if (field->number == 2) {  // trainer_spec
-      ProtobufReader spec = field->message();
-      while (const auto option = spec.next()) {
-        if (option->number == 3) model.model_type = option->varint();
-        if (option->number == 24) model.space_is_suffix = option->varint() != 0;
-        if (option->number == 35) model.byte_fallback = option->varint() != 0;
-        if (option->number == 46) model.begin = option->bytes();
-        if (option->number == 47) model.end = option->bytes();
-      }
-    }
-    if (field->number == 3) {  // normalizer_spec
-      ProtobufReader spec = field->message();
-      while (const auto option = spec.next()) {
-        if (option->number == 1) model.rule = option->bytes();
-        if (option->number == 2) model.charsmap = option->bytes();
-        if (option->number == 3) model.dummy_prefix = option->varint() != 0;
-        if (option->number == 4) model.one_space = option->varint() != 0;
-        if (option->number == 5) model.escape_space = option->varint() != 0;
-      }
-    }
-  }
-  return model;
-}
 
 std::string base64(std::string_view bytes) {
   constexpr std::string_view kDigits =
@@ -264,12 +206,12 @@ std::string wordpiece_tokenizer_json(std::string_view vocab_txt,
 }
 
 std::string sentencepiece_tokenizer_json(std::string_view bytes, const std::string& origin) {
-  const SentencePieceModel model = read_model(bytes, origin);
+  const SentencePieceModel model = read_sentencepiece_model(bytes, origin);
   const auto refuse = [&](const std::string& what) {
     throw UsageError("{} cannot be written as a tokenizer.json: {}", origin, what);
   };
   if (model.pieces.empty()) throw IoError("{} holds no pieces", origin);
-  if (model.model_type != kUnigram)
+  if (model.model_type != SentencePieceModel::kUnigram)
     refuse(fmt::format("its model_type is {}; only unigram (1) can", model.model_type));
   if (!model.dummy_prefix || !model.one_space || !model.escape_space || model.space_is_suffix)
     refuse(
@@ -283,13 +225,15 @@ std::string sentencepiece_tokenizer_json(std::string_view bytes, const std::stri
     const SentencePieceModel::Piece& piece = model.pieces[i];
     const auto id = static_cast<int64_t>(i);
     vocab.push_back({piece.text, double{piece.score}});
-    if (piece.type == kUnknown) unknown = id;
-    if (piece.type == kUnknown || piece.type == kControl)
+    if (piece.type == SentencePieceModel::kUnknown) unknown = id;
+    if (piece.type == SentencePieceModel::kUnknown || piece.type == SentencePieceModel::kControl)
       added.push_back(added_token(id, piece.text));
-    else if (piece.type != kNormal && piece.type != kByte)
+    else if (piece.type != SentencePieceModel::kNormal && piece.type != SentencePieceModel::kByte)
       refuse(fmt::format("piece {} ('{}') is user-defined or unused", id, piece.text));
-    if (piece.type == kControl && piece.text == model.begin) begin = {{piece.text, id}};
-    if (piece.type == kControl && piece.text == model.end) end = {{piece.text, id}};
+    if (piece.type == SentencePieceModel::kControl && piece.text == model.begin)
+      begin = {{piece.text, id}};
+    if (piece.type == SentencePieceModel::kControl && piece.text == model.end)
+      end = {{piece.text, id}};
   }
   if (unknown.is_null()) throw IoError("{} has no unknown piece", origin);
 

@@ -16,9 +16,8 @@ std::string wordpiece_tokenizer_json(std::string_view vocab_txt,
                                      const std::string& origin);
 
 // Of a SentencePiece unigram model, whose bytes these are: Hugging Face's tokenizers give the ids
-// that Amur gives, begin and end markers included. Two kinds of text differ, because Hugging Face
-// is made so: those that spell a marker (`<s>`), which it takes for the marker; and combining marks
-// behind a control character, behind a ligature, or in an order that no normal form has. UsageError
+// that Amur gives, begin and end markers included, but for texts that spell a marker (`<s>`), which
+// it takes for the marker, and rare sequences of combining marks (docs/tokenizers.md). UsageError
 // where the model is not unigram or has options or pieces without a counterpart, IoError where it
 // is damaged.
 std::string sentencepiece_tokenizer_json(std::string_view model, const std::string& origin);

@@ -5,7 +5,12 @@
 //   amur_tokenize_texts vocabulary FOLDER     the one of vocab.txt and tokenizer_config.json
 //   amur_tokenize_texts train PIECES CASE     a SentencePiece model of the texts on standard input;
 //                                             CASE lower folds it
-// Texts come as a 32-bit size and as many bytes, ids go as a 32-bit count and as many numbers.
+//   amur_tokenize_texts names EVERY           names of languages and countries in all locales that
+//                                             ICU knows (from CLDR), every so many of them
+// Texts come and go as a 32-bit size and as many bytes, ids as a 32-bit count and as many numbers.
+#include <unicode/locid.h>
+#include <unicode/unistr.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -61,6 +66,28 @@ void write_ids(const std::string& file, int64_t max_length) {
              static_cast<double>(tokens) / 1e6 / elapsed.count());
 }
 
+void write_names(int64_t every) {
+  int32_t count = 0;
+  const icu::Locale* locales = icu::Locale::getAvailableLocales(count);
+  int64_t number = 0;
+  const auto write = [&](const icu::UnicodeString& name) {
+    if (number++ % every != 0) return;
+    std::string text;
+    name.toUTF8String(text);
+    const auto size = static_cast<uint32_t>(text.size());
+    put(&size, sizeof(size));
+    put(text.data(), text.size());
+  };
+  icu::UnicodeString name;
+  for (int32_t i = 0; i < count; ++i) {
+    if (*locales[i].getCountry() != 0) continue;  // mostly the names of the language alone
+    for (const char* const* code = icu::Locale::getISOLanguages(); *code; ++code)
+      write(icu::Locale(*code).getDisplayLanguage(locales[i], name));
+    for (const char* const* code = icu::Locale::getISOCountries(); *code; ++code)
+      write(icu::Locale("", *code).getDisplayCountry(locales[i], name));
+  }
+}
+
 int run(int argc, char** argv) {
   const std::string what = argc > 2 ? argv[1] : "";
   if (what == "ids" && argc == 4) {
@@ -71,6 +98,8 @@ int run(int argc, char** argv) {
     const std::filesystem::path folder(argv[2]);
     std::cout << wordpiece_tokenizer_json(bytes_of(folder / "vocab.txt"),
                                           bytes_of(folder / "tokenizer_config.json"), folder);
+  } else if (what == "names") {
+    write_names(std::stoll(argv[2]));
   } else if (what == "train" && argc == 4) {
     DataConfig config;
     config.vocab_size = std::stoll(argv[2]);

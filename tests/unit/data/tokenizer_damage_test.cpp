@@ -19,6 +19,7 @@
 namespace amur {
 namespace {
 
+using namespace std::string_view_literals;
 using Json = nlohmann::json;
 
 uint64_t mutations() {
@@ -49,7 +50,7 @@ struct HeapBytes {
 };
 
 void damage_bytes(std::string& text, Draws& draw) {
-  constexpr std::string_view kBytes("{}[]\",:\\/0-9.eEtfn\0\xff\xc3\xed\xf4 \n", 29);
+  constexpr std::string_view kBytes = "{}[]\",:\\/0-9.eEtfn\0\xff\xc3\xed\xf4 \n"sv;
   const size_t times = 1 + draw.below(3);
   for (size_t i = 0; i < times && !text.empty(); ++i) {
     const size_t at = draw.below(text.size());
