@@ -158,8 +158,11 @@ void Trainer::build_model() {
   // What a run goes on with, or starts from, says how parameters learn: what growth has changed
   // and, of this run, the groups.
   const std::string& start = config_.train.start_from;
-  if (const std::string from = resume_from_ ? *resume_from_ : start; !from.empty())
-    Checkpoint::load_rules(resolve_checkpoint(from), model_->parameters(), *grid_);
+  if (resume_from_)
+    Checkpoint::load_rules(*resume_from_, model_->parameters(), *grid_);
+  else if (!start.empty())
+    Checkpoint::load_rules(resolve_checkpoint(start), model_->parameters(), *grid_,
+                           Checkpoint::Wanted::towers);
   if (!resume_from_) apply_parameter_groups(config_.optimizer, model_->parameters());
   optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
                                config_.loss.scale_learning_rate, model_->tp());

@@ -63,7 +63,7 @@ class Resume(support.EndToEnd):
         # What is of the model or the vocabulary comes from there.
         self.write("after.yaml", "data: {sources: [{format: tsv, path: eval.tsv}]}\n"
                    "train: {batch_size: 64, start_from: first}\ncheckpoint: {every_minutes: 0}\n")
-        still = {"train.steps": 1, "optimizer.learning_rate": 0, "loss.scale_learning_rate": 0,
+        still = {"train.steps": 1, "optimizer.learning_rate": 0, "loss.learn_scale": "false",
                  "optimizer.warmup_steps": 0, "loss.scale": 11, "train.seed": 5}
         first = support.datasets(support.checkpoint(self.path("first"), 4), ("/model", "/tokenizer"))
         towers = {name for name in first if name.startswith("/model/") and "loss" not in name}

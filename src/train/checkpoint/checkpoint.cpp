@@ -174,11 +174,13 @@ void Checkpoint::load(const std::string& path, ParameterSet& parameters,
   grid.dp().synchronize();
 }
 
-void Checkpoint::load_rules(const std::string& path, ParameterSet& parameters, ProcessGrid& grid) {
+void Checkpoint::load_rules(const std::string& path, ParameterSet& parameters, ProcessGrid& grid,
+                            Wanted wanted) {
   on_every_rank(grid.world(), [&] {
     const Hdf5File file(path, Hdf5File::Mode::read);
     for (Parameter& p : parameters) {
       const std::string tensor = "/model/" + p.name;
+      if (wanted == Wanted::towers && belongs_to_loss(tensor)) continue;
       if (file.exists(tensor)) read_parameter_attributes(file, tensor, p);
     }
   });

@@ -89,7 +89,8 @@ class Checkpoint {
 
   // How each parameter learns, as the file has it: learning-rate and decay multipliers, RMS floor,
   // frozen. Before the optimizer is made. Collective.
-  static void load_rules(const std::string& path, ParameterSet& parameters, ProcessGrid& grid);
+  static void load_rules(const std::string& path, ParameterSet& parameters, ProcessGrid& grid,
+                         Wanted wanted = Wanted::complete);
 
   // The newest complete checkpoint of a run folder: one of a later step than `latest` names,
   // written after that link was made (the run was killed before it made the next), else the one
