@@ -5,7 +5,7 @@ namespace amur {
 const std::vector<Command>& commands() {
   static const std::vector<Command> all = {
       {"train", "train an encoder as a configuration says, or go on where it stopped", run_train},
-      {"eval", "retrieval metrics of a checkpoint", run_eval},
+      {"eval", "retrieval, similarity and classification with a checkpoint", run_eval},
       {"embed", "embeddings of the lines of a file", run_embed},
       {"inspect", "what a checkpoint holds, and whether it is sound", run_inspect},
       {"widen", "a larger model that computes the same embeddings", run_widen},

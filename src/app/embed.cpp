@@ -6,6 +6,7 @@
 #include "src/app/output.h"
 #include "src/core/log.h"
 #include "src/train/embed_file.h"
+#include "src/train/embedding_output.h"
 #include "src/train/session.h"
 
 namespace amur {
@@ -14,21 +15,27 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
   CommandLine line("embed", "Embeds texts, one a line, as unit vectors in input order.");
   RunOptions options;
   EmbedOptions embed;
-  std::string checkpoint, tower = "query", prefix = "default";
+  std::string checkpoint, tower = "query", prefix = "default", resume = "auto";
   line.argument("CHECKPOINT", checkpoint, "a checkpoint file, or a run folder (its newest)");
-  line.option("input", embed.input, "FILE", "texts, one a line; - for standard input");
-  line.option("output", embed.output, "FILE", "*.npy, or *.h5 with the data set /embeddings");
+  line.option("input", embed.input, "FILE", "texts, one a line, also .gz; - for standard input");
+  line.option("output", embed.output, "FILE",
+              "*.npy, *.h5 with the data set /embeddings, or *.jsonl with a line {\"text\": .., "
+              "\"embedding\": [..]} a text; - for such lines on standard output");
   line.choice("tower", tower, {"query", "document"}, "which side the texts are");
   line.option("prefix", prefix, "TEXT",
               "put before every text; default: the side's prefix in training");
+  line.choice("resume", resume, {"auto", "never"},
+              "auto: go on where an interrupted job with the same output stood");
   options.declare_set(line);
   options.declare_device(line);
   options.declare_json(line);
   if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
   const CommBackend backend = options.backend();
   if (embed.input.empty()) throw UsageError("--input is missing: a file, or - for standard input");
-  if (!embed.output.ends_with(".npy") && !embed.output.ends_with(".h5"))
-    throw UsageError("--output '{}': give a name ending with .npy or .h5", embed.output);
+  embedding_format(embed.output);
+  if (options.json && embed.output == "-")
+    throw UsageError("--output - and --json both want standard output");
+  embed.resume = resume == "auto";
   runtime.set_phase("reading the checkpoint");
   const auto grid = start_grid(checkpoint_config(checkpoint, options.overrides), backend, runtime);
   TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
@@ -42,15 +49,15 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
   runtime.set_phase("embedding texts");
   const EmbedResult result = embed_file(embed, embedder, grid->world());
   if (runtime.rank() != 0) return kExitOk;
+  const auto embedded = static_cast<double>(result.texts - result.resumed);
   Log::info("{} texts ({} tokens, {} cut at {} tokens) in {:.1f} s: {:.0f} texts/s -> {}",
             result.texts, result.tokens, result.truncated, trained.config.model.max_length,
-            result.seconds, static_cast<double>(result.texts) / result.seconds, embed.output);
+            result.seconds, embedded / result.seconds, embed.output);
   if (options.json) {
-    const nlohmann::ordered_json json = {{"texts", result.texts},
-                                         {"tokens", result.tokens},
-                                         {"truncated", result.truncated},
-                                         {"seconds", result.seconds},
-                                         {"output", embed.output}};
+    const nlohmann::ordered_json json = {
+        {"texts", result.texts},     {"resumed_texts", result.resumed},
+        {"tokens", result.tokens},   {"truncated", result.truncated},
+        {"seconds", result.seconds}, {"output", embed.output}};
     std::cout << json.dump(2) << '\n';
   }
   return kExitOk;

@@ -83,6 +83,8 @@ enum class RandomPurpose : uint64_t {
   word_dropout,
   dropout,         // then: step, view, sample id, layer, site; counter: position, element block
   probe,           // gradient checks and tests
+  bootstrap,       // of an evaluation; then: resample; counter: draw
+  evaluation_split,  // held-out texts of a classifier; counter: identity of the text
 };
 
 // A permutation of 0..n-1 that needs no memory: a keyed Feistel network with cycle walking.

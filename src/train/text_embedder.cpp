@@ -7,6 +7,9 @@
 #include "comm/runtime.h"
 #include "kernels/embedding.h"
 #include "kernels/rows.h"
+#include "src/core/hash.h"
+#include "src/train/checkpoint/checkpoint_format.h"
+#include "src/train/config/config_schema.h"
 #include "src/train/data/batch.h"
 
 namespace amur {
@@ -99,6 +102,35 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
   Tensor result(gathered.shape(), dtype);
   scatter_rows(gathered, gathered_order, result);
   return result;
+}
+
+std::string TextEmbedder::fingerprint() {
+  uint64_t weights = 0;
+  std::string rest;
+  for (const StoredTensor& t :
+       stored_tensors(model_.parameters(), {}, "", model_.tp_rank(), model_.tp_size())) {
+    // The scale and the bias of the loss are no part of it.
+    if (t.parameter->kind == ParamKind::scalar && t.path.find("loss.") != std::string::npos)
+      continue;
+    if (t.counted) weights += mix64(fnv1a(t.path)) * checksum_of(t.value, t.slab.first, t.global);
+    rest += fmt::format("{} {}\n", t.path, t.global.text());
+  }
+  if (Communicator* tp = model_.tp())
+    weights = static_cast<uint64_t>(tp->sum(static_cast<int64_t>(weights)));
+  for (const auto& [name, value] : model_.constants())
+    rest += fmt::format("{} {:a}\n", name, value);
+  config::for_each_value(config_,
+                         [&](const std::string& key, const config::Key&, const std::string& yaml) {
+                           if (key.starts_with("model.") || key == "train.precision" ||
+                               key == "train.chunk_tokens" || key == "eval.chunk_tokens")
+                             rest += fmt::format("{} {}\n", key, yaml);
+                         });
+  return fmt::format("{:016x}-{:016x}-{:016x}", weights, mix64(fnv1a(rest)),
+                     mix64(fnv1a(tokenizer_.serialised())));
+}
+
+void TextEmbedder::advance() {
+  runtime_.advance();
 }
 
 }  // namespace amur

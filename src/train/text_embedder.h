@@ -22,6 +22,13 @@ class TextEmbedder {
   // share. Chunks are cut from the texts alone, so a row has the same bits at any number of ranks.
   Tensor embed(std::span<const std::string> texts, int tower);
 
+  // Names the function from texts to vectors: weights, constants, vocabulary and what else of the
+  // configuration has a say, but for the number of ranks. Reads all weights. Collective.
+  std::string fingerprint();
+
+  // Tells the watchdog that waiting for texts is no standstill.
+  void advance();
+
   // Of this rank, and 0 but on the first of a tp group: sums over all ranks count each text once.
   int64_t truncated() const { return truncated_; }  // texts cut at max_length
   int64_t tokens() const { return tokens_; }

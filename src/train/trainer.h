@@ -6,7 +6,7 @@
 
 #include "comm/process_grid.h"
 #include "src/train/config/config.h"
-#include "src/train/evaluation.h"
+#include "src/train/evaluation/pairs.h"
 
 namespace amur {
 

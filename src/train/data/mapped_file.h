@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace amur {
 
@@ -48,6 +50,45 @@ class TextBytes {
 };
 
 bool is_gzip_name(const std::string& path);
+
+// The bytes of a file from front to back, in little memory: as they are, decompressed where the
+// name ends in .gz, or standard input for "-". Throws IoError that names the file and the reason.
+class ByteSource {
+ public:
+  explicit ByteSource(const std::string& path);
+  ~ByteSource();
+  ByteSource(const ByteSource&) = delete;
+  ByteSource& operator=(const ByteSource&) = delete;
+
+  // At least one byte, unless it is the end: 0.
+  size_t read(char* data, size_t size);
+  // Whether `read` would return at once; waits up to so many seconds for that. Files never wait.
+  bool ready(double seconds) const;
+  // Of the file that was read, 0 to 1; not a number for what has no size, like a pipe.
+  double share_read() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Lines from front to back: without newline, carriage return before it and byte-order mark at the
+// start.
+class LineReader {
+ public:
+  explicit LineReader(const std::string& path) : source_(path), buffer_(1 << 20) {}
+  bool next(std::string& line);  // false at the end
+  // Whether `next` has at least something to look at; as ByteSource::ready.
+  bool ready(double seconds) const { return at_ < end_ || source_.ready(seconds); }
+  double share_read() const { return source_.share_read(); }
+
+ private:
+  ByteSource source_;
+  std::vector<char> buffer_;
+  size_t at_ = 0, end_ = 0;
+  bool started_ = false;
+};
+
 // Decompresses a .gz file, piece by piece, through `write` (a callable of (const char*, size_t)).
 // Throws IoError for a damaged or cut file.
 void decompress(const std::string& path, const std::function<void(const char*, size_t)>& write);

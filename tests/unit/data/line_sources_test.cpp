@@ -273,6 +273,35 @@ TEST_F(Lines, ACutGzipFileIsRefused) {
   EXPECT_EQ(folder_.names(), Texts{"z.tsv.gz"});  // nothing partly written stays
 }
 
+Texts read_lines_of(const std::string& path) {
+  LineReader reader(path);
+  Texts lines;
+  for (std::string line; reader.next(line);) lines.push_back(line);
+  return lines;
+}
+
+TEST_F(Lines, AReaderGivesLinesFromFrontToBack) {
+  const std::string longer(3 << 20, 'x');  // than its buffer
+  const std::string content = "\xEF\xBB\xBFone\r\n\n" + longer + "\nlast\r";
+  const Texts want = {"one", "", longer, "last"};
+  EXPECT_EQ(read_lines_of(folder_.write("a.txt", content)), want);
+  const std::string zipped = write_gzip(folder_, "a.txt.gz", content);
+  EXPECT_EQ(read_lines_of(zipped), want);
+  EXPECT_EQ(read_lines_of(folder_.write("b.txt", "end\n")), Texts{"end"});
+  EXPECT_EQ(read_lines_of(folder_.write("b.txt", "")), Texts{});
+  EXPECT_EQ(read_lines_of(folder_.write("b.txt", "\n\n")), (Texts{"", ""}));
+
+  std::string line;
+  LineReader whole(zipped);
+  while (whole.next(line)) EXPECT_TRUE(whole.ready(0));
+  EXPECT_DOUBLE_EQ(whole.share_read(), 1);
+  const std::string bytes = test::read_file(zipped);
+  folder_.write("a.txt.gz", bytes.substr(0, bytes.size() - 20));
+  EXPECT_THROW(read_lines_of(zipped), IoError);
+  EXPECT_THROW(read_lines_of(folder_.path("absent")), IoError);
+  EXPECT_THROW(read_lines_of(folder_.path("")), IoError);
+}
+
 TEST_F(Lines, TheFingerprintSeesAChangeOfContent) {
   std::string content = small_tsv(100);
   const FileStamp before = stamp_of(folder_.write("a.tsv", content));

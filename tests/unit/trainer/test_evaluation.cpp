@@ -5,7 +5,7 @@
 
 #include "comm/process_grid.h"
 #include "comm/runtime.h"
-#include "src/train/evaluation.h"
+#include "src/train/evaluation/pairs.h"
 #include "tests/support/mpi_runtime.h"
 
 namespace amur {

@@ -1,4 +1,4 @@
-// Retrieval metrics over a whole pool, spread over all ranks.
+// Retrieval metrics of pairs over their whole pool, in both directions, spread over all ranks.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "src/train/data/data.h"
+#include "src/train/evaluation/bootstrap.h"
 #include "src/train/text_embedder.h"
 
 namespace amur {
@@ -16,7 +17,11 @@ namespace amur {
 struct RetrievalScores {
   double recall_1 = 0, recall_5 = 0, recall_10 = 0, mrr = 0, ndcg_10 = 0;
   int64_t queries = 0, documents = 0;
+  std::vector<Interval> intervals;  // of the five in this order, or none
 };
+
+// Whether to ask the bootstrap, over the queries: it takes a thousand resamples of them.
+enum class Intervals : bool { no, yes };
 
 struct Evaluation {
   std::string name;
@@ -28,13 +33,14 @@ struct Evaluation {
 // queries [n, e], documents
 // [m, e]: equal on all ranks. Each rank scores its share of the query blocks; blocks and tiles
 // depend on n and m only, so the result does not depend on the number of ranks. Memory: one block
-// of at most 16 Mi scores. Collective.
+// of at most 16 Mi scores, and 40 bytes a query. Collective.
 RetrievalScores score_retrieval(ConstTensorView queries, ConstTensorView documents,
-                                const std::vector<std::vector<int32_t>>& right,
-                                Communicator& world);
+                                const std::vector<std::vector<int32_t>>& right, Communicator& world,
+                                Intervals intervals = Intervals::no);
 
 // Embeds the pool once and scores both directions. Collective.
-Evaluation evaluate(TextEmbedder& embedder, const EvalSet& set, Communicator& world);
+Evaluation evaluate(TextEmbedder& embedder, const EvalSet& set, Communicator& world,
+                    Intervals intervals = Intervals::no);
 
 // The metrics as `amur eval --json` prints them, and as a table for people.
 std::string to_json(const Evaluation& evaluation);
