@@ -263,7 +263,7 @@ def report(options, lines, curves, load):
                                                     strict=True))
     out.append("\n## The same losses\n\nTen steps on one batch of 256 pairs of trans-de-en, 2 ranks. Largest relative "
                f"difference in fp32: {difference:.1e}.\n\n![losses](peers.svg)\n\n"
-               "| step | " + " | ".join(curves) + " |\n| --- " * (len(curves) + 1) + "|")
+               f"| step | {' | '.join(curves)} |\n{'| --- ' * (len(curves) + 1)}|")
     for step, values in enumerate(zip(*curves.values(), strict=True)):
         out.append(f"| {step + 1} | " + " | ".join(f"{value:.6f}" for value in values) + " |")
     with open(os.path.join(options.out, "peers.md"), "w", encoding="utf-8") as file:
