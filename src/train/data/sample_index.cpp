@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kComplaints = 5;
 constexpr uint64_t kMaxText = uint64_t{1} << 40;
-constexpr uint64_t kReleaseEvery = uint64_t{64} << 20;  // bytes of text read through
+constexpr uint64_t kReleaseEveryBytes = uint64_t{64} << 20;  // bytes of text read through
 constexpr char kMagic[8] = {'A', 'm', 'u', 'r', 'I', 'd', 'x', '1'};
 
 // Equal queries share their side of the split, so that none is both trained on and evaluated.
@@ -50,7 +50,7 @@ SampleIndex::Counts SampleIndex::scan(const TextBytes& text, const std::string& 
   RawSample sample;
   uint64_t released = 0;
   for_each_line(text.view(), [&](std::string_view line, size_t offset, int64_t number) {
-    if (offset - released > kReleaseEvery) {
+    if (offset - released > kReleaseEveryBytes) {
       text.release();
       released = offset;
     }

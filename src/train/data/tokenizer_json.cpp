@@ -11,11 +11,11 @@
 namespace amur {
 namespace {
 
-using Json = JsonNode::Json;
+using TokenizerJson = JsonNode::Json;
 
 // ---- What both have in common
 
-Json added_token(int64_t id, const std::string& content) {
+TokenizerJson added_token(int64_t id, const std::string& content) {
   return {{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
           {"rstrip", false}, {"normalized", false}, {"special", true}};
 }
@@ -25,22 +25,22 @@ struct Marker {
   int64_t id;
 };
 
-Json special_piece(const Marker& marker, int type) {
+TokenizerJson special_piece(const Marker& marker, int type) {
   return {{"SpecialToken", {{"id", marker.token}, {"type_id", type}}}};
 }
 
-Json sequence_piece(const char* name, int type) {
+TokenizerJson sequence_piece(const char* name, int type) {
   return {{"Sequence", {{"id", name}, {"type_id", type}}}};
 }
 
 // `begin` text `end`; for two texts, the second with its own `end` and of type `second_type`.
-Json template_processing(const std::vector<Marker>& begin, const std::vector<Marker>& end,
-                         int second_type) {
-  Json single = Json::array(), special = Json::object();
+TokenizerJson template_processing(const std::vector<Marker>& begin, const std::vector<Marker>& end,
+                                  int second_type) {
+  TokenizerJson single = TokenizerJson::array(), special = TokenizerJson::object();
   for (const Marker& marker : begin) single.push_back(special_piece(marker, 0));
   single.push_back(sequence_piece("A", 0));
   for (const Marker& marker : end) single.push_back(special_piece(marker, 0));
-  Json pair = single;
+  TokenizerJson pair = single;
   pair.push_back(sequence_piece("B", second_type));
   for (const Marker& marker : end) pair.push_back(special_piece(marker, second_type));
   for (const auto* markers : {&begin, &end})
@@ -53,21 +53,22 @@ Json template_processing(const std::vector<Marker>& begin, const std::vector<Mar
           {"special_tokens", special}};
 }
 
-std::string written(const Json& normalizer, const Json& pre_tokenizer, const Json& post_processor,
-                    const Json& decoder, const Json& model, const Json& added,
+std::string written(const TokenizerJson& normalizer, const TokenizerJson& pre_tokenizer,
+                    const TokenizerJson& post_processor, const TokenizerJson& decoder,
+                    const TokenizerJson& model, const TokenizerJson& added,
                     const std::string& origin) {
-  const Json file = {{"version", "1.0"},
-                     {"truncation", nullptr},
-                     {"padding", nullptr},
-                     {"added_tokens", added},
-                     {"normalizer", normalizer},
-                     {"pre_tokenizer", pre_tokenizer},
-                     {"post_processor", post_processor},
-                     {"decoder", decoder},
-                     {"model", model}};
+  const TokenizerJson file = {{"version", "1.0"},
+                              {"truncation", nullptr},
+                              {"padding", nullptr},
+                              {"added_tokens", added},
+                              {"normalizer", normalizer},
+                              {"pre_tokenizer", pre_tokenizer},
+                              {"post_processor", post_processor},
+                              {"decoder", decoder},
+                              {"model", model}};
   try {
     return file.dump();
-  } catch (const Json::exception&) {
+  } catch (const TokenizerJson::exception&) {
     throw IoError("{}: a token of the vocabulary is not UTF-8", origin);
   }
 }
@@ -79,8 +80,8 @@ const std::string& content_of(const JsonNode& token) {
 }
 
 // The flags that `token` has; those of a special token where it is only a text.
-Json added_token(int64_t id, const JsonNode& token) {
-  Json result = added_token(id, content_of(token));
+TokenizerJson added_token(int64_t id, const JsonNode& token) {
+  TokenizerJson result = added_token(id, content_of(token));
   if (token.json().is_object())
     for (const char* flag : {"single_word", "lstrip", "rstrip", "normalized", "special"})
       if (token.has(flag)) result[flag] = token[flag].flag();
@@ -113,7 +114,7 @@ std::string base64(std::string_view bytes) {
   return text;
 }
 
-Json replace(const char* pattern, const char* content) {
+TokenizerJson replace(const char* pattern, const char* content) {
   return {{"type", "Replace"}, {"pattern", {{"Regex", pattern}}}, {"content", content}};
 }
 
@@ -121,8 +122,8 @@ Json replace(const char* pattern, const char* content) {
 // grapheme clusters of less than 6 bytes, takes the shortest match and drops what lies behind it in
 // the cluster; other clusters it maps character by character. So each mark is parted from what it
 // stands on by U+0001, which the table of nmt_nfkc removes, and NFC joins them again.
-Json normalizer_of(const SentencePieceModel& model) {
-  Json steps = Json::array();
+TokenizerJson normalizer_of(const SentencePieceModel& model) {
+  TokenizerJson steps = TokenizerJson::array();
   const bool joins = model.rule.starts_with("nmt_nfkc");
   // Marks, and the other characters that extend a cluster.
   if (joins)
@@ -143,15 +144,15 @@ std::string wordpiece_tokenizer_json(std::string_view vocab_txt,
                                      std::string_view tokenizer_config_json,
                                      const std::string& origin) {
   const std::string config_name = origin + "/tokenizer_config.json";
-  const Json config_json = tokenizer_config_json.empty()
-                               ? Json::object()
-                               : JsonNode::parse(tokenizer_config_json, config_name);
+  const TokenizerJson config_json = tokenizer_config_json.empty()
+                                        ? TokenizerJson::object()
+                                        : JsonNode::parse(tokenizer_config_json, config_name);
   const JsonNode config(config_json, config_name);
   if (config.has("tokenizer_class") && !is_bert_class(config["tokenizer_class"].text()))
     config["tokenizer_class"].refuse("it must be BertTokenizer, or one of the same kind");
   const auto flag = [&](const char* name) { return !config.has(name) || config[name].flag(); };
 
-  Json vocab = Json::object();  // of two equal lines the later counts, as there
+  TokenizerJson vocab = TokenizerJson::object();  // of two equal lines the later counts, as there
   for (int64_t id = 0; !vocab_txt.empty(); ++id) {
     const size_t end = vocab_txt.find('\n');
     std::string_view line = vocab_txt.substr(0, end);
@@ -160,7 +161,7 @@ std::string wordpiece_tokenizer_json(std::string_view vocab_txt,
     vocab[std::string(line)] = id;
   }
 
-  std::map<int64_t, Json> added;  // by id
+  std::map<int64_t, TokenizerJson> added;  // by id
   if (config.has("added_tokens_decoder"))
     for (const auto& [id, token] : config["added_tokens_decoder"].object()) {
       const JsonNode node = config["added_tokens_decoder"][id.c_str()];
@@ -185,21 +186,21 @@ std::string wordpiece_tokenizer_json(std::string_view vocab_txt,
                begin = special("cls_token", "[CLS]");
   special("pad_token", "[PAD]");
   special("mask_token", "[MASK]");
-  Json added_list = Json::array();
+  TokenizerJson added_list = TokenizerJson::array();
   for (const auto& [id, token] : added) added_list.push_back(token);
 
-  const Json normalizer = {
+  const TokenizerJson normalizer = {
       {"type", "BertNormalizer"},
       {"clean_text", true},
       {"handle_chinese_chars", flag("tokenize_chinese_chars")},
-      {"strip_accents",
-       config.has("strip_accents") ? Json(config["strip_accents"].flag()) : Json(nullptr)},
+      {"strip_accents", config.has("strip_accents") ? TokenizerJson(config["strip_accents"].flag())
+                                                    : TokenizerJson(nullptr)},
       {"lowercase", flag("do_lower_case")}};
-  const Json model = {{"type", "WordPiece"},
-                      {"unk_token", unknown.token},
-                      {"continuing_subword_prefix", "##"},
-                      {"max_input_chars_per_word", 100},
-                      {"vocab", std::move(vocab)}};
+  const TokenizerJson model = {{"type", "WordPiece"},
+                               {"unk_token", unknown.token},
+                               {"continuing_subword_prefix", "##"},
+                               {"max_input_chars_per_word", 100},
+                               {"vocab", std::move(vocab)}};
   return written(normalizer, {{"type", "BertPreTokenizer"}}, template_processing({begin}, {end}, 1),
                  {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}}, model, added_list,
                  origin);
@@ -218,8 +219,8 @@ std::string sentencepiece_tokenizer_json(std::string_view bytes, const std::stri
         "add_dummy_prefix, remove_extra_whitespaces and escape_whitespaces must be true and "
         "treat_whitespace_as_suffix false");
 
-  Json vocab = Json::array(), added = Json::array();
-  Json unknown;
+  TokenizerJson vocab = TokenizerJson::array(), added = TokenizerJson::array();
+  TokenizerJson unknown;
   std::vector<Marker> begin, end;
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     const SentencePieceModel::Piece& piece = model.pieces[i];
@@ -237,14 +238,14 @@ std::string sentencepiece_tokenizer_json(std::string_view bytes, const std::stri
   }
   if (unknown.is_null()) throw IoError("{} has no unknown piece", origin);
 
-  const Json spaces = {{"type", "Metaspace"},
-                       {"replacement", "\u2581"},
-                       {"prepend_scheme", "always"},
-                       {"split", false}};
-  const Json unigram = {{"type", "Unigram"},
-                        {"unk_id", unknown},
-                        {"vocab", std::move(vocab)},
-                        {"byte_fallback", model.byte_fallback}};
+  const TokenizerJson spaces = {{"type", "Metaspace"},
+                                {"replacement", "\u2581"},
+                                {"prepend_scheme", "always"},
+                                {"split", false}};
+  const TokenizerJson unigram = {{"type", "Unigram"},
+                                 {"unk_id", unknown},
+                                 {"vocab", std::move(vocab)},
+                                 {"byte_fallback", model.byte_fallback}};
   return written(normalizer_of(model), spaces, template_processing(begin, end, 0), spaces, unigram,
                  added, origin);
 }

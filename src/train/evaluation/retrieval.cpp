@@ -19,11 +19,12 @@
 namespace amur {
 namespace {
 
-using Json = nlohmann::json;
+using LineJson = nlohmann::json;
 
 // What a line of corpus.jsonl or queries.jsonl says, or why it says nothing.
 std::string parse_entry(std::string_view line, std::string& id, std::string& text) {
-  const Json entry = Json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
+  const LineJson entry =
+      LineJson::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
   if (!entry.is_object()) return "not a JSON object";
   const auto name = entry.find("_id"), body = entry.find("text"), title = entry.find("title");
   if (name == entry.end()) return "no \"_id\"";

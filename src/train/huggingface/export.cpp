@@ -24,9 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr int64_t kBlock = int64_t{1} << 20;  // elements of a tensor in memory
-constexpr double kSameScale = 1e-9;           // relative
-constexpr const char* kWeights = "model.safetensors";
+constexpr double kSameScale = 1e-9;  // relative
 constexpr const char* kProjection = "projection.weight";
 
 // `eps` and statistics of the norms, as the classes have them: one eps, of all coordinates.
@@ -93,9 +91,9 @@ class Exporter {
     result.kind = name_of(encoder_.kind);
     result.parameters = parameters_;
     for (const auto& [name, text] : files_) result.files.push_back(name);
-    result.files.emplace_back(kWeights);
+    result.files.emplace_back(kWeightsFile);
     if (encoder_.model.projection > 0)
-      result.files.push_back(fmt::format("{}{}", kDenseFolder, kWeights));
+      result.files.push_back(fmt::format("{}{}", kDenseFolder, kWeightsFile));
     std::sort(result.files.begin(), result.files.end());
     result.notes = notes_;
     return result;
@@ -114,7 +112,7 @@ class Exporter {
     std::vector<SafetensorsInfo> tensors = layout_->tensors();
     for (const Safetensors::Entry* entry : carried_) tensors.push_back(*entry);
     const std::map<std::string, std::string> metadata = {{"format", "pt"}};
-    SafetensorsWriter writer((folder / kWeights).string(), tensors, metadata);
+    SafetensorsWriter writer((folder / kWeightsFile).string(), tensors, metadata);
     for (const Parameter& p : outline_->parameters())
       if (p.name.starts_with(prefix_) && name_in_tower(p.name) != kProjection)
         copy(p, input, writer);
@@ -195,7 +193,7 @@ class Exporter {
     uint64_t sum = 0;
     runtime_.set_phase(fmt::format("writing {}", parameter.name));
     std::vector<float> block;
-    for (const Slab& box : boxes_of(shape, kBlock)) {
+    for (const Slab& box : boxes_of(shape, kExchangeBlock)) {
       Tensor values(box.count, stored);
       input.read(path, box.first, values);
       sum += checksum_of(values, box.first, shape);
@@ -244,7 +242,7 @@ class Exporter {
     weight.name = "linear.weight";
     weight.dtype = "F32";
     weight.shape = {encoder_.model.projection, encoder_.model.hidden};
-    SafetensorsWriter writer((folder / kWeights).string(), {weight}, metadata);
+    SafetensorsWriter writer((folder / kWeightsFile).string(), {weight}, metadata);
     each_block(*outline_->parameters().find(prefix_ + kProjection), input,
                [&](int64_t first, std::span<float> values) {
                  writer.write(weight.name, first, std::as_bytes(values));

@@ -15,8 +15,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int64_t kBlock = int64_t{1} << 20;  // elements of a tensor in memory
-
 CheckpointInfo info_of(const PretrainedModel& model, EmbeddingModel& outline,
                        const std::string& folder) {
   CheckpointInfo info;
@@ -65,7 +63,7 @@ ImportResult import_pretrained(const ImportOptions& options, ProcessGrid& grid, 
   for (size_t i = 0; i < tensors.size(); ++i) {
     const StoredTensor& t = tensors[i];
     runtime.set_phase(fmt::format("writing {}", t.path));
-    const std::vector<Slab> boxes = boxes_of(t.global, kBlock);
+    const std::vector<Slab> boxes = boxes_of(t.global, kExchangeBlock);
     for (size_t first = 0; first < boxes.size(); first += ranks) {
       Tensor values;
       output.write(i, [&]() -> CheckpointOutput::Part {
@@ -84,7 +82,7 @@ ImportResult import_pretrained(const ImportOptions& options, ProcessGrid& grid, 
   runtime.set_phase("reading the new checkpoint back");
   output.verify([&](size_t i) {
     // Those of the next rank.
-    const std::vector<Slab> boxes = boxes_of(tensors[i].global, kBlock);
+    const std::vector<Slab> boxes = boxes_of(tensors[i].global, kExchangeBlock);
     std::vector<Slab> mine;
     for (size_t b = (rank + 1) % ranks; b < boxes.size(); b += ranks) mine.push_back(boxes[b]);
     return mine;

@@ -17,7 +17,6 @@ namespace fs = std::filesystem;
 
 constexpr const char* kConfig = "config.json";
 constexpr const char* kModules = "modules.json";
-constexpr const char* kWeights = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kTokenizer = "tokenizer.json";
 constexpr const char* kVocabulary = "vocab.txt";
@@ -214,7 +213,7 @@ void PretrainedModel::read_dense() {
     json.refuse("activation_function", "it must be \"torch.nn.modules.linear.Identity\"");
   json.only("in_features", encoder_.model.hidden);
   encoder_.model.projection = json.whole("out_features", 1, 65536);
-  const std::string weights = dense_folder_ + kWeights;
+  const std::string weights = dense_folder_ + kWeightsFile;
   dense_.emplace(required(weights), origin_of(weights));
   const Safetensors::Entry* weight = dense_->find(kDenseWeight);
   const std::vector<int64_t> shape = {encoder_.model.projection, encoder_.model.hidden};
@@ -281,7 +280,7 @@ void PretrainedModel::make_config() {
 }
 
 void PretrainedModel::open_weights() {
-  const std::string one = encoder_folder_ + kWeights, index = encoder_folder_ + kIndex;
+  const std::string one = encoder_folder_ + kWeightsFile, index = encoder_folder_ + kIndex;
   if (const auto bytes = find(one)) {
     weights_.emplace_back(*bytes, origin_of(one));
   } else if (const auto list = find(index)) {

@@ -98,6 +98,11 @@ class PretrainedModel {
   int64_t elements_ = 0;
 };
 
+inline constexpr const char* kWeightsFile = "model.safetensors";
+
+// Elements of a tensor that import and export hold in memory.
+inline constexpr int64_t kExchangeBlock = int64_t{1} << 20;
+
 // Under this name `carried` keeps tensors: whole ones, and the last rows of those that parameters
 // cover in part. The other names are those of files.
 inline constexpr const char* kCarriedTensors = "unused.safetensors";

@@ -16,7 +16,7 @@
 namespace amur {
 namespace {
 
-using Json = nlohmann::json;
+using HeaderJson = nlohmann::json;
 
 static_assert(std::endian::native == std::endian::little, "files are read as they lie");
 
@@ -44,7 +44,7 @@ struct Member {
 
 // Takes the header apart while it is parsed: nothing of another form gets a place in memory, and
 // names that stand twice are seen.
-class HeaderReader : public nlohmann::json_sax<Json> {
+class HeaderReader : public nlohmann::json_sax<HeaderJson> {
  public:
   std::vector<Member> members;
   std::map<std::string, std::string> metadata;
@@ -192,7 +192,7 @@ Safetensors::Safetensors(std::string_view file, std::string origin) : origin_(st
   const std::string_view data = file.substr(kLengthBytes + length);
   HeaderReader reader;
   const bool whole =
-      header.starts_with('{') && Json::sax_parse(header.begin(), header.end(), &reader);
+      header.starts_with('{') && HeaderJson::sax_parse(header.begin(), header.end(), &reader);
   if (!whole)
     throw IoError("{}: {}", origin_,
                   reader.problem.empty() ? "the header does not begin with {" : reader.problem);
