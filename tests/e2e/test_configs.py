@@ -26,6 +26,8 @@ class Configuration(support.EndToEnd):
             text = file.read()
         grows = {"train.growth.0.at_step": 1} if "growth:" in text else {}
         bounds = BOUNDS | grows
+        if "tokenizer: ngrams" in text:  # has no vocabulary to train
+            bounds |= {"data.tokenizer_model": ""}
         if "start_from:" in text:  # brings its vocabulary
             bounds |= {"train.start_from": "small", "data.tokenizer_model": "", "model.max_length": 32}
         result = self.train("run", bounds, "--json", ranks=2, limit=100, config=self.file).json()
