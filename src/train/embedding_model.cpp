@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "kernels/elementwise.h"
-#include "src/train/huggingface/model_class.h"
 
 namespace amur {
 namespace {
@@ -103,15 +102,6 @@ void EmbeddingModel::assign_from(EmbeddingModel& other) {
              parameters_.size(), other.parameters_.size());
   for (size_t i = 0; i < parameters_.size(); ++i)
     cast(other.parameters_[i].value, parameters_[i].value);
-}
-
-std::string EmbeddingModel::interchange_class(const ModelConfig& m) {
-  try {
-    return fmt::format("the {} class{}", name_of(encoder_class(m, std::nullopt).kind),
-                       m.towers == TowerKind::separate ? ", each tower by itself" : "");
-  } catch (const UsageError& e) {
-    return e.what();
-  }
 }
 
 }  // namespace amur

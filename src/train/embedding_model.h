@@ -70,9 +70,6 @@ class EmbeddingModel {
   // Copies all parameters from a model of the same configuration and another precision.
   void assign_from(EmbeddingModel& other);
 
-  // "static embedding model", "BERT", "ModernBERT", or why it is none of them.
-  static std::string interchange_class(const ModelConfig& config);
-
  private:
   EmbeddingModel(const Config& config, Precision precision, Communicator* tp, bool allocate);
 

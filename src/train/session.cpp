@@ -8,7 +8,8 @@
 #include "comm/runtime.h"
 #include "kernels/gemm.h"
 #include "src/core/log.h"
-#include "src/train/huggingface/pretrained_model.h"
+#include "src/train/checkpoint/checkpoint_format.h"
+#include "src/train/huggingface/import.h"
 
 namespace amur {
 
@@ -29,6 +30,15 @@ std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backen
   return std::make_unique<ProcessGrid>(runtime, shape, backend);
 }
 
+namespace {
+
+// Each rank reads its own share of the weights.
+void read_share(const PretrainedModel& folder, const EmbeddingModel& model, Parameter& parameter) {
+  folder.read(parameter, slab_of(parameter, model.tp_rank(), model.tp_size()), parameter.value);
+}
+
+}  // namespace
+
 Config starting_point(const std::string& start_from) {
   const Config saved = checkpoint_config(start_from, {});
   Config config;
@@ -41,13 +51,33 @@ Config starting_point(const std::string& start_from) {
   return config;
 }
 
+CheckpointInfo start_info(const std::string& start_from, ProcessGrid* grid) {
+  if (PretrainedModel::is_folder(start_from))
+    return imported_info(PretrainedModel(start_from), start_from);
+  return Checkpoint::read_info(resolve_checkpoint(start_from), grid);
+}
+
+void begin_rules(const Config& config, EmbeddingModel& model, ProcessGrid& grid) {
+  const std::string& start = config.train.start_from;
+  if (!start.empty() && !PretrainedModel::is_folder(start))
+    Checkpoint::load_rules(resolve_checkpoint(start), model.parameters(), grid,
+                           Checkpoint::Wanted::towers);
+  apply_parameter_groups(config.optimizer, model.parameters());
+}
+
 void begin_model(const Config& config, EmbeddingModel& model, ProcessGrid& grid) {
   model.initialise(config.train.seed);
-  if (config.train.start_from.empty()) return;
-  const std::string file = resolve_checkpoint(config.train.start_from);
-  const CheckpointInfo start = Checkpoint::read_info(file, &grid);
-  Checkpoint::load(file, model.parameters(), {}, grid, Checkpoint::Wanted::towers);
-  model.set_constants(start.constants);
+  const std::string& start = config.train.start_from;
+  if (start.empty()) return;
+  if (PretrainedModel::is_folder(start)) {
+    const PretrainedModel folder(start);
+    for (Parameter& p : model.parameters())
+      if (!belongs_to_loss("/model/" + p.name)) read_share(folder, model, p);
+    return;
+  }
+  Checkpoint::load(resolve_checkpoint(start), model.parameters(), {}, grid,
+                   Checkpoint::Wanted::towers);
+  model.set_constants(start_info(start, &grid).constants);
 }
 
 std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& data,
@@ -57,8 +87,7 @@ std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& d
   if (world.rank() == 0) {
     try {
       if (!start.empty()) {
-        const std::string file = resolve_checkpoint(start);
-        bytes = tokenizer_of(Checkpoint::read_info(file), file)->serialised();
+        bytes = tokenizer_of(start_info(start), start)->serialised();
       } else if (!config.data.tokenizer_model.empty()) {
         std::ifstream file(config.data.tokenizer_model, std::ios::binary);
         if (!file)
@@ -122,20 +151,16 @@ std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointInfo& info, const std::s
 
 namespace {
 
-// Each rank reads its own share of the weights.
 TrainedModel load_folder(const std::string& path, const std::vector<std::string>& overrides,
                          ProcessGrid& grid) {
   const PretrainedModel folder(path);
   TrainedModel t;
   t.config = checkpoint_config(path, overrides);
-  t.info.config_yaml = to_yaml(folder.config());
-  t.info.tokenizer = {{folder.tokenizer().kind(), folder.tokenizer().serialised()}};
+  t.info = imported_info(folder, path);
   t.tokenizer = tokenizer_of(t.info, path);
   t.config.model.vocab = t.tokenizer->vocab_size();
   t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, &grid.tp());
-  for (Parameter& p : t.model->parameters())
-    folder.read(p, slab_of(p, t.model->tp_rank(), t.model->tp_size()), p.value);
-  t.info.constants = t.model->constants();
+  for (Parameter& p : t.model->parameters()) read_share(folder, *t.model, p);
   return t;
 }
 

@@ -31,6 +31,14 @@ std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& d
 // The vocabulary that a checkpoint carries.
 std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointInfo& info, const std::string& path);
 
+// What `train.start_from` names, a checkpoint file, a run folder or a Hugging Face folder, but for
+// its tensors. Collective where a grid is given.
+CheckpointInfo start_info(const std::string& start_from, ProcessGrid* grid = nullptr);
+
+// How the parameters of a new run learn: as where it starts from, those of the loss excepted, and
+// by `optimizer.groups`. Before the optimizer is made. Collective over `grid`.
+void begin_rules(const Config& config, EmbeddingModel& model, ProcessGrid& grid);
+
 // The model of a new run: from the seed, and all but the parameters of the loss from
 // `train.start_from`, where it is given. IoError where that is another model. Collective over
 // `grid`, whose tp ranks share the model.

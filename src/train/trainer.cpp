@@ -13,6 +13,7 @@
 #include "src/train/checkpoint/checkpoint_writer.h"
 #include "src/train/checkpoint/run_folder.h"
 #include "src/train/growth/run_growth.h"
+#include "src/train/huggingface/model_class.h"
 #include "src/train/optimizer/optimizer.h"
 #include "src/train/replica_check.h"
 #include "src/train/session.h"
@@ -155,15 +156,11 @@ void Trainer::build_model() {
     growth_record_ = growth_record(info_);
   }
   model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, &grid_->tp());
-  // What a run goes on with, or starts from, says how parameters learn: what growth has changed
-  // and, of this run, the groups.
-  const std::string& start = config_.train.start_from;
+  // A checkpoint's parameters carry the groups already, and what growth has changed.
   if (resume_from_)
     Checkpoint::load_rules(*resume_from_, model_->parameters(), *grid_);
-  else if (!start.empty())
-    Checkpoint::load_rules(resolve_checkpoint(start), model_->parameters(), *grid_,
-                           Checkpoint::Wanted::towers);
-  if (!resume_from_) apply_parameter_groups(config_.optimizer, model_->parameters());
+  else
+    begin_rules(config_, *model_, *grid_);
   optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
                                config_.loss.scale_learning_rate, model_->tp());
   SyncOptions sync;
@@ -182,8 +179,8 @@ void Trainer::build_model() {
     model_->set_constants(info_.constants);
   } else {
     begin_model(config_, *model_, *grid_);
-    if (!start.empty()) {
-      const CheckpointInfo from = Checkpoint::read_info(resolve_checkpoint(start), grid_.get());
+    if (const std::string& start = config_.train.start_from; !start.empty()) {
+      const CheckpointInfo from = start_info(start, grid_.get());
       info_.lineage = from.lineage;
       info_.carried = from.carried;
       Log::info("weights and vocabulary of '{}', step {}", start, from.step);
@@ -227,7 +224,7 @@ void Trainer::print_model() {
   Log::info(
       "model: {} layers, width {}, vocabulary {}, {:.2f} M parameters; for Hugging Face tools: {}",
       config_.model.layers, config_.model.hidden, config_.model.vocab,
-      static_cast<double>(parameters) * 1e-6, EmbeddingModel::interchange_class(config_.model));
+      static_cast<double>(parameters) * 1e-6, interchange_class(config_.model));
   size_t weights = 0;
   for (const Parameter& p : model_->parameters()) weights += p.value.bytes();
   Log::info("training state of a rank: {:.1f} MB of weights, {:.1f} MB of {}",

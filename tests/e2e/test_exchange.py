@@ -61,6 +61,10 @@ class Exchange(support.EndToEnd):
                    "train: {start_from: base.h5, steps: 6, batch_size: 32}\n"
                    "optimizer: {kind: adamw, learning_rate: 0.001}\n")
         self.train("run", {}, config="tune.yaml", ranks=2)
+        self.train("direct", {"train.start_from": "bert"}, config="tune.yaml", ranks=2)
+        direct = support.datasets(support.checkpoint(self.path("direct"), 6))
+        for name, value in support.datasets(support.checkpoint(self.path("run"), 6)).items():
+            self.assertTrue(np.array_equal(value, direct[name]), name)
         result = self.amur("export", "hf", "run", "out", "--json", ranks=2).json()
         self.assertEqual(result["class"], "BERT")
         self.assertTrue(np.array_equal(self.embed("run", "--prefix", ""),

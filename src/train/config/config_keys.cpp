@@ -259,7 +259,8 @@ void declare_train(Group& group) {
       group, [](auto& config, size_t) -> auto& { return config.train; });
   using T = TrainConfig;
   key.text("start_from", &T::start_from,
-           "a checkpoint file or run folder that a new run has its weights and vocabulary from; "
+           "a checkpoint file, run folder or Hugging Face folder that a new run has its weights "
+           "and vocabulary from; "
            "its model.* are then the defaults here",
            kFixed);
   key.whole("steps", &T::steps, at_least(0), "optimizer steps of the run; 0: from train.epochs");

@@ -8,20 +8,20 @@
 #include "src/train/checkpoint/agreement.h"
 #include "src/train/checkpoint/checkpoint_output.h"
 #include "src/train/embedding_model.h"
-#include "src/train/huggingface/pretrained_model.h"
 
 namespace amur {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-CheckpointInfo info_of(const PretrainedModel& model, EmbeddingModel& outline,
-                       const std::string& folder) {
+}  // namespace
+
+CheckpointInfo imported_info(const PretrainedModel& model, const std::string& folder) {
   CheckpointInfo info;
   info.written_by = fmt::format("amur {}", kVersion);
   info.config_yaml = to_yaml(model.config());
   info.tokenizer = {{model.tokenizer().kind(), model.tokenizer().serialised()}};
-  info.constants = outline.constants();
+  info.constants = EmbeddingModel::outline(model.config(), Precision::fp32)->constants();
   info.carried = model.carried();
   const auto path = std::filesystem::weakly_canonical(folder);
   info.lineage = {Json{{"imported_from", path.filename().string()},
@@ -32,8 +32,6 @@ CheckpointInfo info_of(const PretrainedModel& model, EmbeddingModel& outline,
   return info;
 }
 
-}  // namespace
-
 ImportResult import_pretrained(const ImportOptions& options, ProcessGrid& grid, Runtime& runtime) {
   Communicator& world = grid.world();
   runtime.set_phase("reading the model's folder");
@@ -41,7 +39,7 @@ ImportResult import_pretrained(const ImportOptions& options, ProcessGrid& grid, 
     throw UsageError("'{}' is there already: give another name, or --force", options.output);
   const PretrainedModel model(options.folder);
   const auto outline = EmbeddingModel::outline(model.config(), Precision::fp32);
-  CheckpointInfo info = info_of(model, *outline, options.folder);
+  CheckpointInfo info = imported_info(model, options.folder);
   info.world_size = world.size();
   info.dp = grid.shape().dp;
   info.tp = grid.shape().tp;

@@ -6,10 +6,15 @@
 #include <vector>
 
 #include "comm/process_grid.h"
+#include "src/train/checkpoint/checkpoint.h"
+#include "src/train/huggingface/pretrained_model.h"
 
 namespace amur {
 
 class Runtime;
+
+// Everything of such a checkpoint that is not a tensor.
+CheckpointInfo imported_info(const PretrainedModel& model, const std::string& folder);
 
 struct ImportOptions {
   std::string folder, output;

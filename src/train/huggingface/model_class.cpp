@@ -259,4 +259,13 @@ std::string encoder_json(const HuggingFaceEncoder& e, const SpecialTokens& token
   return json.dump(2) + "\n";
 }
 
+std::string interchange_class(const ModelConfig& m) {
+  try {
+    return fmt::format("the {} class{}", name_of(encoder_class(m, std::nullopt).kind),
+                       m.towers == TowerKind::separate ? ", each tower by itself" : "");
+  } catch (const UsageError& e) {
+    return e.what();
+  }
+}
+
 }  // namespace amur

@@ -38,6 +38,9 @@ HuggingFaceEncoder read_encoder(std::string_view json, const std::string& origin
 // not looked at.
 HuggingFaceEncoder encoder_class(const ModelConfig& model, std::optional<HuggingFaceClass> was);
 
+// "the BERT class", or why it is none: for people.
+std::string interchange_class(const ModelConfig& model);
+
 // The numbers of special tokens; -1: there is none.
 struct SpecialTokens {
   int64_t pad = -1, begin = -1, end = -1;
