@@ -21,8 +21,8 @@ function(amur_test name)
   endif()
   math(EXPR T_TIMEOUT "${T_TIMEOUT} * ${AMUR_TEST_TIME_FACTOR}")
   add_executable(${name} ${T_SOURCES})
-  # A test is compiled more often than it is run: what it calls is optimised in full, it is not.
-  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
+  # A test is compiled more often than it is run: what it calls is optimised, it is less so.
+  target_compile_options(${name} PRIVATE $<IF:$<CONFIG:Release>,-O1,-O0>)
   if(AMUR_SANITIZE)
     # One count is enough, more run no other code: three ranks share unevenly, two threads race.
     set(order 3 2)

@@ -24,4 +24,4 @@ check() {
 export -f check
 export WORK=$work
 find src kernels comm tests -name '*.h' -print0 |
-  xargs -0 -P 2 -I{} bash -c 'check "$@"' check {} "$@"
+  xargs -0 -I{} bash -c 'check "$@"' check {} "$@"
