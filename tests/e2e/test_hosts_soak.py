@@ -100,6 +100,11 @@ class Lane:
         test.assertGreaterEqual(after, before)
         return after
 
+    def connections(self):
+        """Of mpirun's host, with their timers."""
+        return subprocess.run(self.test.at(self.head, ["ss", "-tnop"]), text=True, check=True,
+                              stdout=subprocess.PIPE).stdout
+
     def wait_until_gone(self, limit):
         try:
             support.wait_until(lambda: not self.processes(), limit, pause=0.05)
@@ -132,7 +137,10 @@ class Lane:
         else:
             test.on_hosts("cut", host)
         begin = time.monotonic()
-        job.wait(30 * support.TIME_FACTOR)
+        try:
+            job.wait(30 * support.TIME_FACTOR)
+        except subprocess.TimeoutExpired as e:
+            raise AssertionError(f"mpirun is still there\n{self.connections()}") from e
         seconds = time.monotonic() - begin
         gone = self.wait_until_gone(20 if kind != "link" else LIVENESS + 5)
         if kind == "link" and not gone:

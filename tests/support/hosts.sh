@@ -62,6 +62,9 @@ hold() {
     [ ! -s "$1/hosts" ] || mount --bind "$1/hosts" /etc/hosts
     hostname "$2"
     ip link set lo up
+    # Else mpirun repeats for a quarter of an hour what it has sent to a host that then died
+    # (docs/running.md).
+    echo 5 > /proc/sys/net/ipv4/tcp_retries2
     readlink /proc/self/ns/net > "$1/$2.net"
     echo $$ > "$1/$2.pid"
     exec sleep infinity' hold "$dir" "$1" > /dev/null 2>&1 < /dev/null &
