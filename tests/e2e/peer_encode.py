@@ -2,6 +2,8 @@
 
   peer_encode.py FOLDER TEXTS.json OUT.npy   TEXTS: a list of texts; "-" as FOLDER: all-MiniLM-L6-v2
   peer_encode.py --where                     prints the folder of all-MiniLM-L6-v2
+  peer_encode.py --ids FOLDER TEXTS.json OUT.json LENGTH
+                                             ids by the folder's tokenizer.json, cut at LENGTH
 """
 import json
 import os
@@ -19,6 +21,15 @@ def minilm():
 def main():
     if sys.argv[1] == "--where":
         print(minilm())
+        return
+    if sys.argv[1] == "--ids":
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(os.path.join(sys.argv[2], "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(int(sys.argv[5]))
+        with open(sys.argv[3], encoding="utf-8") as file, open(sys.argv[4], "w", encoding="utf-8") as out:
+            json.dump([found.ids for found in tokenizer.encode_batch(json.load(file))], out)
         return
     import numpy
     import torch
