@@ -1,7 +1,7 @@
 """Folders that Amur reads and writes, against sentence-transformers, live (see live.py).
 
 AMUR_LIVE_TEXTS sets how many texts test_real_and_nasty_texts embeds. AMUR_LIVE_RUN is a run folder
-of the quick start to look at in place of a short one.
+of the quick start, as a class that there is, to look at in place of a short one.
 """
 import json
 import os
@@ -91,8 +91,8 @@ class HuggingFace(live.Live):
         run = os.environ.get("AMUR_LIVE_RUN")
         if run is None:
             run = "run"
-            self.train(run, {"train.steps": 10, "data.eval_limit": 100}, ranks=2, limit=300,
-                       config=os.path.join(live.HERE, "..", "..", "configs", "dictionary.yaml"))
+            self.train(run, {"model.norm_position": "post", "train.steps": 10, "data.eval_limit": 100},
+                       ranks=2, limit=300, config=os.path.join(live.HERE, "..", "..", "configs", "dictionary.yaml"))
         self.amur("export", "hf", run, "quick", ranks=2)
         texts = [text for pair in list(trans_de_en())[::800] for text in pair] + NASTY
         self.assert_same(self.ours(run, texts), self.peer("quick", texts), 5e-6)

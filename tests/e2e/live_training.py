@@ -77,7 +77,7 @@ def gathered(theirs, ours):
 
 
 def relative_errors(ours, theirs):
-    """Of every tensor, as docs/numerics.md defines it."""
+    """Of every tensor, as src/train/verify_gradient.h defines it."""
     rms = math.sqrt(sum(np.sum(g * g) for g in theirs.values()) / sum(g.size for g in theirs.values()))
     return {name: np.linalg.norm(ours[name].ravel() - g) /
             max(np.linalg.norm(g), 1e-3 * math.sqrt(g.size) * rms) for name, g in theirs.items()}
