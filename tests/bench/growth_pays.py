@@ -145,7 +145,7 @@ def runs_of(plan):
                               ("split uneven", "--split", "uneven"),
                               ("split even", "--split", "even")):
             grown(data, seed, f"{at}, {label}", two_thirds, split=tuple(split))
-        odd = plan.large | {"hidden": plan.large["hidden"] - 1}
+        odd = plan.large | {"hidden": plan.large["hidden"] - 1, "head_size": 32}
         grown(data, seed, f"{at}, new coordinates 0", two_thirds, size=odd,
               split=("--old-statistics",))
         factor, rewarm = cosine_factor(plan, two_thirds, long), max(1, total // 20)
