@@ -4,6 +4,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/device_kernels.h"
+#include "kernels/positions_math.h"
 
 namespace amur {
 namespace {
@@ -33,15 +35,17 @@ cpu::AttentionProblem<T> problem(const PackedSequences& packed, ConstTensorView 
 }  // namespace
 
 void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
-                       DropoutSite dropout, TensorView o, TensorView lse, Stream) {
+                       DropoutSite dropout, TensorView o, TensorView lse, Stream stream) {
   const char* op = "attention_forward";
-  require_cpu(op, {qkv, o, lse, packed.cu_seqlens, packed.dropout_keys});
+  require_device(op, {qkv, o, lse, packed.cu_seqlens, packed.dropout_keys});
   require_qkv(op, packed, qkv);
   require_dropout(op, packed, dropout);
   const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
   require_matrix(op, "o", o, qkv.rows(), heads * size, qkv.dtype());
   require_matrix(op, "lse", lse, qkv.rows(), heads, parameter_dtype(qkv.dtype()));
   if (qkv.elements() == 0) return;
+  if (on_gpu(qkv))
+    return device_kernels().attention_forward(packed, qkv, scale, dropout, o, lse, stream);
   dispatch_float(qkv.dtype(), op, [&]<class T>() {
     cpu::kernels<cpu::AttentionKernels<T>>().forward(problem<T>(packed, qkv, scale, dropout),
                                                      o.as<T>(), lse.as<AccumulateType<T>>());
@@ -50,9 +54,9 @@ void attention_forward(const PackedSequences& packed, ConstTensorView qkv, doubl
 
 void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
                         ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
-                        double scale, DropoutSite dropout, TensorView dqkv, Stream) {
+                        double scale, DropoutSite dropout, TensorView dqkv, Stream stream) {
   const char* op = "attention_backward";
-  require_cpu(op, {qkv, d_output, output, lse, dqkv, packed.cu_seqlens, packed.dropout_keys});
+  require_device(op, {qkv, d_output, output, lse, dqkv, packed.cu_seqlens, packed.dropout_keys});
   require_qkv(op, packed, qkv);
   require_dropout(op, packed, dropout);
   const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
@@ -61,6 +65,9 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
   require_matrix(op, "lse", lse, qkv.rows(), heads, parameter_dtype(qkv.dtype()));
   require_matrix(op, "dqkv", dqkv, qkv.rows(), qkv.columns(), qkv.dtype());
   if (qkv.elements() == 0) return;
+  if (on_gpu(qkv))
+    return device_kernels().attention_backward(packed, d_output, qkv, lse, scale, dropout, dqkv,
+                                               stream);
   dispatch_float(qkv.dtype(), op, [&]<class T>() {
     cpu::kernels<cpu::AttentionKernels<T>>().backward(problem<T>(packed, qkv, scale, dropout),
                                                       d_output.as<T>(), lse.as<AccumulateType<T>>(),
@@ -69,22 +76,22 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
 }
 
 void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
-            TensorView qkv, Stream) {
+            TensorView qkv, Stream stream) {
   const char* op = "rotary";
-  require_cpu(op, {qkv, packed.cu_seqlens});
+  require_device(op, {qkv, packed.cu_seqlens});
   require_qkv(op, packed, qkv);
   const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
   AMUR_CHECK(size % 2 == 0, "{}: head size {} is odd", op, size);
   AMUR_CHECK(period > 0 && period % 2 == 0, "{}: period {}", op, period);
   if (qkv.elements() == 0) return;
+  if (on_gpu(qkv)) return device_kernels().rotary(packed, base, period, inverse, qkv, stream);
   const int64_t half = size / 2;
   Tensor cosines({packed.longest, half}, parameter_dtype(qkv.dtype()), qkv.device());
   Tensor sines({packed.longest, half}, cosines.dtype(), qkv.device());
   dispatch_float(qkv.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     for (int64_t j = 0; j < half; ++j) {
-      const double frequency = std::pow(
-          base, -2.0 * static_cast<double>(j % (period / 2)) / static_cast<double>(period));
+      const double frequency = rotary_frequency(base, j, period);
       for (int64_t p = 0; p < packed.longest; ++p) {
         const double angle = static_cast<double>(p) * (inverse ? -frequency : frequency);
         cosines.as<P>()[p * half + j] = static_cast<P>(std::cos(angle));

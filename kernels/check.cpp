@@ -9,13 +9,6 @@ void require_device(const char* op, std::initializer_list<ConstTensorView> tenso
                t.device().text());
 }
 
-void require_cpu(const char* op, std::initializer_list<ConstTensorView> tensors) {
-  require_device(op, tensors);
-  if (on_gpu(*tensors.begin()))
-    throw UsageError("{} cannot be computed on {} yet; use --device cpu", op,
-                     tensors.begin()->device().text());
-}
-
 void require_shape(const char* op, const char* name, ConstTensorView tensor, const Shape& shape) {
   AMUR_CHECK(tensor.defined(), "{}: {} is undefined", op, name);
   AMUR_CHECK(tensor.shape() == shape, "{}: {} is {}, wanted {}", op, name, tensor.shape().text(),

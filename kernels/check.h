@@ -8,8 +8,6 @@ namespace amur {
 
 // Throws InternalError unless all tensors, where defined, lie on one device.
 void require_device(const char* op, std::initializer_list<ConstTensorView> tensors);
-// The same of an operation that no GPU has kernels for yet: UsageError where the device is one.
-void require_cpu(const char* op, std::initializer_list<ConstTensorView> tensors);
 inline bool on_gpu(ConstTensorView tensor) {
   return tensor.device().kind == Device::Kind::cuda;
 }

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/cpu/contrastive.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/device_kernels.h"
 
 namespace amur {
 namespace {
@@ -24,7 +26,9 @@ void check_vector(const char* name, ConstTensorView v, int64_t size, DType dtype
 }  // namespace
 
 void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, TensorView row_sum,
-                            TensorView column_maximum, TensorView column_sum, Stream) {
+                            TensorView column_maximum, TensorView column_sum, Stream stream) {
+  require_device("contrastive_statistics",
+                 {logits, row_maximum, row_sum, column_maximum, column_sum});
   const int64_t m = logits.rows(), n = logits.columns();
   check_vector("row_maximum", row_maximum, m, logits.dtype());
   check_vector("row_sum", row_sum, m, DType::f64);
@@ -32,6 +36,10 @@ void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, Tens
     check_vector("column_maximum", column_maximum, n, logits.dtype());
     check_vector("column_sum", column_sum, n, DType::f64);
   }
+  if (logits.elements() == 0) return;
+  if (on_gpu(logits))
+    return device_kernels().contrastive_statistics(logits, row_maximum, row_sum, column_maximum,
+                                                   column_sum, stream);
   dispatch_f32_f64(logits.dtype(), "contrastive_statistics", [&]<class T>() {
     const auto& kernels = cpu::kernels<ContrastiveKernels<T>>();
     const T* z = logits.as<T>();
@@ -51,7 +59,9 @@ void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, Tens
 
 double contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
                                     ConstTensorView row_factor, ConstTensorView column_maximum,
-                                    ConstTensorView column_factor, Stream) {
+                                    ConstTensorView column_factor, Stream stream) {
+  require_device("contrastive_softmax_gradient",
+                 {logits, row_maximum, row_factor, column_maximum, column_factor});
   const int64_t m = logits.rows(), n = logits.columns();
   check_vector("row_maximum", row_maximum, m, logits.dtype());
   check_vector("row_factor", row_factor, m, logits.dtype());
@@ -60,6 +70,10 @@ double contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maxim
     check_vector("column_maximum", column_maximum, n, logits.dtype());
     check_vector("column_factor", column_factor, n, logits.dtype());
   }
+  if (logits.elements() == 0) return 0;
+  if (on_gpu(logits))
+    return device_kernels().contrastive_softmax_gradient(logits, row_maximum, row_factor,
+                                                         column_maximum, column_factor, stream);
   std::vector<double> sums(static_cast<size_t>(m));
   dispatch_f32_f64(logits.dtype(), "contrastive_softmax_gradient", [&]<class T>() {
     const auto& kernels = cpu::kernels<ContrastiveKernels<T>>();
@@ -76,9 +90,12 @@ double contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maxim
 }
 
 SigmoidSums contrastive_sigmoid(TensorView logits, double bias, ConstTensorView row_weight,
-                                Stream) {
+                                Stream stream) {
+  require_device("contrastive_sigmoid", {logits, row_weight});
   const int64_t m = logits.rows(), n = logits.columns();
   check_vector("row_weight", row_weight, m, logits.dtype());
+  if (logits.elements() == 0) return {};
+  if (on_gpu(logits)) return device_kernels().contrastive_sigmoid(logits, bias, row_weight, stream);
   std::vector<SigmoidSums> sums(static_cast<size_t>(m));
   dispatch_f32_f64(logits.dtype(), "contrastive_sigmoid", [&]<class T>() {
     const auto& kernels = cpu::kernels<ContrastiveKernels<T>>();

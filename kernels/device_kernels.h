@@ -5,6 +5,9 @@
 #include <span>
 
 #include "kernels/activation.h"
+#include "kernels/contrastive.h"
+#include "kernels/embedding.h"
+#include "kernels/gemm.h"
 #include "kernels/norm.h"
 #include "kernels/optimizer_update.h"
 #include "kernels/packed.h"
@@ -60,6 +63,60 @@ class DeviceKernels : public DeviceBackend {
   virtual void dropout_add(const PackedSequences& packed, const DropoutSite& site,
                            ConstTensorView x, ConstTensorView residual, TensorView y,
                            Stream stream) = 0;
+  virtual void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y,
+                            Stream stream) = 0;
+  virtual void gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x,
+                             double sink_scale, TensorView y, TensorView dx, TensorView sink,
+                             Stream stream) = 0;
+
+  // kernels/gemm.h; no dimension is 0
+  virtual void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
+                    ConstTensorView b, double beta, TensorView c, Stream stream) = 0;
+
+  // kernels/embedding.h; rows.whole is not read, nor are ids checked: one outside the rows that are
+  // here counts as another rank's
+  virtual void embedding_forward(const PackedSequences& packed, ConstTensorView ids,
+                                 ConstTensorView tokens, ConstTensorView positions, TensorView y,
+                                 TableRows rows, Stream stream) = 0;
+  virtual void embedding_backward(const PackedSequences& packed, ConstTensorView ids,
+                                  ConstTensorView dy, double sink_scale, TensorView tokens_sink,
+                                  TensorView positions_sink, TableRows rows, Stream stream) = 0;
+  virtual void add_sinusoidal_positions(const PackedSequences& packed, TensorView y,
+                                        Stream stream) = 0;
+  virtual void pooling_forward(PoolingKind kind, const PackedSequences& packed, ConstTensorView x,
+                               TensorView h, Stream stream) = 0;
+  virtual void pooling_backward(PoolingKind kind, const PackedSequences& packed, ConstTensorView dh,
+                                TensorView dx, Stream stream) = 0;
+  virtual void normalise_forward(ConstTensorView h, TensorView z, TensorView norm,
+                                 Stream stream) = 0;
+  virtual void normalise_backward(ConstTensorView dz, ConstTensorView z, ConstTensorView norm,
+                                  TensorView dh, Stream stream) = 0;
+
+  // kernels/rows.h: to[to_index[i], :] = from[from_index[i], :], where an index that is empty is i
+  // itself
+  virtual void move_rows(ConstTensorView from, std::span<const int32_t> from_index,
+                         std::span<const int32_t> to_index, TensorView to, Stream stream) = 0;
+
+  // kernels/attention.h
+  virtual void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
+                                 const DropoutSite& dropout, TensorView o, TensorView lse,
+                                 Stream stream) = 0;
+  virtual void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
+                                  ConstTensorView qkv, ConstTensorView lse, double scale,
+                                  const DropoutSite& dropout, TensorView dqkv, Stream stream) = 0;
+  virtual void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
+                      TensorView qkv, Stream stream) = 0;
+
+  // kernels/contrastive.h; those that return something wait for it
+  virtual void contrastive_statistics(ConstTensorView logits, TensorView row_maximum,
+                                      TensorView row_sum, TensorView column_maximum,
+                                      TensorView column_sum, Stream stream) = 0;
+  virtual double contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+                                              ConstTensorView row_factor,
+                                              ConstTensorView column_maximum,
+                                              ConstTensorView column_factor, Stream stream) = 0;
+  virtual SigmoidSums contrastive_sigmoid(TensorView logits, double bias,
+                                          ConstTensorView row_weight, Stream stream) = 0;
 };
 
 // Of the GPUs in use. The interface check of src/core/gpu.cpp covers this header.

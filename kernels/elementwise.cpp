@@ -119,25 +119,30 @@ void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, S
   });
 }
 
-void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream) {
+void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream stream) {
   const char* op = "gate_forward";
-  require_cpu(op, {gate, x, y});
+  require_device(op, {gate, x, y});
   require_same(op, x, y);
   require_matrix(op, "gate", gate, 1, 1, parameter_dtype(x.dtype()));
+  if (x.elements() == 0) return;
+  if (on_gpu(x)) return device_kernels().gate_forward(gate, x, y, stream);
   dispatch_float(x.dtype(), op, [&]<class T>() {
     elementwise<T>().gate(x.elements(), gate.as<AccumulateType<T>>(), x.as<T>(), y.as<T>());
   });
 }
 
 void gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x, double sink_scale,
-                   TensorView y, TensorView dx, TensorView sink, Stream) {
+                   TensorView y, TensorView dx, TensorView sink, Stream stream) {
   const char* op = "gate_backward";
-  require_cpu(op, {gate, dy, x, y, dx, sink});
+  require_device(op, {gate, dy, x, y, dx, sink});
   require_same(op, x, dy);
   require_same(op, x, y);
   require_same(op, x, dx);
   require_matrix(op, "gate", gate, 1, 1, parameter_dtype(x.dtype()));
   if (sink.defined()) require_matrix(op, "sink", sink, 1, 1, gate.dtype());
+  if (x.elements() == 0) return;
+  if (on_gpu(x))
+    return device_kernels().gate_backward(gate, dy, x, sink_scale, y, dx, sink, stream);
   dispatch_float(x.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     const double sum = elementwise<T>().gate_backward(x.elements(), gate.as<P>(), dy.as<T>(),

@@ -4,17 +4,21 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/embedding.h"
+#include "kernels/device_kernels.h"
+#include "kernels/positions_math.h"
 
 namespace amur {
 namespace {
 
-// Every id lies in the whole table, of which `held` rows are here.
+// Every id lies in the whole table, of which `held` rows are here. Those on a GPU are not looked
+// at.
 void require_ids(const char* op, ConstTensorView ids, int64_t tokens, TableRows rows,
                  int64_t held) {
   if (rows.whole < 0) rows.whole = held;
   AMUR_CHECK(rows.first >= 0 && rows.first + held <= rows.whole,
              "{}: rows {} to {} of a table of {}", op, rows.first, rows.first + held, rows.whole);
   require_matrix(op, "ids", ids, tokens, 1, DType::i32);
+  if (on_gpu(ids)) return;
   const int32_t* id = ids.as<int32_t>();
   for (int64_t t = 0; t < tokens; ++t)
     AMUR_CHECK(id[t] >= 0 && id[t] < rows.whole, "{}: id {} of token {}, the table has {} rows", op,
@@ -29,14 +33,14 @@ void require_table(const char* op, const char* name, ConstTensorView table, int6
 
 void require_pooling(const char* op, const PackedSequences& packed, ConstTensorView x,
                      ConstTensorView h) {
-  require_cpu(op, {x, h, packed.cu_seqlens});
+  require_device(op, {x, h, packed.cu_seqlens});
   require_packed(op, packed, x.rows());
   require_matrix(op, "embeddings", h, packed.sequences(), x.columns(), parameter_dtype(x.dtype()));
 }
 
 void require_normalised(const char* op, ConstTensorView a, ConstTensorView b,
                         ConstTensorView norm) {
-  require_cpu(op, {a, b, norm});
+  require_device(op, {a, b, norm});
   require_matrix(op, "result", b, a.rows(), a.columns(), a.dtype());
   require_matrix(op, "norm", norm, a.rows(), 1, a.dtype());
 }
@@ -44,9 +48,9 @@ void require_normalised(const char* op, ConstTensorView a, ConstTensorView b,
 }  // namespace
 
 void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,
-                       ConstTensorView positions, TensorView y, TableRows rows, Stream) {
+                       ConstTensorView positions, TensorView y, TableRows rows, Stream stream) {
   const char* op = "embedding_forward";
-  require_cpu(op, {y, ids, tokens, positions, packed.cu_seqlens});
+  require_device(op, {y, ids, tokens, positions, packed.cu_seqlens});
   const int64_t width = y.columns();
   require_packed(op, packed, y.rows());
   require_table(op, "tokens", tokens, width, y.dtype());
@@ -57,6 +61,8 @@ void embedding_forward(const PackedSequences& packed, ConstTensorView ids, Const
                packed.longest, positions.rows());
   }
   if (y.elements() == 0) return;
+  if (on_gpu(y))
+    return device_kernels().embedding_forward(packed, ids, tokens, positions, y, rows, stream);
   dispatch_float(y.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     cpu::kernels<cpu::EmbeddingKernels<T>>().lookup(
@@ -68,9 +74,9 @@ void embedding_forward(const PackedSequences& packed, ConstTensorView ids, Const
 
 void embedding_backward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView dy,
                         double sink_scale, TensorView tokens_sink, TensorView positions_sink,
-                        TableRows rows, Stream) {
+                        TableRows rows, Stream stream) {
   const char* op = "embedding_backward";
-  require_cpu(op, {dy, ids, tokens_sink, positions_sink, packed.cu_seqlens});
+  require_device(op, {dy, ids, tokens_sink, positions_sink, packed.cu_seqlens});
   const int64_t width = dy.columns();
   require_packed(op, packed, dy.rows());
   if (tokens_sink.defined()) {
@@ -83,6 +89,9 @@ void embedding_backward(const PackedSequences& packed, ConstTensorView ids, Cons
                packed.longest, positions_sink.rows());
   }
   if (dy.elements() == 0) return;
+  if (on_gpu(dy))
+    return device_kernels().embedding_backward(packed, ids, dy, sink_scale, tokens_sink,
+                                               positions_sink, rows, stream);
   dispatch_float(dy.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     cpu::kernels<cpu::EmbeddingKernels<T>>().scatter(
@@ -93,18 +102,18 @@ void embedding_backward(const PackedSequences& packed, ConstTensorView ids, Cons
   });
 }
 
-void add_sinusoidal_positions(const PackedSequences& packed, TensorView y, Stream) {
+void add_sinusoidal_positions(const PackedSequences& packed, TensorView y, Stream stream) {
   const char* op = "add_sinusoidal_positions";
-  require_cpu(op, {y, packed.cu_seqlens});
+  require_device(op, {y, packed.cu_seqlens});
   require_packed(op, packed, y.rows());
   if (y.elements() == 0) return;
+  if (on_gpu(y)) return device_kernels().add_sinusoidal_positions(packed, y, stream);
   const int64_t width = y.columns();
   Tensor table({packed.longest, width}, parameter_dtype(y.dtype()), y.device());
   dispatch_float(y.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     for (int64_t j = 0; j < width; ++j) {
-      const double frequency =
-          std::pow(10000.0, -static_cast<double>(j / 2 * 2) / static_cast<double>(width));
+      const double frequency = sinusoidal_frequency(j, width);
       for (int64_t p = 0; p < packed.longest; ++p) {
         const double angle = static_cast<double>(p) * frequency;
         table.as<P>()[p * width + j] =
@@ -117,10 +126,11 @@ void add_sinusoidal_positions(const PackedSequences& packed, TensorView y, Strea
 }
 
 void pooling_forward(PoolingKind kind, const PackedSequences& packed, ConstTensorView x,
-                     TensorView h, Stream) {
+                     TensorView h, Stream stream) {
   const char* op = "pooling_forward";
   require_pooling(op, packed, x, h);
   if (h.elements() == 0) return;
+  if (on_gpu(x)) return device_kernels().pooling_forward(kind, packed, x, h, stream);
   dispatch_float(x.dtype(), op, [&]<class T>() {
     cpu::kernels<cpu::EmbeddingKernels<T>>().pool(kind, packed.sequences(),
                                                   packed.cu_seqlens.as<int32_t>(), x.columns(),
@@ -129,10 +139,11 @@ void pooling_forward(PoolingKind kind, const PackedSequences& packed, ConstTenso
 }
 
 void pooling_backward(PoolingKind kind, const PackedSequences& packed, ConstTensorView dh,
-                      TensorView dx, Stream) {
+                      TensorView dx, Stream stream) {
   const char* op = "pooling_backward";
   require_pooling(op, packed, dx, dh);
   if (dh.elements() == 0) return;
+  if (on_gpu(dx)) return device_kernels().pooling_backward(kind, packed, dh, dx, stream);
   dispatch_float(dx.dtype(), op, [&]<class T>() {
     cpu::kernels<cpu::EmbeddingKernels<T>>().unpool(kind, packed.sequences(),
                                                     packed.cu_seqlens.as<int32_t>(), dx.columns(),
@@ -140,9 +151,11 @@ void pooling_backward(PoolingKind kind, const PackedSequences& packed, ConstTens
   });
 }
 
-void normalise_forward(ConstTensorView h, TensorView z, TensorView norm, Stream) {
+void normalise_forward(ConstTensorView h, TensorView z, TensorView norm, Stream stream) {
   const char* op = "normalise_forward";
   require_normalised(op, h, z, norm);
+  if (h.elements() == 0) return;
+  if (on_gpu(h)) return device_kernels().normalise_forward(h, z, norm, stream);
   dispatch_f32_f64(h.dtype(), op, [&]<class P>() {
     cpu::kernels<cpu::NormaliseKernels<P>>().forward(h.rows(), h.columns(), h.as<P>(), z.as<P>(),
                                                      norm.as<P>());
@@ -150,10 +163,12 @@ void normalise_forward(ConstTensorView h, TensorView z, TensorView norm, Stream)
 }
 
 void normalise_backward(ConstTensorView dz, ConstTensorView z, ConstTensorView norm, TensorView dh,
-                        Stream) {
+                        Stream stream) {
   const char* op = "normalise_backward";
   require_normalised(op, dz, dh, norm);
   require_matrix(op, "z", z, dz.rows(), dz.columns(), dz.dtype());
+  if (dz.elements() == 0) return;
+  if (on_gpu(dz)) return device_kernels().normalise_backward(dz, z, norm, dh, stream);
   dispatch_f32_f64(dz.dtype(), op, [&]<class P>() {
     cpu::kernels<cpu::NormaliseKernels<P>>().backward(dz.rows(), dz.columns(), dz.as<P>(),
                                                       z.as<P>(), norm.as<P>(), dh.as<P>());

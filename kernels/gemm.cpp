@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/device_kernels.h"
 #include "kernels/elementwise.h"
 
 namespace amur {
@@ -13,7 +14,7 @@ namespace amur {
 void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
           ConstTensorView b, double beta, TensorView c, Stream stream) {
   const char* op = "gemm";
-  require_cpu(op, {a, b, c});
+  require_device(op, {a, b, c});
   const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
   const int64_t m = c.rows(), n = c.columns(), k = ta ? a.rows() : a.columns();
   require_matrix(op, "a", a, ta ? k : m, ta ? m : k, a.dtype());
@@ -26,6 +27,8 @@ void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTenso
     beta == 0 ? fill_zero(c, stream) : scale(beta, c, stream);
     return;
   }
+  if (on_gpu(c))
+    return device_kernels().gemm(transpose_a, transpose_b, alpha, a, b, beta, c, stream);
   const cpu::Gemm g{transpose_a, transpose_b, m, n, k, alpha, a, b, beta, c};
   if (a.dtype() == DType::bf16 || (a.dtype() == DType::f32 && cpu::prefers_dnnl(g)))
     cpu::dnnl_gemm(g);

@@ -2,15 +2,19 @@
 
 #include <cstring>
 
+#include "kernels/check.h"
+#include "kernels/device_kernels.h"
+
 namespace amur {
 namespace {
 
-void check_rows(ConstTensorView many, std::span<const int32_t> index, ConstTensorView few) {
+void check_rows(const char* op, ConstTensorView many, std::span<const int32_t> index,
+                ConstTensorView few) {
   AMUR_CHECK(many.dtype() == few.dtype() && many.columns() == few.columns() &&
                  few.rows() == static_cast<int64_t>(index.size()),
              "rows {} {} and {} {} with {} indices", name_of(many.dtype()), many.shape().text(),
              name_of(few.dtype()), few.shape().text(), index.size());
-  AMUR_CHECK(many.device().kind == Device::Kind::cpu, "rows on {}", many.device().text());
+  require_device(op, {many, few});
   for (int32_t i : index) AMUR_CHECK(i >= 0 && i < many.rows(), "row {} of {}", i, many.rows());
 }
 
@@ -20,8 +24,11 @@ size_t row_bytes(ConstTensorView v) {
 
 }  // namespace
 
-void gather_rows(ConstTensorView from, std::span<const int32_t> index, TensorView to, Stream) {
-  check_rows(from, index, to);
+void gather_rows(ConstTensorView from, std::span<const int32_t> index, TensorView to,
+                 Stream stream) {
+  check_rows("gather_rows", from, index, to);
+  if (to.elements() == 0) return;
+  if (on_gpu(to)) return device_kernels().move_rows(from, index, {}, to, stream);
   const size_t bytes = row_bytes(from);
   const auto* source = static_cast<const std::byte*>(from.raw());
   auto* target = static_cast<std::byte*>(to.raw());
@@ -29,8 +36,11 @@ void gather_rows(ConstTensorView from, std::span<const int32_t> index, TensorVie
     std::memcpy(target + i * bytes, source + static_cast<size_t>(index[i]) * bytes, bytes);
 }
 
-void scatter_rows(ConstTensorView from, std::span<const int32_t> index, TensorView to, Stream) {
-  check_rows(to, index, from);
+void scatter_rows(ConstTensorView from, std::span<const int32_t> index, TensorView to,
+                  Stream stream) {
+  check_rows("scatter_rows", to, index, from);
+  if (from.elements() == 0) return;
+  if (on_gpu(to)) return device_kernels().move_rows(from, {}, index, to, stream);
   const size_t bytes = row_bytes(from);
   const auto* source = static_cast<const std::byte*>(from.raw());
   auto* target = static_cast<std::byte*>(to.raw());

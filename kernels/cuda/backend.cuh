@@ -56,6 +56,36 @@ __device__ T block_sum(T value) {
   return sum;
 }
 
+// The largest of a block of kThreads threads; every thread gets it.
+template <class T>
+__device__ T block_max(T value) {
+  __shared__ T parts[kThreads / 32];
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const T other = __shfl_xor_sync(0xffffffffu, value, offset);
+    value = other > value ? other : value;
+  }
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+  __syncthreads();
+  T most = parts[0];
+  for (int w = 1; w < kThreads / 32; ++w) most = parts[w] > most ? parts[w] : most;
+  __syncthreads();  // the parts may be written again
+  return most;
+}
+
+// results[k] = the sum of parts[k, :], in one fixed order; parts [count, n] lie on the GPU, the
+// results on the host, which waits for them.
+void sums_to_host(const double* parts, int64_t count, int64_t n, double* results, Device device,
+                  Stream stream);
+
+// "cuBLASLt 13.1.0"; asks no device.
+std::string gemm_text();
+
+// A tensor's elements, or null where there is none.
+template <class T, class View>
+auto pointer_of(View view) {
+  return view.defined() ? view.template as<T>() : nullptr;
+}
+
 // Work space that lives until the work queued before its end is done.
 class Scratch {
  public:
@@ -130,6 +160,54 @@ class CudaBackend final : public DeviceKernels {
   bool all_finite(ConstTensorView x) override;
   void dropout_add(const PackedSequences& packed, const DropoutSite& site, ConstTensorView x,
                    ConstTensorView residual, TensorView y, Stream stream) override;
+  void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream stream) override;
+  void gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x, double sink_scale,
+                     TensorView y, TensorView dx, TensorView sink, Stream stream) override;
+
+  // gemm.cu
+  void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
+            ConstTensorView b, double beta, TensorView c, Stream stream) override;
+
+  // embedding.cu
+  void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,
+                         ConstTensorView positions, TensorView y, TableRows rows,
+                         Stream stream) override;
+  void embedding_backward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView dy,
+                          double sink_scale, TensorView tokens_sink, TensorView positions_sink,
+                          TableRows rows, Stream stream) override;
+  void add_sinusoidal_positions(const PackedSequences& packed, TensorView y,
+                                Stream stream) override;
+  void pooling_forward(PoolingKind kind, const PackedSequences& packed, ConstTensorView x,
+                       TensorView h, Stream stream) override;
+  void pooling_backward(PoolingKind kind, const PackedSequences& packed, ConstTensorView dh,
+                        TensorView dx, Stream stream) override;
+  void normalise_forward(ConstTensorView h, TensorView z, TensorView norm, Stream stream) override;
+  void normalise_backward(ConstTensorView dz, ConstTensorView z, ConstTensorView norm,
+                          TensorView dh, Stream stream) override;
+
+  // rows.cu
+  void move_rows(ConstTensorView from, std::span<const int32_t> from_index,
+                 std::span<const int32_t> to_index, TensorView to, Stream stream) override;
+
+  // attention.cu
+  void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
+                         const DropoutSite& dropout, TensorView o, TensorView lse,
+                         Stream stream) override;
+  void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
+                          ConstTensorView qkv, ConstTensorView lse, double scale,
+                          const DropoutSite& dropout, TensorView dqkv, Stream stream) override;
+  void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
+              TensorView qkv, Stream stream) override;
+
+  // contrastive.cu
+  void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, TensorView row_sum,
+                              TensorView column_maximum, TensorView column_sum,
+                              Stream stream) override;
+  double contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+                                      ConstTensorView row_factor, ConstTensorView column_maximum,
+                                      ConstTensorView column_factor, Stream stream) override;
+  SigmoidSums contrastive_sigmoid(TensorView logits, double bias, ConstTensorView row_weight,
+                                  Stream stream) override;
 };
 
 }  // namespace amur::cuda

@@ -1,6 +1,7 @@
 #include "kernels/elementwise.h"
 
 #include "kernels/cuda/column_sums.cuh"
+#include "kernels/cuda/packed.cuh"
 #include "kernels/dropout_math.h"
 
 namespace amur::cuda {
@@ -47,7 +48,7 @@ struct RowTerms {
   }
 };
 
-// One number a block; the last launch adds those of all blocks up with a single block.
+// One number a block; a last launch adds them up.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     squares_kernel(int64_t n, const T* x, double* of_block) {
@@ -59,12 +60,13 @@ __global__ void __launch_bounds__(kThreads)
   sum = block_sum(sum);
   if (threadIdx.x == 0) of_block[blockIdx.x] = sum;
 }
+// results[k] = the sum of parts[k, :], k the block
 __global__ void __launch_bounds__(kThreads)
-    sum_kernel(int64_t n, const double* parts, double* result) {
+    sum_kernel(int64_t n, const double* parts, double* results) {
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += parts[i];
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += parts[blockIdx.x * n + i];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *result = sum;
+  if (threadIdx.x == 0) results[blockIdx.x] = sum;
 }
 
 // All who find something write the same.
@@ -82,19 +84,6 @@ template <class T, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads) add_kernel(int64_t n, const T* x, const T* r, T* y) {
   for (int64_t i = first_item(); i < n; i += item_stride())
     y[i] = T(static_cast<A>(r[i]) + static_cast<A>(x[i]));
-}
-
-// The sequence that holds token t: cu[s] <= t < cu[s + 1].
-__device__ int64_t sequence_of(int64_t t, int64_t sequences, const int32_t* cu) {
-  int64_t low = 0, high = sequences - 1;
-  while (low < high) {
-    const int64_t middle = (low + high + 1) / 2;
-    if (cu[middle] <= t)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return low;
 }
 
 // A block takes row after row, a thread eight neighbours: the lanes of one Philox block.
@@ -122,7 +111,52 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class T, class P = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads)
+    gate_kernel(int64_t n, const P* gate, const T* x, T* y) {
+  const P g = *gate;
+  for (int64_t i = first_item(); i < n; i += item_stride())
+    y[i] = T(g * static_cast<P>(y[i]) + (1 - g) * static_cast<P>(x[i]));
+}
+
+// of_block: the block's part of sum dy (y - x).
+template <class T, class P = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads)
+    gate_backward_kernel(int64_t n, const P* gate, const T* dy, const T* x, T* y, T* dx,
+                         double* of_block) {
+  const P g = *gate;
+  double sum = 0;
+  for (int64_t i = first_item(); i < n; i += item_stride()) {
+    const P d = static_cast<P>(dy[i]);
+    sum += static_cast<double>(d) * (static_cast<double>(y[i]) - static_cast<double>(x[i]));
+    y[i] = T(g * d);
+    dx[i] = T((1 - g) * d);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) of_block[blockIdx.x] = sum;
+}
+// *sink += scale * the sum of the parts, by one block
+template <class P>
+__global__ void __launch_bounds__(kThreads)
+    gate_sink_kernel(int64_t n, const double* parts, double scale, P* sink) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += parts[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *sink += static_cast<P>(scale * sum);
+}
+
 }  // namespace
+
+void sums_to_host(const double* parts, int64_t count, int64_t n, double* results, Device device,
+                  Stream stream) {
+  const cudaStream_t s = enter(device, stream);
+  const size_t bytes = static_cast<size_t>(count) * sizeof(double);
+  const Scratch scratch(bytes, device, stream);
+  sum_kernel<<<static_cast<unsigned>(count), kThreads, 0, s>>>(n, parts, scratch.as<double>());
+  check_launch();
+  AMUR_CUDA_CHECK(cudaMemcpyAsync(results, scratch.as<double>(), bytes, cudaMemcpyDeviceToHost, s));
+  AMUR_CUDA_CHECK(cudaStreamSynchronize(s));
+}
 
 void CudaBackend::cast(ConstTensorView from, TensorView to, Stream stream) {
   const cudaStream_t s = enter(to.device(), stream);
@@ -180,16 +214,14 @@ double CudaBackend::sum_of_squares(ConstTensorView x) {
   const cudaStream_t s = enter(x.device(), stream);
   const int64_t n = x.elements();
   const unsigned blocks = blocks_for(n);
-  const Scratch scratch((blocks + 1) * sizeof(double), x.device(), stream);
+  const Scratch scratch(blocks * sizeof(double), x.device(), stream);
   auto* parts = scratch.as<double>();
   dispatch_float(x.dtype(), "sum_of_squares", [&]<class T>() {
     squares_kernel<<<blocks, kThreads, 0, s>>>(n, x.as<T>(), parts);
   });
   check_launch();
-  sum_kernel<<<1, kThreads, 0, s>>>(blocks, parts, parts + blocks);
-  check_launch();
   double result = 0;
-  copy(&result, Device::cpu(), parts + blocks, x.device(), sizeof(result), stream);
+  sums_to_host(parts, 1, blocks, &result, x.device(), stream);
   return result;
 }
 
@@ -228,6 +260,36 @@ void CudaBackend::dropout_add(const PackedSequences& packed, const DropoutSite& 
     } else if (x.raw() != y.raw()) {
       copy(y.raw(), y.device(), x.raw(), x.device(), x.bytes(), stream);
     }
+  });
+  check_launch();
+}
+
+void CudaBackend::gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y,
+                               Stream stream) {
+  const cudaStream_t s = enter(x.device(), stream);
+  const int64_t n = x.elements();
+  dispatch_float(x.dtype(), "gate_forward", [&]<class T>() {
+    gate_kernel<T>
+        <<<blocks_for(n), kThreads, 0, s>>>(n, gate.as<AccumulateType<T>>(), x.as<T>(), y.as<T>());
+  });
+  check_launch();
+}
+
+void CudaBackend::gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x,
+                                double sink_scale, TensorView y, TensorView dx, TensorView sink,
+                                Stream stream) {
+  const cudaStream_t s = enter(x.device(), stream);
+  const int64_t n = x.elements();
+  const unsigned blocks = blocks_for(n);
+  const Scratch scratch(blocks * sizeof(double), x.device(), stream);
+  auto* parts = scratch.as<double>();
+  dispatch_float(x.dtype(), "gate_backward", [&]<class T>() {
+    using P = AccumulateType<T>;
+    gate_backward_kernel<T><<<blocks, kThreads, 0, s>>>(n, gate.as<P>(), dy.as<T>(), x.as<T>(),
+                                                        y.as<T>(), dx.as<T>(), parts);
+    check_launch();
+    if (sink.defined())
+      gate_sink_kernel<P><<<1, kThreads, 0, s>>>(blocks, parts, sink_scale, sink.as<P>());
   });
   check_launch();
 }

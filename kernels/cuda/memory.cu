@@ -37,7 +37,7 @@ void check(cudaError_t status, const char* call, CallSite site) {
 std::string CudaBackend::library_text() const {
   int runtime = 0;
   AMUR_CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
-  return fmt::format("CUDA {} ({})", version_text(runtime), AMUR_CUDA_TARGETS);
+  return fmt::format("CUDA {} ({}), {}", version_text(runtime), AMUR_CUDA_TARGETS, gemm_text());
 }
 
 GpuProbe CudaBackend::probe() const {

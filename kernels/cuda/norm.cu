@@ -104,11 +104,6 @@ struct NormTerms {
   }
 };
 
-template <class P, class View>
-auto pointer_of(View view) {
-  return view.defined() ? view.template as<P>() : nullptr;
-}
-
 }  // namespace
 
 void CudaBackend::norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain,

@@ -179,6 +179,14 @@ inline std::vector<Target> all_targets() {
   if (gpu) targets.push_back({cpu::Isa::avx512, Device::cuda()});
   return targets;
 }
+// For what does not depend on the instruction set.
+inline std::vector<Target> widest_targets() {
+  std::vector<Target> targets = all_targets();
+  std::erase_if(targets, [](const Target& t) {
+    return t.device == Device::cpu() && t.isa != available_isas().back();
+  });
+  return targets;
+}
 
 // Every test of a kernel runs on every target of this machine with every dtype.
 class KernelTest : public ::testing::TestWithParam<std::tuple<Target, DType>> {
@@ -199,6 +207,12 @@ class KernelTest : public ::testing::TestWithParam<std::tuple<Target, DType>> {
   }
   Tensor filled(Shape shape, DType type, double value) const {
     return test::filled(shape, type, value, device());
+  }
+  Tensor zeros(Shape shape, DType type) const { return Tensor::zeros(shape, type, device()); }
+  Tensor empty(Shape shape, DType type) const { return Tensor(shape, type, device()); }
+  template <class T>
+  Tensor integers(const std::vector<T>& v) const {
+    return on_device(test::integers(v), device());
   }
 
   // run() must leave the same bits with 1, 2, 3 and 7 threads (and on a GPU whenever it runs).
@@ -226,10 +240,6 @@ inline std::string name_of_case(const ::testing::TestParamInfo<std::tuple<Target
       All, Suite,                                                                       \
       ::testing::Combine(::testing::ValuesIn(targets), ::testing::Values(__VA_ARGS__)), \
       ::amur::test::name_of_case)
-// Operations that a GPU has kernels for, and those that it has none for yet.
 #define AMUR_ALL_KERNEL_CASES(Suite)                                                             \
   AMUR_KERNEL_CASES(Suite, ::amur::test::all_targets(), ::amur::DType::f32, ::amur::DType::bf16, \
-                    ::amur::DType::f64)
-#define AMUR_CPU_KERNEL_CASES(Suite)                                                             \
-  AMUR_KERNEL_CASES(Suite, ::amur::test::cpu_targets(), ::amur::DType::f32, ::amur::DType::bf16, \
                     ::amur::DType::f64)

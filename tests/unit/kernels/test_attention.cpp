@@ -68,7 +68,7 @@ Oracle oracle(const Sequences& sequences, int64_t heads, int64_t size, const Dou
 }
 
 TEST_P(AttentionTest, MatchesTheDefinition) {
-  const Sequences sequences(kLengths);
+  const Sequences sequences(kLengths, 1000, device());
   const int64_t tokens = sequences.tokens();
   for (const auto& [heads, size] :
        {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {4, 32}, {2, 64}, {1, 100}}) {
@@ -78,8 +78,9 @@ TEST_P(AttentionTest, MatchesTheDefinition) {
       const double scale = 1 / std::sqrt(static_cast<double>(size));
       const Oracle o =
           oracle(sequences, heads, size, to_doubles(qkv), scale, dropout, to_doubles(d_output));
-      Tensor output({tokens, heads, size}, dtype()), lse({tokens, heads}, parameter());
-      Tensor d_qkv({tokens, 3, heads, size}, dtype());
+      Tensor output = empty({tokens, heads, size}, dtype()),
+             lse = empty({tokens, heads}, parameter());
+      Tensor d_qkv = empty({tokens, 3, heads, size}, dtype());
       attention_forward(sequences.packed, qkv, scale, dropout, output, lse);
       attention_backward(sequences.packed, d_output, qkv, output, lse, scale, dropout, d_qkv);
       const double tolerance = (dtype() == DType::bf16 ? 2 : 60) * rounding(dtype());
@@ -95,12 +96,13 @@ TEST_P(AttentionTest, MatchesTheDefinition) {
 TEST_P(AttentionTest, SequencesDoNotSeeEachOther) {
   // A sequence gives the same bits alone and among others.
   const int64_t heads = 2, size = 24;
-  const Sequences all(kLengths), alone({kLengths[4]}, 1000 + 4);
+  const Sequences all(kLengths, 1000, device()), alone({kLengths[4]}, 1000 + 4, device());
   const Tensor qkv = random_tensor({all.tokens(), 3, heads, size}, dtype(), 1);
   const int64_t begin = all.starts[4], n = kLengths[4];
   const DropoutSite dropout{0.2, 1, 1};
-  Tensor o_all({all.tokens(), heads, size}, dtype()), lse_all({all.tokens(), heads}, parameter());
-  Tensor o_one({n, heads, size}, dtype()), lse_one({n, heads}, parameter());
+  Tensor o_all = empty({all.tokens(), heads, size}, dtype());
+  Tensor lse_all = empty({all.tokens(), heads}, parameter());
+  Tensor o_one = empty({n, heads, size}, dtype()), lse_one = empty({n, heads}, parameter());
   attention_forward(all.packed, qkv, 0.2, dropout, o_all, lse_all);
   attention_forward(alone.packed, ConstTensorView(qkv).slice(begin, n), 0.2, dropout, o_one,
                     lse_one);
@@ -109,9 +111,10 @@ TEST_P(AttentionTest, SequencesDoNotSeeEachOther) {
 }
 
 TEST_P(AttentionTest, LargeScoresStayFinite) {
-  const Sequences sequences({9});
+  const Sequences sequences({9}, 1000, device());
   const Tensor qkv = random_tensor({9, 3, 1, 16}, dtype(), 1, 60);
-  Tensor output({9, 1, 16}, dtype()), lse({9, 1}, parameter()), d_qkv({9, 3, 1, 16}, dtype());
+  Tensor output = empty({9, 1, 16}, dtype()), lse = empty({9, 1}, parameter());
+  Tensor d_qkv = empty({9, 3, 1, 16}, dtype());
   attention_forward(sequences.packed, qkv, 1, kNoDropout, output, lse);
   attention_backward(sequences.packed, output, qkv, output, lse, 1, kNoDropout, d_qkv);
   for (double v : to_doubles(output)) EXPECT_TRUE(std::isfinite(v));
@@ -119,22 +122,23 @@ TEST_P(AttentionTest, LargeScoresStayFinite) {
 }
 
 TEST_P(AttentionTest, EmptyAndThreads) {
-  const Sequences none(std::vector<int32_t>{});
-  Tensor nothing({0, 3, 2, 8}, dtype()), o({0, 2, 8}, dtype()), no_lse({0, 2}, parameter());
+  const Sequences none({}, 1000, device());
+  Tensor nothing = empty({0, 3, 2, 8}, dtype()), o = empty({0, 2, 8}, dtype());
+  Tensor no_lse = empty({0, 2}, parameter());
   attention_forward(none.packed, nothing, 1, kNoDropout, o, no_lse);
   attention_backward(none.packed, o, nothing, o, no_lse, 1, kNoDropout, nothing);
 
   std::vector<int32_t> lengths;
   for (int32_t i = 0; i < 60; ++i) lengths.push_back(1 + i * 7 % 23);
-  const Sequences sequences(lengths);
+  const Sequences sequences(lengths, 1000, device());
   const int64_t tokens = sequences.tokens();
   const Tensor qkv = random_tensor({tokens, 3, 2, 20}, dtype(), 1);
   const DropoutSite dropout{0.1, 3, 1};
   expect_same_for_any_threads([&] {
     std::vector<Tensor> r;
-    r.emplace_back(Shape{tokens, 2, 20}, dtype());
-    r.emplace_back(Shape{tokens, 2}, parameter());
-    r.emplace_back(Shape{tokens, 3, 2, 20}, dtype());
+    r.push_back(empty({tokens, 2, 20}, dtype()));
+    r.push_back(empty({tokens, 2}, parameter()));
+    r.push_back(empty({tokens, 3, 2, 20}, dtype()));
     attention_forward(sequences.packed, qkv, 0.3, dropout, r[0], r[1]);
     attention_backward(sequences.packed, r[0], qkv, r[0], r[1], 0.3, dropout, r[2]);
     return r;
@@ -142,12 +146,12 @@ TEST_P(AttentionTest, EmptyAndThreads) {
 }
 
 TEST_P(AttentionTest, RotaryMatchesTheDefinitionAndTurnsBack) {
-  const Sequences sequences({1, 9, 40});
+  const Sequences sequences({1, 9, 40}, 1000, device());
   const int64_t tokens = sequences.tokens(), heads = 3;
   for (const auto& [size, period] :
        {std::pair<int64_t, int64_t>{2, 2}, {6, 6}, {32, 32}, {64, 64}, {64, 16}, {14, 6}}) {
     const Tensor before = random_tensor({tokens, 3, heads, size}, dtype(), 1);
-    Tensor qkv({tokens, 3, heads, size}, dtype());
+    Tensor qkv = empty({tokens, 3, heads, size}, dtype());
     copy(qkv, before);
     rotary(sequences.packed, 10000, period, false, qkv);
     Doubles expected = to_doubles(before);
@@ -173,7 +177,7 @@ TEST_P(AttentionTest, RotaryMatchesTheDefinitionAndTurnsBack) {
   }
 }
 
-AMUR_CPU_KERNEL_CASES(AttentionTest);
+AMUR_ALL_KERNEL_CASES(AttentionTest);
 
 TEST(AttentionDerivative, CentralDifferences) {
   const Sequences sequences({3, 1, 6});
@@ -195,6 +199,17 @@ TEST(AttentionDerivative, CentralDifferences) {
                        from_doubles(qkv, shape, DType::f64), output, lse, 0.7, dropout, d_qkv);
     EXPECT_NEAR(dot(to_doubles(d_qkv), along), slope_along(loss, qkv, along), 1e-7);
   }
+}
+
+TEST_P(AttentionTest, OnlyTheCpuTakesHeadsOfAnySize) {
+  const Sequences sequences({3}, 1000, device());
+  const Tensor qkv = zeros({3, 3, 1, 129}, dtype());
+  Tensor o = empty({3, 1, 129}, dtype()), lse = empty({3, 1}, parameter());
+  const auto run = [&] { attention_forward(sequences.packed, qkv, 1, kNoDropout, o, lse); };
+  if (device() == Device::cpu())
+    EXPECT_NO_THROW(run());
+  else
+    EXPECT_THROW(run(), UsageError);
 }
 
 TEST(AttentionErrors, WrongBoundariesAreRefused) {

@@ -28,7 +28,7 @@ TEST_P(ElementwiseTest, AxpyAndScale) {
 TEST_P(GateTest, MatchesTheDefinition) {
   for (const int64_t n : {0, 1, 15, 16, 1000, 70001}) {
     const Tensor x = random_tensor({n}, dtype(), 1), dy = random_tensor({n}, dtype(), 2);
-    Tensor y = random_tensor({n}, dtype(), 3), dx({n}, dtype());
+    Tensor y = random_tensor({n}, dtype(), 3), dx = empty({n}, dtype());
     const Tensor gate = filled({1}, parameter(), 0.25);
     const Doubles in = to_doubles(x), d = to_doubles(dy);
     Doubles expected = to_doubles(y);
@@ -229,7 +229,7 @@ TEST_P(ElementwiseTest, DropoutThreadsAndEmpty) {
 }
 
 AMUR_ALL_KERNEL_CASES(ElementwiseTest);
-AMUR_CPU_KERNEL_CASES(GateTest);
+AMUR_ALL_KERNEL_CASES(GateTest);
 
 TEST(CastRounding, ToNearestEvenWithNaNAndInfinity) {
   for (const cpu::Isa isa : available_isas()) {

@@ -1,4 +1,6 @@
 #include "kernels/embedding.h"
+
+#include "kernels/elementwise.h"
 #include "tests/unit/kernels/kernel_test.h"
 
 namespace amur::test {
@@ -14,7 +16,7 @@ std::vector<int32_t> random_ids(int64_t n, uint64_t rows) {
 }
 
 TEST_P(EmbeddingTest, LookupAndScatter) {
-  const Sequences sequences({1, 5, 2, 12, 1});
+  const Sequences sequences({1, 5, 2, 12, 1}, 1000, device());
   const int64_t tokens = sequences.tokens(), vocabulary = 9, positions = 12;
   const std::vector<int32_t> id = random_ids(tokens, 9);  // every id occurs more than once
   const Tensor ids = integers(id);
@@ -23,7 +25,7 @@ TEST_P(EmbeddingTest, LookupAndScatter) {
     const Tensor table = random_tensor({vocabulary, width}, parameter(), 1);
     const Tensor position_table = random_tensor({positions, width}, parameter(), 2);
     const Tensor dy = random_tensor({tokens, width}, dtype(), 3);
-    Tensor y({tokens, width}, dtype()), y_tokens({tokens, width}, dtype());
+    Tensor y = empty({tokens, width}, dtype()), y_tokens = empty({tokens, width}, dtype());
     Tensor sink = filled({vocabulary, width}, parameter(), 1);
     Tensor position_sink = filled({positions, width}, parameter(), 2);
     Tensor sink_only = filled({vocabulary, width}, parameter(), 1);
@@ -57,8 +59,30 @@ TEST_P(EmbeddingTest, LookupAndScatter) {
   }
 }
 
+TEST_P(EmbeddingTest, PartsOfATableAddUpToTheWhole) {
+  const Sequences sequences({4, 9}, 1000, device());
+  const int64_t tokens = sequences.tokens(), width = 21;
+  const Tensor ids = integers(random_ids(tokens, 9));
+  const Tensor table = random_tensor({9, width}, parameter(), 1);
+  const Tensor positions = random_tensor({9, width}, parameter(), 2);
+  const Tensor dy = random_tensor({tokens, width}, dtype(), 3);
+  Tensor whole = empty({tokens, width}, dtype()), sink = filled({9, width}, parameter(), 1);
+  embedding_forward(sequences.packed, ids, table, positions, whole);
+  embedding_backward(sequences.packed, ids, dy, 0.5, sink, {});
+  Tensor sum = zeros({tokens, width}, dtype());
+  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 4}, {4, 5}}) {
+    Tensor y = empty({tokens, width}, dtype()), part = filled({count, width}, parameter(), 1);
+    embedding_forward(sequences.packed, ids, ConstTensorView(table).slice(first, count), positions,
+                      y, {first, 9});
+    axpy(1, y, sum);
+    embedding_backward(sequences.packed, ids, dy, 0.5, part, {}, {first, 9});
+    EXPECT_TRUE(same_bits(part, sink.view().slice(first, count)));
+  }
+  EXPECT_TRUE(same_bits(sum, whole));
+}
+
 TEST_P(EmbeddingTest, Sinusoidal) {
-  const Sequences sequences({1, 30, 4});
+  const Sequences sequences({1, 30, 4}, 1000, device());
   const int64_t tokens = sequences.tokens();
   for (const int64_t width : {1, 6, 33}) {
     Tensor y = random_tensor({tokens, width}, dtype(), 1);
@@ -77,14 +101,14 @@ TEST_P(EmbeddingTest, Sinusoidal) {
 }
 
 TEST_P(EmbeddingTest, Pooling) {
-  const Sequences sequences({1, 5, 2, 40});
+  const Sequences sequences({1, 5, 2, 40}, 1000, device());
   const int64_t tokens = sequences.tokens(), count = 4;
   for (const int64_t width : {1, 31, 128}) {
     const size_t w = static_cast<size_t>(width);
     const Tensor x = random_tensor({tokens, width}, dtype(), 1);
     const Tensor dh = random_tensor({count, width}, parameter(), 2);
     for (const PoolingKind kind : {PoolingKind::mean, PoolingKind::cls}) {
-      Tensor h({count, width}, parameter()), dx({tokens, width}, dtype());
+      Tensor h = empty({count, width}, parameter()), dx = empty({tokens, width}, dtype());
       pooling_forward(kind, sequences.packed, x, h);
       pooling_backward(kind, sequences.packed, dh, dx);
       const Doubles in = to_doubles(x), d = to_doubles(dh);
@@ -106,9 +130,9 @@ TEST_P(EmbeddingTest, Pooling) {
 }
 
 TEST_P(EmbeddingTest, EmptyAndThreads) {
-  const Sequences none(std::vector<int32_t>{});
-  Tensor nothing({0, 8}, dtype()), no_rows({0, 8}, parameter());
-  Tensor table = Tensor::zeros({3, 8}, parameter());
+  const Sequences none({}, 1000, device());
+  Tensor nothing = empty({0, 8}, dtype()), no_rows = empty({0, 8}, parameter());
+  Tensor table = zeros({3, 8}, parameter());
   const Tensor no_ids = integers(std::vector<int32_t>{});
   embedding_forward(none.packed, no_ids, table, {}, nothing);
   embedding_backward(none.packed, no_ids, nothing, 1, table, {});
@@ -118,17 +142,17 @@ TEST_P(EmbeddingTest, EmptyAndThreads) {
 
   std::vector<int32_t> lengths;
   for (int32_t i = 0; i < 200; ++i) lengths.push_back(1 + i % 9);
-  const Sequences sequences(lengths);
+  const Sequences sequences(lengths, 1000, device());
   const int64_t tokens = sequences.tokens(), width = 300;
   const Tensor ids = integers(random_ids(tokens, 10));
   const Tensor dy = random_tensor({tokens, width}, dtype(), 1);
   const Tensor words = random_tensor({10, width}, parameter(), 2);
   expect_same_for_any_threads([&] {
     std::vector<Tensor> r;
-    r.push_back(Tensor::zeros({10, width}, parameter()));
-    r.push_back(Tensor::zeros({9, width}, parameter()));
-    r.emplace_back(Shape{tokens, width}, dtype());
-    r.emplace_back(Shape{200, width}, parameter());
+    r.push_back(zeros({10, width}, parameter()));
+    r.push_back(zeros({9, width}, parameter()));
+    r.push_back(empty({tokens, width}, dtype()));
+    r.push_back(empty({200, width}, parameter()));
     embedding_backward(sequences.packed, ids, dy, 0.1, r[0], r[1]);
     embedding_forward(sequences.packed, ids, words, {}, r[2]);
     pooling_forward(PoolingKind::mean, sequences.packed, r[2], r[3]);
@@ -136,7 +160,7 @@ TEST_P(EmbeddingTest, EmptyAndThreads) {
   });
 }
 
-AMUR_CPU_KERNEL_CASES(EmbeddingTest);
+AMUR_ALL_KERNEL_CASES(EmbeddingTest);
 
 TEST(Embedding, IdsAndPositionsAreChecked) {
   const Sequences sequences({3});
@@ -151,15 +175,15 @@ TEST(Embedding, IdsAndPositionsAreChecked) {
   EXPECT_THROW(embedding_forward(sequences.packed, ids, table, short_table, y), InternalError);
 }
 
-class NormaliseTest : public ::testing::TestWithParam<DType> {};
+class NormaliseTest : public KernelTest {};
 
 TEST_P(NormaliseTest, MatchesTheDefinition) {
-  const DType dtype = GetParam();
   for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {5, 3}, {9, 257}}) {
     const size_t w = static_cast<size_t>(width);
-    const Tensor h = random_tensor({rows, width}, dtype, 1),
-                 dz = random_tensor({rows, width}, dtype, 2);
-    Tensor z({rows, width}, dtype), norm({rows}, dtype), dh({rows, width}, dtype);
+    const Tensor h = random_tensor({rows, width}, dtype(), 1),
+                 dz = random_tensor({rows, width}, dtype(), 2);
+    Tensor z = empty({rows, width}, dtype()), norm = empty({rows}, dtype()),
+           dh = empty({rows, width}, dtype());
     normalise_forward(h, z, norm);
     normalise_backward(dz, z, norm, dh);
     Doubles z_expected = to_doubles(h), norm_expected(static_cast<size_t>(rows)),
@@ -176,10 +200,10 @@ TEST_P(NormaliseTest, MatchesTheDefinition) {
         dh_expected[s * w + j] =
             (dh_expected[s * w + j] - z_expected[s * w + j] * along) / norm_expected[s];
     }
-    expect_near(z, z_expected, 4 * rounding(dtype), "z");
-    expect_near(norm, norm_expected, 4 * rounding(dtype), "norm");
-    expect_near(dh, dh_expected, 20 * rounding(dtype), "dh");
-    Tensor in_place({rows, width}, dtype), d_in_place({rows, width}, dtype);
+    expect_near(z, z_expected, 4 * rounding(dtype()), "z");
+    expect_near(norm, norm_expected, 4 * rounding(dtype()), "norm");
+    expect_near(dh, dh_expected, 20 * rounding(dtype()), "dh");
+    Tensor in_place = empty({rows, width}, dtype()), d_in_place = empty({rows, width}, dtype());
     copy(in_place, h);
     normalise_forward(in_place, in_place, norm);
     copy(d_in_place, dz);
@@ -190,21 +214,20 @@ TEST_P(NormaliseTest, MatchesTheDefinition) {
 }
 
 TEST_P(NormaliseTest, ZeroTinyAndHugeRows) {
-  const DType dtype = GetParam();
-  const double tiny = dtype == DType::f32 ? 1e-30 : 1e-150, huge = 1 / tiny;
-  const Tensor h = from_doubles({0, 0, 3 * tiny, 4 * tiny, 3 * huge, 4 * huge}, {3, 2}, dtype);
-  Tensor z({3, 2}, dtype), norm({3}, dtype), dh({3, 2}, dtype);
+  const double tiny = dtype() == DType::f32 ? 1e-30 : 1e-150, huge = 1 / tiny;
+  const Tensor h =
+      from_doubles({0, 0, 3 * tiny, 4 * tiny, 3 * huge, 4 * huge}, {3, 2}, dtype(), device());
+  Tensor z = empty({3, 2}, dtype()), norm = empty({3}, dtype()), dh = empty({3, 2}, dtype());
   normalise_forward(h, z, norm);
-  expect_near(z, Doubles{0, 0, 0.6, 0.8, 0.6, 0.8}, 2 * rounding(dtype), "z");
+  expect_near(z, Doubles{0, 0, 0.6, 0.8, 0.6, 0.8}, 2 * rounding(dtype()), "z");
   EXPECT_EQ(to_doubles(norm)[0], 0);
-  const Tensor dz = filled({3, 2}, dtype, 1);
+  const Tensor dz = filled({3, 2}, dtype(), 1);
   normalise_backward(dz, z, norm, dh);
   EXPECT_EQ(to_doubles(dh)[0], 0);
   EXPECT_EQ(to_doubles(dh)[1], 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, NormaliseTest, ::testing::Values(DType::f32, DType::f64),
-                         [](const auto& c) { return std::string(name_of(c.param)); });
+AMUR_KERNEL_CASES(NormaliseTest, widest_targets(), DType::f32, DType::f64);
 
 TEST(NormaliseDerivative, CentralDifferences) {
   const Doubles h = random_doubles(12, 1), weights = random_doubles(12, 2),

@@ -5,13 +5,15 @@
 namespace amur::test {
 namespace {
 
-struct Types {
-  DType ab, c;
+// The dtype of the case is that of the factors.
+class GemmTest : public KernelTest {
+ protected:
+  // What they may be multiplied into.
+  std::vector<DType> result_types() const {
+    if (dtype() == DType::bf16) return {DType::f32, DType::bf16};
+    return {dtype()};
+  }
 };
-constexpr Types kTypes[] = {{DType::f32, DType::f32},
-                            {DType::f64, DType::f64},
-                            {DType::bf16, DType::f32},
-                            {DType::bf16, DType::bf16}};
 constexpr Transpose kBoth[] = {Transpose::no, Transpose::yes};
 
 Doubles oracle(bool ta, bool tb, size_t m, size_t n, size_t k, double alpha, const Doubles& a,
@@ -27,8 +29,8 @@ Doubles oracle(bool ta, bool tb, size_t m, size_t n, size_t k, double alpha, con
   return out;
 }
 
-TEST(Gemm, MatchesTheDefinition) {
-  for (const Types types : kTypes) {
+TEST_P(GemmTest, MatchesTheDefinition) {
+  for (const DType c_type : result_types()) {
     for (const auto& [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1},
                                   {5, 1, 7},
                                   {1, 9, 64},
@@ -39,21 +41,21 @@ TEST(Gemm, MatchesTheDefinition) {
       for (const Transpose ta : kBoth) {
         for (const Transpose tb : kBoth) {
           const bool a_turned = ta == Transpose::yes, b_turned = tb == Transpose::yes;
-          const Tensor a = random_tensor(a_turned ? Shape{k, m} : Shape{m, k}, types.ab, 1);
-          const Tensor b = random_tensor(b_turned ? Shape{n, k} : Shape{k, n}, types.ab, 2);
+          const Tensor a = random_tensor(a_turned ? Shape{k, m} : Shape{m, k}, dtype(), 1);
+          const Tensor b = random_tensor(b_turned ? Shape{n, k} : Shape{k, n}, dtype(), 2);
           for (const auto& [alpha, beta] :
                {std::pair<double, double>{1, 0}, {1, 1}, {0.035, 1}, {-2, 0.5}, {0.75, 0}}) {
-            Tensor c = beta == 0 ? filled({m, n}, types.c, std::nan(""))
-                                 : random_tensor({m, n}, types.c, 3);
+            Tensor c =
+                beta == 0 ? filled({m, n}, c_type, std::nan("")) : random_tensor({m, n}, c_type, 3);
             const Doubles expected = oracle(a_turned, b_turned, static_cast<size_t>(m),
                                             static_cast<size_t>(n), static_cast<size_t>(k), alpha,
                                             to_doubles(a), to_doubles(b), beta, to_doubles(c));
             gemm(ta, tb, alpha, a, b, beta, c);
-            const double tolerance = std::max(
-                rounding(types.c), 60 * rounding(parameter_dtype(types.ab)) * std::sqrt(k));
+            const double tolerance =
+                std::max(rounding(c_type), 60 * rounding(parameter()) * std::sqrt(k));
             expect_near(c, expected, tolerance,
-                        fmt::format("{} {} {}x{}x{} {} {}", name_of(types.ab), name_of(types.c), m,
-                                    n, k, alpha, beta));
+                        fmt::format("{} {} {}x{}x{} {} {}", name_of(dtype()), name_of(c_type), m, n,
+                                    k, alpha, beta));
           }
         }
       }
@@ -83,47 +85,61 @@ TEST(Gemm, LargeProductsOnTwoThreads) {
   set_compute_threads(1);
 }
 
-TEST(Gemm, EmptyProducts) {
-  for (const Types types : kTypes) {
+TEST_P(GemmTest, EmptyProducts) {
+  for (const DType c_type : result_types()) {
     for (const auto& [m, n, k] :
          {std::tuple<int64_t, int64_t, int64_t>{0, 3, 4}, {3, 0, 4}, {3, 4, 0}, {0, 0, 0}}) {
-      const Tensor a({m, k}, types.ab), b({k, n}, types.ab);
-      Tensor c = filled({m, n}, types.c, 2);
+      const Tensor a = empty({m, k}, dtype()), b = empty({k, n}, dtype());
+      Tensor c = filled({m, n}, c_type, 2);
       gemm(Transpose::no, Transpose::no, 1, a, b, 0.5, c);
       for (double v : to_doubles(c)) EXPECT_EQ(v, 1);
-      c = filled({m, n}, types.c, std::nan(""));
+      c = filled({m, n}, c_type, std::nan(""));
       gemm(Transpose::no, Transpose::no, 1, a, b, 0, c);
       for (double v : to_doubles(c)) EXPECT_EQ(v, 0);
     }
   }
 }
 
-TEST(Gemm, HigherDimensionsAreSeenAsMatrices) {
-  const Tensor x = random_tensor({6, 2, 4}, DType::f32, 1),
-               w = random_tensor({3, 2, 4}, DType::f32, 2);
-  Tensor y({6, 3, 1}, DType::f32), flat({6, 3}, DType::f32);
+TEST_P(GemmTest, HigherDimensionsAreSeenAsMatrices) {
+  const Tensor x = random_tensor({6, 2, 4}, dtype(), 1), w = random_tensor({3, 2, 4}, dtype(), 2);
+  Tensor y = empty({6, 3, 1}, dtype()), flat = empty({6, 3}, dtype());
   gemm(Transpose::no, Transpose::yes, 1, x, w, 0, y);
   gemm(Transpose::no, Transpose::yes, 1, x.view().reshape({6, 8}), w.view().reshape({3, 8}), 0,
        flat);
   EXPECT_TRUE(same_bits(y, flat));
 }
 
-TEST(Gemm, EqualShapesGiveEqualBits) {
-  for (const Types types : kTypes) {
-    const Tensor a = random_tensor({300, 96}, types.ab, 1),
-                 b = random_tensor({300, 200}, types.ab, 2);
-    Tensor first = Tensor::zeros({96, 200}, types.c);
+TEST_P(GemmTest, EqualShapesGiveEqualBits) {
+  for (const DType c_type : result_types()) {
+    const Tensor a = random_tensor({300, 96}, dtype(), 1),
+                 b = random_tensor({300, 200}, dtype(), 2);
+    Tensor first = zeros({96, 200}, c_type);
     gemm(Transpose::yes, Transpose::no, 0.1, a, b, 1, first);
     for (int i = 0; i < 5; ++i) {
       // From other addresses, and after other products have used the caches.
-      const Tensor a_again = random_tensor({300, 96}, types.ab, 1);
-      Tensor c = Tensor::zeros({96, 200}, types.c), other({96, 200}, types.c);
+      const Tensor a_again = random_tensor({300, 96}, dtype(), 1);
+      Tensor c = zeros({96, 200}, c_type), other = empty({96, 200}, c_type);
       gemm(Transpose::yes, Transpose::no, 0.2, a, b, 0, other);
       gemm(Transpose::yes, Transpose::no, 0.1, a_again, b, 1, c);
       EXPECT_TRUE(same_bits(c, first));
     }
   }
 }
+
+// Rows from anywhere in a tensor on: their alignment is that of an element.
+TEST_P(GemmTest, PartsOfTensors) {
+  const Tensor a = random_tensor({40, 7}, dtype(), 1), b = random_tensor({9, 7}, dtype(), 2);
+  Tensor whole = empty({40, 9}, dtype()), c = empty({40, 9}, dtype());
+  gemm(Transpose::no, Transpose::yes, 1, a, b, 0, whole);
+  for (int64_t first = 0; first < 40; first += 3) {
+    const int64_t count = std::min<int64_t>(3, 40 - first);
+    gemm(Transpose::no, Transpose::yes, 1, ConstTensorView(a).slice(first, count), b, 0,
+         c.view().slice(first, count));
+  }
+  expect_near(c, to_doubles(whole), 60 * rounding(dtype()), "slices");
+}
+
+AMUR_KERNEL_CASES(GemmTest, widest_targets(), DType::f32, DType::bf16, DType::f64);
 
 TEST(Gemm, ThreadsAndConcurrentCallers) {
   set_compute_threads(2);

@@ -1,0 +1,530 @@
+// A block takes a tile of one sequence and head: of queries for the output and for dQ, of keys for
+// dK and dV. It goes over the tiles of the other side of the sequence in order and keeps its own
+// result in registers, so no sum is shared between blocks and every one has a fixed order that does
+// not depend on the other sequences of the chunk.
+//
+// All arithmetic is in the accumulation type; products with a tile are written as fused
+// multiply-adds (the module is compiled without contraction).
+#include "kernels/attention.h"
+
+#include <limits>
+
+#include "kernels/cuda/packed.cuh"
+#include "kernels/dropout_math.h"
+#include "kernels/positions_math.h"
+
+namespace amur::cuda {
+namespace {
+
+constexpr int kTileThreads = 128;
+constexpr int kAcross = 8;  // threads side by side: along the other rows, and along a head
+constexpr int kDown = kTileThreads / kAcross;
+
+// What every device of compute capability 8.0 or newer can give a block.
+constexpr size_t kMostSharedMemory = 99 << 10;
+constexpr size_t kUnaskedSharedMemory = 48 << 10;
+
+// Shared memory and registers for heads of up to `width_` elements; the rest is 0.
+template <class A, int width_>
+struct Tiling {
+  static constexpr int kWidth = width_;
+  static constexpr int kOwn = sizeof(A) == 4 ? 2 : 1;    // own rows of a thread
+  static constexpr int kOther = sizeof(A) == 4 ? 4 : 2;  // other rows of a thread
+  static constexpr int kColumns = kWidth / kAcross;      // of the result, of a thread
+  static constexpr int kRows = kDown * kOwn;             // of a tile of either side
+  static_assert(kRows == kAcross * kOther && kWidth % kAcross == 0);
+  // Odd, so that threads side by side are in different banks.
+  static constexpr int kStride = kWidth + 1;
+  static constexpr int kWeightStride = kRows + 1;
+  static constexpr int kTile = kRows * kStride;           // elements of [kRows, kWidth]
+  static constexpr int kWeights = kRows * kWeightStride;  // elements of [own, other]
+
+  static constexpr size_t bytes(int tiles, int weights) {
+    return static_cast<size_t>(tiles * kTile + weights * kWeights) * sizeof(A);
+  }
+};
+constexpr int kWidest = 128;
+
+// Of a thread: its rows are own_first.. of the tile's own rows and other_first.. of the others, its
+// columns are across, across + kAcross, ...
+template <class Tile>
+struct Place {
+  int across = static_cast<int>(threadIdx.x) % kAcross;
+  int own_first = static_cast<int>(threadIdx.x) / kAcross * Tile::kOwn;
+  int other_first = across * Tile::kOther;
+};
+
+// tile [kRows, kWidth] = `rows` rows of head_size elements, `stride` apart; the rest is 0.
+template <class Tile, class T, class A>
+__device__ void load_tile(const T* from, int64_t stride, int64_t rows, int head_size, A* tile) {
+  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * Tile::kWidth; i += kTileThreads) {
+    const int row = i / Tile::kWidth, column = i % Tile::kWidth;
+    const bool there = row < rows && column < head_size;
+    tile[row * Tile::kStride + column] = there ? static_cast<A>(from[row * stride + column]) : A(0);
+  }
+}
+
+// out = own rows times other rows
+template <class Tile, class A>
+__device__ void multiply(const A* own, const A* other, A (&out)[Tile::kOwn][Tile::kOther]) {
+  const Place<Tile> place;
+  for (auto& row : out)
+    for (A& v : row) v = 0;
+#pragma unroll 8
+  for (int d = 0; d < Tile::kWidth; ++d) {
+    A left[Tile::kOwn], right[Tile::kOther];
+    for (int i = 0; i < Tile::kOwn; ++i) left[i] = own[(place.own_first + i) * Tile::kStride + d];
+    for (int j = 0; j < Tile::kOther; ++j)
+      right[j] = other[(place.other_first + j) * Tile::kStride + d];
+    for (int i = 0; i < Tile::kOwn; ++i)
+      for (int j = 0; j < Tile::kOther; ++j) out[i][j] = fma(left[i], right[j], out[i][j]);
+  }
+}
+
+// sums += weights [own, other] times values [other, kWidth]
+template <class Tile, class A>
+__device__ void combine(const A* weights, const A* values, A (&sums)[Tile::kOwn][Tile::kColumns]) {
+  const Place<Tile> place;
+#pragma unroll 2
+  for (int u = 0; u < Tile::kRows; ++u) {
+    A weight[Tile::kOwn];
+    for (int i = 0; i < Tile::kOwn; ++i)
+      weight[i] = weights[(place.own_first + i) * Tile::kWeightStride + u];
+    for (int c = 0; c < Tile::kColumns; ++c) {
+      const A value = values[u * Tile::kStride + place.across + c * kAcross];
+      for (int i = 0; i < Tile::kOwn; ++i) sums[i][c] = fma(weight[i], value, sums[i][c]);
+    }
+  }
+}
+
+// to[row, :] = sums[row, :] / divisor[row] for the own rows before `rows`, `stride` apart
+template <class Tile, class T, class A>
+__device__ void store(const A (&sums)[Tile::kOwn][Tile::kColumns], const A (&divisor)[Tile::kOwn],
+                      int64_t stride, int64_t rows, int head_size, T* to) {
+  const Place<Tile> place;
+#pragma unroll
+  for (int i = 0; i < Tile::kOwn; ++i) {
+#pragma unroll
+    for (int c = 0; c < Tile::kColumns; ++c) {
+      const int row = place.own_first + i, column = place.across + c * kAcross;
+      if (row < rows && column < head_size) to[row * stride + column] = T(sums[i][c] / divisor[i]);
+    }
+  }
+}
+
+// Over the threads that share the own rows; each of them gets it.
+template <class A>
+__device__ A sum_across(A value) {
+  for (int offset = kAcross / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+template <class A>
+__device__ A max_across(A value) {
+  for (int offset = kAcross / 2; offset > 0; offset /= 2) {
+    const A other = __shfl_xor_sync(0xffffffffu, value, offset);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+template <class A>
+struct Dropout {
+  const int64_t* keys;  // null where nothing is dropped
+  uint64_t layer, site, first_head;
+  uint32_t threshold;
+  A factor;
+};
+
+// The dropout of one sequence and head.
+template <class A>
+struct Mask {
+  bool on;
+  uint32_t threshold;
+  A factor;
+  uint64_t key, first_element;
+
+  __device__ Mask(const Dropout<A>& dropout, int64_t sequence, int64_t head)
+      : on(dropout.keys != nullptr), threshold(dropout.threshold), factor(dropout.factor) {
+    key = on ? dropout_key(dropout.keys[sequence], dropout.layer, dropout.site) : 0;
+    first_element = (dropout.first_head + static_cast<uint64_t>(head)) * 65536;
+  }
+
+  // values[j] *= mask of (query, first_key + j); first_key is a multiple of `count`
+  template <int count>
+  __device__ void apply(int64_t query, int64_t first_key, A (&values)[count]) const {
+    static_assert(4 % count == 0);
+    if (!on) return;
+    const uint64_t element = first_element + static_cast<uint64_t>(first_key);
+    const Philox p = philox(key, static_cast<uint64_t>(query), element / 8);
+    const uint64_t lanes =
+        element % 8 < 4 ? p.v[0] | (uint64_t{p.v[1]} << 32) : p.v[2] | (uint64_t{p.v[3]} << 32);
+    for (int j = 0; j < count; ++j) {
+      const auto lane = static_cast<uint32_t>(lanes >> (16 * (element % 4 + j))) & 0xffffu;
+      values[j] = lane < threshold ? A(0) : values[j] * factor;
+    }
+  }
+};
+
+// qkv and dqkv are [T, 3, heads, head_size], output and its gradient [T, heads, head_size], lse
+// and along [T, heads].
+template <class T, class A = AccumulateType<T>>
+struct Problem {
+  int64_t sequences, heads;
+  int head_size;
+  const int32_t* cu;
+  A scale;
+  Dropout<A> dropout;
+  const T* qkv;
+
+  __device__ int64_t qkv_stride() const { return 3 * output_stride(); }
+  __device__ int64_t output_stride() const { return heads * head_size; }
+  // Of a token and a head; part 0 to 2: query, key, value.
+  __device__ int64_t qkv_at(int64_t token, int part, int64_t head) const {
+    return ((token * 3 + part) * heads + head) * head_size;
+  }
+  __device__ int64_t output_at(int64_t token, int64_t head) const {
+    return (token * heads + head) * head_size;
+  }
+};
+
+template <class A>
+__device__ A* shared_memory() {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  return reinterpret_cast<A*>(shared_bytes);
+}
+
+// Softmax with a running maximum: the sums so far shrink where it grows.
+template <class T, int width, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* output, A* lse) {
+  using Tile = Tiling<A, width>;
+  const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
+  if (at.empty()) return;
+  const int64_t head = blockIdx.y, n = at.length;
+  A* q = shared_memory<A>();
+  A *k = q + Tile::kTile, *v = k + Tile::kTile, *weights = v + Tile::kTile;
+  const Place<Tile> place;
+  const Mask<A> mask(a.dropout, at.sequence, head);
+  const A nothing = -std::numeric_limits<A>::infinity();
+
+  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + at.first, 0, head), a.qkv_stride(), n - at.first,
+                  a.head_size, q);
+  A most[Tile::kOwn], total[Tile::kOwn], sums[Tile::kOwn][Tile::kColumns];
+  for (int i = 0; i < Tile::kOwn; ++i) {
+    most[i] = nothing;
+    total[i] = 0;
+    for (A& x : sums[i]) x = 0;
+  }
+  for (int64_t first = 0; first < n; first += Tile::kRows) {
+    __syncthreads();  // the tiles before have been read
+    load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 1, head), a.qkv_stride(), n - first,
+                    a.head_size, k);
+    load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 2, head), a.qkv_stride(), n - first,
+                    a.head_size, v);
+    __syncthreads();
+    A p[Tile::kOwn][Tile::kOther];
+    multiply<Tile>(q, k, p);
+    for (int i = 0; i < Tile::kOwn; ++i) {
+      A top = most[i];
+      for (int j = 0; j < Tile::kOther; ++j) {
+        p[i][j] = first + place.other_first + j < n ? a.scale * p[i][j] : nothing;
+        top = p[i][j] > top ? p[i][j] : top;
+      }
+      top = max_across(top);
+      const A shrink = exp(most[i] - top);
+      most[i] = top;
+      A part = 0;
+      for (int j = 0; j < Tile::kOther; ++j) {
+        p[i][j] = exp(p[i][j] - top);
+        part += p[i][j];
+      }
+      total[i] = total[i] * shrink + sum_across(part);
+      for (A& x : sums[i]) x *= shrink;
+      mask.apply(at.first + place.own_first + i, first + place.other_first, p[i]);
+      for (int j = 0; j < Tile::kOther; ++j)
+        weights[(place.own_first + i) * Tile::kWeightStride + place.other_first + j] = p[i][j];
+    }
+    __syncwarp();  // the weights of a row are written and read by one warp
+    combine<Tile>(weights, v, sums);
+  }
+  store<Tile>(sums, total, a.output_stride(), n - at.first, a.head_size,
+              output + a.output_at(at.begin + at.first, head));
+  for (int i = 0; i < Tile::kOwn; ++i) {
+    const int64_t row = at.first + place.own_first + i;
+    if (place.across == 0 && row < n)
+      lse[(at.begin + row) * a.heads + head] = most[i] + log(total[i]);
+  }
+}
+
+// With P the probabilities, M the mask over 1-p, and dP = (dO V^T) M:
+//   dV = (P M)^T dO,  dS = P (dP - rowsum(P dP)),  dQ = scale dS K,  dK = scale dS^T Q.
+// The row sum is taken here and not from dO O: in bf16 that would carry O's rounding into all keys.
+//
+// dQ and the row sums: a first sweep over the keys for the sums, a second one backwards, which
+// begins with the tile that the first one ended with.
+template <class T, int width, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kTileThreads)
+    backward_queries_kernel(Problem<T> a, const T* d_output, const A* lse, A* along, T* dqkv) {
+  using Tile = Tiling<A, width>;
+  const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
+  if (at.empty()) return;
+  const int64_t head = blockIdx.y, n = at.length;
+  A* q = shared_memory<A>();
+  A *d_out = q + Tile::kTile, *k = d_out + Tile::kTile, *v = k + Tile::kTile;
+  A* weights = v + Tile::kTile;
+  const Place<Tile> place;
+  const Mask<A> mask(a.dropout, at.sequence, head);
+
+  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + at.first, 0, head), a.qkv_stride(), n - at.first,
+                  a.head_size, q);
+  load_tile<Tile>(d_output + a.output_at(at.begin + at.first, head), a.output_stride(),
+                  n - at.first, a.head_size, d_out);
+  A log_sum[Tile::kOwn], sum[Tile::kOwn], dq[Tile::kOwn][Tile::kColumns];
+  for (int i = 0; i < Tile::kOwn; ++i) {
+    const int64_t row = at.first + place.own_first + i;
+    log_sum[i] = row < n ? lse[(at.begin + row) * a.heads + head] : A(0);
+    sum[i] = 0;
+    for (A& x : dq[i]) x = 0;
+  }
+  A p[Tile::kOwn][Tile::kOther], dp[Tile::kOwn][Tile::kOther];
+  const int64_t tiles = (n + Tile::kRows - 1) / Tile::kRows;
+  for (int64_t step = 0; step < 2 * tiles; ++step) {
+    const int64_t first = (step < tiles ? step : 2 * tiles - 1 - step) * Tile::kRows;
+    if (step != tiles) {
+      __syncthreads();  // the tiles before have been read
+      load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 1, head), a.qkv_stride(), n - first,
+                      a.head_size, k);
+      load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 2, head), a.qkv_stride(), n - first,
+                      a.head_size, v);
+      __syncthreads();
+      multiply<Tile>(q, k, p);
+      multiply<Tile>(d_out, v, dp);
+      for (int i = 0; i < Tile::kOwn; ++i) {
+        for (int j = 0; j < Tile::kOther; ++j)
+          p[i][j] = first + place.other_first + j < n ? exp(a.scale * p[i][j] - log_sum[i]) : A(0);
+        mask.apply(at.first + place.own_first + i, first + place.other_first, dp[i]);
+      }
+    }
+    if (step < tiles) {
+      for (int i = 0; i < Tile::kOwn; ++i)
+        for (int j = 0; j < Tile::kOther; ++j) sum[i] += p[i][j] * dp[i][j];
+    }
+    if (step == tiles - 1) {
+      for (int i = 0; i < Tile::kOwn; ++i) {
+        sum[i] = sum_across(sum[i]);
+        const int64_t row = at.first + place.own_first + i;
+        if (place.across == 0 && row < n) along[(at.begin + row) * a.heads + head] = sum[i];
+      }
+    }
+    if (step >= tiles) {
+      for (int i = 0; i < Tile::kOwn; ++i)
+        for (int j = 0; j < Tile::kOther; ++j)
+          weights[(place.own_first + i) * Tile::kWeightStride + place.other_first + j] =
+              a.scale * p[i][j] * (dp[i][j] - sum[i]);
+      __syncwarp();
+      combine<Tile>(weights, k, dq);
+      __syncwarp();  // they may be written again
+    }
+  }
+  A one[Tile::kOwn];
+  for (A& x : one) x = 1;
+  store<Tile>(dq, one, a.qkv_stride(), n - at.first, a.head_size,
+              dqkv + a.qkv_at(at.begin + at.first, 0, head));
+}
+
+template <class T, int width, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kTileThreads)
+    backward_keys_kernel(Problem<T> a, const T* d_output, const A* lse, const A* along, T* dqkv) {
+  using Tile = Tiling<A, width>;
+  const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
+  if (at.empty()) return;
+  const int64_t head = blockIdx.y, n = at.length;
+  A* k = shared_memory<A>();
+  A *v = k + Tile::kTile, *q = v + Tile::kTile, *d_out = q + Tile::kTile;
+  A *p_weights = d_out + Tile::kTile, *s_weights = p_weights + Tile::kWeights;
+  const Place<Tile> place;
+  const Mask<A> mask(a.dropout, at.sequence, head);
+
+  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + at.first, 1, head), a.qkv_stride(), n - at.first,
+                  a.head_size, k);
+  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + at.first, 2, head), a.qkv_stride(), n - at.first,
+                  a.head_size, v);
+  A dk[Tile::kOwn][Tile::kColumns], dv[Tile::kOwn][Tile::kColumns];
+  for (int i = 0; i < Tile::kOwn; ++i)
+    for (int c = 0; c < Tile::kColumns; ++c) dk[i][c] = dv[i][c] = 0;
+  for (int64_t first = 0; first < n; first += Tile::kRows) {
+    __syncthreads();  // the tiles before have been read
+    load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 0, head), a.qkv_stride(), n - first,
+                    a.head_size, q);
+    load_tile<Tile>(d_output + a.output_at(at.begin + first, head), a.output_stride(), n - first,
+                    a.head_size, d_out);
+    __syncthreads();
+    A s[Tile::kOwn][Tile::kOther], dp[Tile::kOwn][Tile::kOther];
+    multiply<Tile>(k, q, s);
+    multiply<Tile>(v, d_out, dp);
+    for (int j = 0; j < Tile::kOther; ++j) {
+      const int64_t row = first + place.other_first + j;  // the query
+      const bool there = row < n;
+      const A log_sum = there ? lse[(at.begin + row) * a.heads + head] : A(0);
+      const A sum = there ? along[(at.begin + row) * a.heads + head] : A(0);
+      A masked[Tile::kOwn];
+      for (A& x : masked) x = 1;
+      mask.apply(row, at.first + place.own_first, masked);
+      for (int i = 0; i < Tile::kOwn; ++i) {
+        const A p = there ? exp(a.scale * s[i][j] - log_sum) : A(0);
+        const int to = (place.own_first + i) * Tile::kWeightStride + place.other_first + j;
+        p_weights[to] = p * masked[i];
+        s_weights[to] = a.scale * p * (dp[i][j] * masked[i] - sum);
+      }
+    }
+    __syncwarp();  // the weights of a row are written and read by one warp
+    combine<Tile>(p_weights, d_out, dv);
+    combine<Tile>(s_weights, q, dk);
+  }
+  A one[Tile::kOwn];
+  for (A& x : one) x = 1;
+  store<Tile>(dk, one, a.qkv_stride(), n - at.first, a.head_size,
+              dqkv + a.qkv_at(at.begin + at.first, 1, head));
+  store<Tile>(dv, one, a.qkv_stride(), n - at.first, a.head_size,
+              dqkv + a.qkv_at(at.begin + at.first, 2, head));
+}
+
+template <class P>
+__global__ void __launch_bounds__(kThreads)
+    rotary_table_kernel(int64_t positions, int64_t half, double base, int64_t period, bool inverse,
+                        P* cosines, P* sines) {
+  for (int64_t i = first_item(); i < positions * half; i += item_stride()) {
+    const double frequency = rotary_frequency(base, i % half, period);
+    const double angle = static_cast<double>(i / half) * (inverse ? -frequency : frequency);
+    cosines[i] = static_cast<P>(cos(angle));
+    sines[i] = static_cast<P>(sin(angle));
+  }
+}
+
+// A block takes token after token: its 2 * heads queries and keys.
+template <class T, class P = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads)
+    rotate_kernel(int64_t tokens, int64_t heads, int64_t half, int64_t sequences, const int32_t* cu,
+                  const P* cosines, const P* sines, T* qkv) {
+  for (int64_t t = blockIdx.x; t < tokens; t += gridDim.x) {
+    const int64_t place = t - cu[sequence_of(t, sequences, cu)];
+    for (int64_t i = threadIdx.x; i < 2 * heads * half; i += kThreads) {
+      const int64_t j = i % half;
+      T* left = qkv + t * 6 * heads * half + i / half * 2 * half + j;
+      T* right = left + half;
+      const P x = static_cast<P>(*left), y = static_cast<P>(*right);
+      const P c = cosines[place * half + j], d = sines[place * half + j];
+      *left = T(x * c - y * d);
+      *right = T(y * c + x * d);
+    }
+  }
+}
+
+template <class T, class A = AccumulateType<T>>
+Problem<T> problem_of(const PackedSequences& packed, ConstTensorView qkv, double scale,
+                      const DropoutSite& site) {
+  const bool drops = site.probability > 0;
+  return {
+      packed.sequences(),
+      qkv.shape()[2],
+      static_cast<int>(qkv.shape()[3]),
+      packed.cu_seqlens.as<int32_t>(),
+      static_cast<A>(scale),
+      {drops ? packed.dropout_keys.as<int64_t>() : nullptr, site.layer, site.site, site.first_head,
+       drops ? dropout_threshold(site.probability) : 0, static_cast<A>(1 / (1 - site.probability))},
+      qkv.as<T>()};
+}
+
+template <class Tile>
+dim3 grid_for(const PackedSequences& packed, ConstTensorView qkv) {
+  return dim3(static_cast<unsigned>(tiles_for(qkv.rows(), packed.sequences(), Tile::kRows)),
+              static_cast<unsigned>(qkv.shape()[2]));
+}
+
+// A block's shared memory beyond what it gets unasked.
+template <class Kernel>
+void allow_shared_memory(Kernel* kernel, size_t bytes) {
+  if (bytes > kUnaskedSharedMemory)
+    AMUR_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(bytes)));
+}
+
+// Calls f.template operator()<T, width>() with the smallest width that holds the heads. Doubles,
+// which are for proofs, have one width.
+template <class F>
+void dispatch(ConstTensorView qkv, const char* op, F&& f) {
+  const int64_t size = qkv.shape()[3];
+  if (size > kWidest)
+    throw UsageError("{}: heads of {} elements, but a GPU takes up to {}; use --device cpu", op,
+                     size, kWidest);
+  dispatch_float(qkv.dtype(), op, [&]<class T>() {
+    if constexpr (!std::is_same_v<T, double>) {
+      if (size <= 32) return f.template operator()<T, 32>();
+      if (size <= 64) return f.template operator()<T, 64>();
+    }
+    f.template operator()<T, kWidest>();
+  });
+}
+
+}  // namespace
+
+void CudaBackend::attention_forward(const PackedSequences& packed, ConstTensorView qkv,
+                                    double scale, const DropoutSite& dropout, TensorView o,
+                                    TensorView lse, Stream stream) {
+  const cudaStream_t s = enter(qkv.device(), stream);
+  dispatch(qkv, "attention_forward", [&]<class T, int width>() {
+    using A = AccumulateType<T>;
+    using Tile = Tiling<A, width>;
+    constexpr size_t bytes = Tile::bytes(3, 1);
+    static_assert(bytes <= kMostSharedMemory);
+    allow_shared_memory(forward_kernel<T, width>, bytes);
+    forward_kernel<T, width><<<grid_for<Tile>(packed, qkv), kTileThreads, bytes, s>>>(
+        problem_of<T>(packed, qkv, scale, dropout), o.as<T>(), lse.as<A>());
+  });
+  check_launch();
+}
+
+void CudaBackend::attention_backward(const PackedSequences& packed, ConstTensorView d_output,
+                                     ConstTensorView qkv, ConstTensorView lse, double scale,
+                                     const DropoutSite& dropout, TensorView dqkv, Stream stream) {
+  const cudaStream_t s = enter(qkv.device(), stream);
+  dispatch(qkv, "attention_backward", [&]<class T, int width>() {
+    using A = AccumulateType<T>;
+    using Tile = Tiling<A, width>;
+    const Scratch along(lse.bytes(), qkv.device(), stream);
+    const dim3 grid = grid_for<Tile>(packed, qkv);
+    const Problem<T> problem = problem_of<T>(packed, qkv, scale, dropout);
+    constexpr size_t query_bytes = Tile::bytes(4, 1), key_bytes = Tile::bytes(4, 2);
+    static_assert(key_bytes <= kMostSharedMemory);
+    allow_shared_memory(backward_queries_kernel<T, width>, query_bytes);
+    allow_shared_memory(backward_keys_kernel<T, width>, key_bytes);
+    backward_queries_kernel<T, width><<<grid, kTileThreads, query_bytes, s>>>(
+        problem, d_output.as<T>(), lse.as<A>(), along.as<A>(), dqkv.as<T>());
+    check_launch();
+    backward_keys_kernel<T, width><<<grid, kTileThreads, key_bytes, s>>>(
+        problem, d_output.as<T>(), lse.as<A>(), along.as<const A>(), dqkv.as<T>());
+    check_launch();
+  });
+}
+
+void CudaBackend::rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
+                         TensorView qkv, Stream stream) {
+  const cudaStream_t s = enter(qkv.device(), stream);
+  const int64_t heads = qkv.shape()[2], half = qkv.shape()[3] / 2, n = packed.longest * half;
+  dispatch_float(qkv.dtype(), "rotary", [&]<class T>() {
+    using P = AccumulateType<T>;
+    const Scratch scratch(static_cast<size_t>(2 * n) * sizeof(P), qkv.device(), stream);
+    auto* cosines = scratch.as<P>();
+    rotary_table_kernel<P><<<blocks_for(n), kThreads, 0, s>>>(packed.longest, half, base, period,
+                                                              inverse, cosines, cosines + n);
+    check_launch();
+    const auto blocks = static_cast<unsigned>(std::min(qkv.rows(), kMostBlocks));
+    rotate_kernel<T><<<blocks, kThreads, 0, s>>>(qkv.rows(), heads, half, packed.sequences(),
+                                                 packed.cu_seqlens.as<int32_t>(), cosines,
+                                                 cosines + n, qkv.as<T>());
+    check_launch();
+  });
+}
+
+}  // namespace amur::cuda

@@ -1,0 +1,48 @@
+// Finding a sequence, or a tile of one, from cu_seqlens.
+#pragma once
+
+#include "kernels/cuda/backend.cuh"
+
+namespace amur::cuda {
+
+// The last s with first_of(s) <= at, where first_of grows and first_of(0) <= at.
+template <class First>
+__device__ int64_t last_not_after(int64_t at, int64_t sequences, const First& first_of) {
+  int64_t low = 0, high = sequences - 1;
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (first_of(middle) <= at)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+// The sequence that holds token t: cu[s] <= t < cu[s + 1].
+__device__ inline int64_t sequence_of(int64_t t, int64_t sequences, const int32_t* cu) {
+  return last_not_after(t, sequences, [cu](int64_t s) { return int64_t{cu[s]}; });
+}
+
+// Tiles of at most `rows` tokens of one sequence each. Sequence s has those from cu[s] / rows + s
+// on: enough for its tokens wherever it begins, so the host need not know the boundaries. The last
+// tile of a sequence may be empty.
+inline int64_t tiles_for(int64_t tokens, int64_t sequences, int64_t rows) {
+  return tokens / rows + sequences;
+}
+struct SequenceTile {
+  int64_t sequence;
+  int64_t begin;   // first token of the sequence
+  int64_t length;  // its tokens
+  int64_t first;   // position of the tile's first token in the sequence
+
+  __device__ bool empty() const { return first >= length; }
+};
+__device__ inline SequenceTile tile_of(int64_t tile, int64_t rows, int64_t sequences,
+                                       const int32_t* cu) {
+  const auto first_tile = [=](int64_t s) { return cu[s] / rows + s; };
+  const int64_t s = last_not_after(tile, sequences, first_tile);
+  return {s, cu[s], cu[s + 1] - cu[s], (tile - first_tile(s)) * rows};
+}
+
+}  // namespace amur::cuda
