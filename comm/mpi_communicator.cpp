@@ -85,9 +85,8 @@ void wait(MPI_Request& request, const Trace& trace) {
   wait_all({&request, 1}, trace);
 }
 
-void require_cpu(Device device) {
-  if (device.kind != Device::Kind::cpu)
-    throw InternalError(fmt::format("the MPI back end got a tensor on {}", device.text()));
+bool in_host_memory(ConstTensorView tensor) {
+  return tensor.device().kind == Device::Kind::cpu;
 }
 
 template <class From, class To>
@@ -102,11 +101,12 @@ DType wire_type(DType t) {
   return t == DType::bf16 ? DType::f32 : t;
 }
 
-// Collects slices of tensors of one wire type and reduces them together.
+// Collects slices of tensors of one wire type and reduces them together, in host memory.
 class Packer {
  public:
-  Packer(std::vector<std::byte>& staging, MPI_Comm comm, ReduceOp op, const Trace& trace)
-      : staging_(staging), comm_(comm), op_(op), trace_(trace) {}
+  Packer(std::vector<std::byte>& staging, MPI_Comm comm, ReduceOp op, Stream stream,
+         const Trace& trace)
+      : staging_(staging), comm_(comm), op_(op), stream_(stream), trace_(trace) {}
 
   void add(TensorView tensor) {
     const DType wire = wire_type(tensor.dtype());
@@ -118,13 +118,10 @@ class Packer {
       if (used_ == capacity) flush();
       const Slice slice{
           static_cast<std::byte*>(tensor.raw()) + static_cast<size_t>(at) * size_of(tensor.dtype()),
-          tensor.dtype(), used_, std::min(capacity - used_, n - at)};
+          tensor.dtype(), tensor.device(), used_, std::min(capacity - used_, n - at)};
       const size_t needed = static_cast<size_t>(used_ + slice.count) * size_of(wire);
       if (staging_.size() < needed) staging_.resize(needed);
-      if (slice.dtype == DType::bf16)
-        convert<bf16, float>(slice.data, place(slice.at), slice.count);
-      else
-        std::memcpy(place(slice.at), slice.data, slice.count * size_of(wire));
+      load(slice);
       slices_.push_back(slice);
       used_ += slice.count;
       at += slice.count;
@@ -138,12 +135,7 @@ class Packer {
                              mpi_type(wire_), mpi_op(op_), comm_, &request),
               "MPI_Iallreduce");
     wait(request, trace_);
-    for (const Slice& s : slices_) {
-      if (s.dtype == DType::bf16)
-        convert<float, bf16>(place(s.at), s.data, s.count);
-      else
-        std::memcpy(s.data, place(s.at), s.count * size_of(wire_));
-    }
+    for (const Slice& s : slices_) store(s);
     slices_.clear();
     used_ = 0;
   }
@@ -152,9 +144,28 @@ class Packer {
   struct Slice {
     std::byte* data;
     DType dtype;
+    Device device;
     int64_t at;  // element in the staging buffer
     int64_t count;
+
+    size_t bytes() const { return static_cast<size_t>(count) * size_of(dtype); }
   };
+
+  // Between the tensor and its place in the buffer, where bf16 is widened.
+  void load(const Slice& s) {
+    if (s.dtype != DType::bf16)
+      return copy(place(s.at), Device::cpu(), s.data, s.device, s.bytes(), stream_);
+    narrow_.resize(s.bytes());
+    copy(narrow_.data(), Device::cpu(), s.data, s.device, s.bytes(), stream_);
+    convert<bf16, float>(narrow_.data(), place(s.at), s.count);
+  }
+  void store(const Slice& s) {
+    if (s.dtype != DType::bf16)
+      return copy(s.data, s.device, place(s.at), Device::cpu(), s.bytes(), stream_);
+    narrow_.resize(s.bytes());
+    convert<float, bf16>(place(s.at), narrow_.data(), s.count);
+    copy(s.data, s.device, narrow_.data(), Device::cpu(), s.bytes(), stream_);
+  }
 
   std::byte* place(int64_t element) {
     return staging_.data() + static_cast<size_t>(element) * size_of(wire_);
@@ -163,7 +174,9 @@ class Packer {
   std::vector<std::byte>& staging_;
   MPI_Comm comm_;
   ReduceOp op_;
+  Stream stream_;
   const Trace& trace_;
+  std::vector<std::byte> narrow_;  // a slice of bf16
   DType wire_ = DType::f32;
   std::vector<Slice> slices_;
   int64_t used_ = 0;
@@ -216,11 +229,11 @@ const void* MpiCommunicator::mpi_handle() const {
   return &group_->comm;
 }
 
-void MpiCommunicator::do_all_reduce(std::span<const TensorView> tensors, ReduceOp op, Stream) {
-  Packer packer(staging_, group_->comm, op, trace());
+void MpiCommunicator::do_all_reduce(std::span<const TensorView> tensors, ReduceOp op,
+                                    Stream stream) {
+  Packer packer(staging_, group_->comm, op, stream, trace());
   for (const TensorView& t : tensors) {
-    require_cpu(t.device());
-    if (t.dtype() == DType::bf16 || t.bytes() < kPackBelow)
+    if (!in_host_memory(t) || t.dtype() == DType::bf16 || t.bytes() < kPackBelow)
       packer.add(t);
     else
       host_all_reduce(t, op);
@@ -243,9 +256,12 @@ void MpiCommunicator::host_all_reduce(TensorView tensor, ReduceOp op) {
 }
 
 void MpiCommunicator::do_all_gather(ConstTensorView shard, TensorView full,
-                                    std::span<const int64_t> counts, Stream) {
-  require_cpu(full.device());
-  host_all_gather(shard, full, counts);
+                                    std::span<const int64_t> counts, Stream stream) {
+  if (in_host_memory(full)) return host_all_gather(shard, full, counts);
+  Tensor host_shard(shard.shape(), shard.dtype()), host_full(full.shape(), full.dtype());
+  copy(host_shard, shard, stream);
+  host_all_gather(host_shard, host_full, counts);
+  copy(full, host_full, stream);
 }
 
 void MpiCommunicator::host_all_gather(ConstTensorView shard, TensorView full,
@@ -276,8 +292,13 @@ void MpiCommunicator::host_all_gather(ConstTensorView shard, TensorView full,
 }
 
 void MpiCommunicator::do_reduce_scatter(TensorView full, TensorView shard,
-                                        std::span<const int64_t> counts, Stream) {
-  require_cpu(full.device());
+                                        std::span<const int64_t> counts, Stream stream) {
+  if (!in_host_memory(full)) {
+    Tensor host_full(full.shape(), full.dtype()), host_shard(shard.shape(), shard.dtype());
+    copy(host_full, full, stream);
+    do_reduce_scatter(host_full, host_shard, counts, stream);
+    return copy(shard, host_shard, stream);
+  }
   auto typed = [&]<class T>() {
     reduce_scatter_typed(static_cast<const T*>(full.raw()), static_cast<T*>(shard.raw()), counts,
                          full.columns());
@@ -348,10 +369,16 @@ void MpiCommunicator::reduce_scatter_typed(const T* full, T* shard, std::span<co
   }
 }
 
-void MpiCommunicator::do_broadcast(std::span<const TensorView> tensors, int root, Stream) {
+void MpiCommunicator::do_broadcast(std::span<const TensorView> tensors, int root, Stream stream) {
   for (const TensorView& t : tensors) {
-    require_cpu(t.device());
-    host_broadcast(t, root);
+    if (in_host_memory(t)) {
+      host_broadcast(t, root);
+      continue;
+    }
+    Tensor host(t.shape(), t.dtype());
+    if (rank() == root) copy(host, t, stream);
+    host_broadcast(host, root);
+    if (rank() != root) copy(t, host, stream);
   }
 }
 
@@ -383,7 +410,7 @@ void MpiCommunicator::do_side_sum(std::span<const TensorView> tensors,
                                   std::span<const TensorView> residuals, uint64_t ticket) {
   AMUR_CHECK(side_, "the side stream of {} is not open", name());
   for (const TensorView& t : tensors) {
-    require_cpu(t.device());
+    AMUR_CHECK(in_host_memory(t), "a tensor on {} for the side stream", t.device().text());
     AMUR_CHECK(
         t.dtype() == tensors[0].dtype() && (t.dtype() == DType::f32 || t.dtype() == DType::f64),
         "the side stream takes f32 or f64, not {}", name_of(t.dtype()));

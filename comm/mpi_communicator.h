@@ -1,4 +1,5 @@
-// The MPI back end: CPU tensors and the control plane of every group.
+// The MPI back end: tensors, through host memory where they are on a GPU, and the control plane of
+// every group.
 #pragma once
 
 #include <memory>

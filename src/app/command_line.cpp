@@ -177,23 +177,35 @@ void RunOptions::declare_json(CommandLine& line) {
             "print one JSON document on standard output; messages go to standard error");
 }
 
-CommBackend RunOptions::backend() const {
-  if (device != "cpu") {
-    const GpuSearch search = find_gpus();
-    const std::string why = search.usable()
-                                ? fmt::format(
-                                      "{} is there, but no command of this version computes on a "
-                                      "GPU yet (docs/gpu.md)",
-                                      search.gpus.at(0).text())
-                                : search.problem;
+int RunOptions::gpus() const {
+  if (device == "cpu") return 0;
+  const GpuSearch search = find_gpus();
+  if (!search.usable()) {
     if (device == "cuda")
-      throw UsageError("--device cuda: {}; {}use --device cpu", why,
-                       search.usable() ? "" : search.remedy + ", or ");
-    Log::info("computing on the CPU: {}", why);
+      throw UsageError("--device cuda: {}; {}, or use --device cpu", search.problem, search.remedy);
+    Log::info("computing on the CPU: {}", search.problem);
+    return 0;
   }
+  const std::string gpu = search.gpus.at(0).text();
+  if (device == "auto") {
+    Log::info("computing on the CPU: {} is there, but is taken only by --device cuda (docs/gpu.md)",
+              gpu);
+    return 0;
+  }
+  Log::warn("computing on {}: this is untried, see docs/gpu.md", gpu);
+  return static_cast<int>(search.gpus.size());
+}
+
+CommBackend RunOptions::comm_backend() const {
   if (comm == "nccl")
     throw UsageError("--comm nccl: this build has no NCCL back end; use --comm mpi");
   return comm == "mpi" ? CommBackend::mpi : CommBackend::automatic;
+}
+
+CommBackend RunOptions::backend() const {
+  if (device == "cuda")
+    throw UsageError("--device cuda: only amur train computes on a GPU; use --device cpu");
+  return comm_backend();
 }
 
 }  // namespace amur

@@ -56,8 +56,14 @@ struct RunOptions {
   void declare_run(CommandLine& line);     // --run-dir and --resume
   void declare_device(CommandLine& line);  // --device and --comm
   void declare_json(CommandLine& line);
-  // What --comm asks for. Refuses devices and back ends that cannot be had; --device auto takes the
-  // CPU and logs why. Call after parsing.
+  // Call these after parsing. All refuse what cannot be had.
+  //
+  // GPUs of this machine to compute on, for the command that can; 0: the CPU, which --device auto
+  // takes, and logs why.
+  int gpus() const;
+  // What --comm asks for.
+  CommBackend comm_backend() const;
+  // The same for a command that computes on the CPU: --device cuda is refused.
   CommBackend backend() const;
 };
 

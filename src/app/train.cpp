@@ -23,8 +23,9 @@ int run_train(Runtime& runtime, const std::vector<std::string>& args) {
       "Under mpirun or srun every rank takes its share; nothing else has to be set.\n"
       "Exit code 75: interrupted by a signal, checkpoint written, start the same command again.");
   if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
-  const CommBackend backend = options.backend();
   TrainOptions train_options;
+  train_options.gpus = options.gpus();
+  const CommBackend backend = options.comm_backend();
   train_options.resume = options.resume;
   train_options.run_dir = options.run_dir.empty()
                               ? "runs/" + std::filesystem::path(config_path).stem().string()

@@ -35,6 +35,20 @@ void copy(TensorView to, ConstTensorView from, Stream stream) {
   copy(to.raw(), to.device(), from.raw(), from.device(), from.bytes(), stream);
 }
 
+ConstTensorView on_host(ConstTensorView view, Tensor& staging) {
+  if (view.device() == Device::cpu()) return view;
+  staging = Tensor(view.shape(), view.dtype());
+  copy(staging, view);
+  return staging;
+}
+
+Tensor on_device(Tensor tensor, Device device) {
+  if (!tensor.defined() || tensor.device() == device) return tensor;
+  Tensor there(tensor.shape(), tensor.dtype(), device);
+  copy(there, tensor);
+  return there;
+}
+
 void fill_zero(TensorView view, Stream stream) {
   fill_zero(view.raw(), view.device(), view.bytes(), stream);
 }

@@ -19,25 +19,31 @@ Parameter scalar_parameter(const std::string& name, bool learn) {
 }
 
 double scalar_value(const Parameter& p) {
-  return dispatch_f32_f64(p.value.dtype(), "scalar",
-                          [&]<class T>() { return static_cast<double>(p.value.as<T>()[0]); });
+  Tensor staging;
+  const ConstTensorView value = on_host(p.value, staging);
+  return dispatch_f32_f64(value.dtype(), "scalar",
+                          [&]<class T>() { return static_cast<double>(value.as<T>()[0]); });
 }
 
 void set_scalar(Parameter& p, double value) {
-  dispatch_f32_f64(p.value.dtype(), "scalar",
-                   [&]<class T>() { p.value.as<T>()[0] = static_cast<T>(value); });
+  Tensor host(p.value.shape(), p.value.dtype());
+  dispatch_f32_f64(host.dtype(), "scalar",
+                   [&]<class T>() { host.as<T>()[0] = static_cast<T>(value); });
+  copy(p.value, host);
 }
 
 }  // namespace
 
 std::unique_ptr<EmbeddingModel> EmbeddingModel::outline(const Config& config, Precision precision) {
-  return std::unique_ptr<EmbeddingModel>(new EmbeddingModel(config, precision, nullptr, false));
+  return std::unique_ptr<EmbeddingModel>(
+      new EmbeddingModel(config, precision, nullptr, Device::cpu(), false));
 }
 
 EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, Communicator* tp,
-                               bool allocate)
+                               Device device, bool allocate)
     : dtype_(activation_dtype(precision)),
       tp_(tp && tp->size() > 1 ? tp : nullptr),
+      device_(device),
       initial_log_scale_(std::log(config.loss.scale)),
       initial_bias_(config.loss.bias) {
   AMUR_CHECK(config.model.vocab > 0, "the vocabulary's size is not set");
@@ -51,7 +57,7 @@ EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, Commun
   log_scale_ = &parameters_.add(scalar_parameter("loss.log_scale", config.loss.learn_scale));
   if (config.loss.kind == LossKind::siglip)
     loss_bias_ = &parameters_.add(scalar_parameter("loss.bias", config.loss.learn_bias));
-  if (allocate) parameters_.allocate(parameters_dtype(), Device::cpu(), tp_rank(), tp_size());
+  if (allocate) parameters_.allocate(parameters_dtype(), device_, tp_rank(), tp_size());
 }
 
 void EmbeddingModel::initialise(uint64_t seed) {

@@ -26,10 +26,11 @@ constexpr DType activation_dtype(Precision precision) {
 class EmbeddingModel {
  public:
   // Allocates this rank's share of the parameters, not initialised. `tp` are the ranks that share
-  // every layer, and must outlive the model; null: this one alone. `config.model.vocab` must be
-  // set.
-  EmbeddingModel(const Config& config, Precision precision, Communicator* tp = nullptr)
-      : EmbeddingModel(config, precision, tp, true) {}
+  // every layer, and must outlive the model; null: this one alone. The parameters lie on `device`,
+  // which is where passes through the model compute. `config.model.vocab` must be set.
+  EmbeddingModel(const Config& config, Precision precision, Communicator* tp = nullptr,
+                 Device device = Device::cpu())
+      : EmbeddingModel(config, precision, tp, device, true) {}
   // Parameters without values, constants, sizes: what there is to say about a model without the
   // memory that it takes.
   static std::unique_ptr<EmbeddingModel> outline(const Config& config, Precision precision);
@@ -49,6 +50,7 @@ class EmbeddingModel {
   // it is another one, then those of the query tower. Without temperature and bias.
   std::vector<std::vector<Parameter*>> backward_groups();
   bool separate_towers() const { return document_ != nullptr; }
+  Device device() const { return device_; }
   int64_t embedding_size() const { return query_->embedding_size(); }
   DType dtype() const { return dtype_; }                              // of activations
   DType parameters_dtype() const { return parameter_dtype(dtype_); }  // and of embeddings
@@ -71,10 +73,12 @@ class EmbeddingModel {
   void assign_from(EmbeddingModel& other);
 
  private:
-  EmbeddingModel(const Config& config, Precision precision, Communicator* tp, bool allocate);
+  EmbeddingModel(const Config& config, Precision precision, Communicator* tp, Device device,
+                 bool allocate);
 
   DType dtype_;
   Communicator* tp_;
+  Device device_;
   double initial_log_scale_, initial_bias_;
   ParameterSet parameters_;
   std::unique_ptr<Encoder> query_, document_;

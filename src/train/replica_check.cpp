@@ -8,14 +8,6 @@
 namespace amur {
 namespace {
 
-uint64_t checksum_of(const StoredTensor& tensor) {
-  if (tensor.value.device() == Device::cpu())
-    return checksum_of(tensor.value, tensor.slab.first, tensor.global);
-  Tensor staging(tensor.value.shape(), tensor.value.dtype());
-  copy(staging, tensor.value);
-  return checksum_of(staging, tensor.slab.first, tensor.global);
-}
-
 // The first tensor whose check sums differ over this rank's groups; their number if none does.
 size_t first_difference(const std::vector<StoredTensor>& tensors, const std::vector<int64_t>& sums,
                         ProcessGrid& grid) {
@@ -70,7 +62,8 @@ void require_equal_replicas(ParameterSet& parameters, std::span<const OptimizerS
   const std::vector<StoredTensor> tensors =
       stored_tensors(parameters, slots, optimizer, grid.tp_rank(), grid.shape().tp);
   std::vector<int64_t> sums;
-  for (const StoredTensor& t : tensors) sums.push_back(static_cast<int64_t>(checksum_of(t)));
+  for (const StoredTensor& t : tensors)
+    sums.push_back(static_cast<int64_t>(checksum_of(t.value, t.slab.first, t.global)));
   const auto first = static_cast<size_t>(
       grid.world().min(static_cast<int64_t>(first_difference(tensors, sums, grid))));
   if (first == tensors.size()) return;

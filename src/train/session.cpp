@@ -34,7 +34,11 @@ namespace {
 
 // Each rank reads its own share of the weights.
 void read_share(const PretrainedModel& folder, const EmbeddingModel& model, Parameter& parameter) {
-  folder.read(parameter, slab_of(parameter, model.tp_rank(), model.tp_size()), parameter.value);
+  Tensor staging;
+  TensorView host = parameter.value;
+  if (host.device() != Device::cpu()) host = staging = Tensor(host.shape(), host.dtype());
+  folder.read(parameter, slab_of(parameter, model.tp_rank(), model.tp_size()), host);
+  if (staging.defined()) copy(parameter.value, staging);
 }
 
 }  // namespace

@@ -24,7 +24,12 @@ int64_t estimated_tokens(const std::string& text, int64_t max_length) {
 
 TextEmbedder::TextEmbedder(EmbeddingModel& model, const Tokenizer& tokenizer, const Config& config,
                            Communicator& dp, Runtime& runtime)
-    : model_(model), tokenizer_(tokenizer), config_(config), dp_(dp), runtime_(runtime) {}
+    : model_(model),
+      tokenizer_(tokenizer),
+      config_(config),
+      dp_(dp),
+      runtime_(runtime),
+      scratch_(model.device()) {}
 
 Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
   const int64_t max_length = config_.model.max_length;
@@ -83,7 +88,7 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
     }
     chunk.tokens = static_cast<int64_t>(batch.tokens.size());
     if (counted) tokens_ += chunk.tokens;
-    const PackedChunk packed(batch, chunk, nullptr);
+    const PackedChunk packed(batch, chunk, nullptr, model_.device());
     const ChunkView view = packed.view();
     ScratchScope scope(scratch_);
     const int64_t sequences = view.sequences();
@@ -93,9 +98,12 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
     context.scratch = &scratch_;
     context.dtype = model_.dtype();
     context.tp = model_.tp();
-    TensorView h = gathered.view().slice(row, sequences);
+    const TensorView place = gathered.view().slice(row, sequences);
+    const bool direct = model_.device() == place.device();
+    TensorView h = direct ? place : scope.tensor(place.shape(), dtype);
     model_.tower(tower).forward(context, h);
     normalise_forward(h, h, norms);
+    if (!direct) copy(place, h);
     row += sequences;
   }
   dp_.all_gather(gathered.view().slice(first_row, counts[mine]), gathered, counts);

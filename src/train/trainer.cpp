@@ -35,6 +35,8 @@ class Trainer {
         options_(options),
         runtime_(runtime),
         grid_(start_grid(config_, backend, runtime)),
+        device_(options.gpus > 0 ? Device::cuda(grid_->node().rank() % options.gpus)
+                                 : Device::cpu()),
         folder_(options.run_dir, *grid_) {}
 
   TrainResult run();
@@ -62,6 +64,7 @@ class Trainer {
   TrainOptions options_;
   Runtime& runtime_;
   std::unique_ptr<ProcessGrid> grid_;
+  const Device device_;
   RunFolder folder_;
   StopSignal stop_signal_;
   TimeLimit time_limit_;
@@ -155,7 +158,8 @@ void Trainer::build_model() {
     info_ = Checkpoint::read_info(*resume_from_, grid_.get());
     growth_record_ = growth_record(info_);
   }
-  model_ = std::make_unique<EmbeddingModel>(config_, config_.train.precision, &grid_->tp());
+  model_ =
+      std::make_unique<EmbeddingModel>(config_, config_.train.precision, &grid_->tp(), device_);
   // A checkpoint's parameters carry the groups already, and what growth has changed.
   if (resume_from_)
     Checkpoint::load_rules(*resume_from_, model_->parameters(), *grid_);
@@ -164,10 +168,15 @@ void Trainer::build_model() {
   optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
                                config_.loss.scale_learning_rate, model_->tp());
   SyncOptions sync;
-  sync.stream = grid_->dp().side_stream(
-      {.overlap = config_.parallel.overlap_sync, .through_nodes = config_.parallel.node_sync});
+  if (device_ == Device::cpu())  // the side stream takes tensors in host memory
+    sync.stream = grid_->dp().side_stream(
+        {.overlap = config_.parallel.overlap_sync, .through_nodes = config_.parallel.node_sync});
   sync.groups = model_->backward_groups();
   sync.rounded = config_.parallel.sync_precision == SyncPrecision::bf16;
+  if (sync.rounded && device_ != Device::cpu())
+    throw UsageError(
+        "parallel.sync_precision: gradients on a GPU cannot travel as bf16; use fp32, or --device "
+        "cpu");
   optimizer_->set_sync(std::move(sync));
   if (resume_from_) {
     if (info_.optimizer != optimizer_->name())

@@ -15,7 +15,8 @@ class Runtime;
 struct TrainOptions {
   std::string run_dir;
   std::string resume =
-      "auto";  // auto: the run folder's newest checkpoint if there is one; never; path
+      "auto";    // auto: the run folder's newest checkpoint if there is one; never; path
+  int gpus = 0;  // of each machine, in turn to its ranks; 0: all compute on the CPU
 };
 
 struct TrainResult {

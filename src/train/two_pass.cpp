@@ -19,7 +19,9 @@ TwoPass::TwoPass(EmbeddingModel& model, const Config& config, Communicator& dp, 
       config_(config),
       dp_(dp),
       runtime_(runtime),
-      stop_requested_(std::move(stop_requested)) {
+      stop_requested_(std::move(stop_requested)),
+      saved_(model.device()),
+      scratch_(model.device()) {
   loss_stage_ = [this](const ContrastiveInput& input, TensorView dq, TensorView dk) {
     return contrastive_loss(config_.loss, model_.log_scale_value(), model_.loss_bias_value(), input,
                             dq, dk, dp_);
@@ -68,7 +70,7 @@ void TwoPass::plan() {
 
 // Embeds one chunk; its unit vectors and norms go to their rows.
 void TwoPass::forward(PlannedChunk& planned, bool keep) {
-  auto packed = std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_);
+  auto packed = std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_, model_.device());
   const ChunkView view = packed->view();
   ScratchScope scope(scratch_);
   const DType dtype = model_.parameters_dtype();
@@ -77,8 +79,9 @@ void TwoPass::forward(PlannedChunk& planned, bool keep) {
   TensorView norm = scope.tensor({sequences}, dtype);                        // [S]
   model_.tower(planned.tower).forward(context(view, keep), h);
   normalise_forward(h, h, norm);
-  scatter_rows(h, planned.chunk.units, embeddings_);
-  scatter_rows(norm, planned.chunk.units, norms_);
+  Tensor h_staging, norm_staging;
+  scatter_rows(on_host(h, h_staging), planned.chunk.units, embeddings_);
+  scatter_rows(on_host(norm, norm_staging), planned.chunk.units, norms_);
   if (keep) planned.packed = std::move(packed);
 }
 
@@ -180,9 +183,11 @@ namespace {
 
 void accumulate_scalar(Parameter* p, double gradient) {
   if (!p || !p->sink.defined()) return;
-  dispatch_f32_f64(p->sink.dtype(), "scalar gradient", [&]<class T>() {
-    p->sink.as<T>()[0] += static_cast<T>(p->sink_scale * gradient);
-  });
+  Tensor host(p->sink.shape(), p->sink.dtype());
+  copy(host, p->sink);
+  dispatch_f32_f64(host.dtype(), "scalar gradient",
+                   [&]<class T>() { host.as<T>()[0] += static_cast<T>(p->sink_scale * gradient); });
+  copy(p->sink, host);
 }
 
 }  // namespace
@@ -205,12 +210,15 @@ void TwoPass::pass2(StepTimes& times, const GroupDone& group_done) {
     const auto sequences = static_cast<int64_t>(planned.chunk.units.size());
     TensorView h = scope.tensor({sequences, model_.embedding_size()}, model_.parameters_dtype());
     if (!planned.keep) {
-      planned.packed = std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_);
+      planned.packed =
+          std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_, model_.device());
       const ChunkView view = planned.packed->view();
       model_.tower(planned.tower).forward(context(view, true), h);
     }
     const ChunkView view = planned.packed->view();
-    gather_rows(gradients_, planned.chunk.units, h);
+    Tensor gathered(h.shape(), h.dtype());
+    gather_rows(gradients_, planned.chunk.units, gathered);
+    copy(h, gathered);
     Context backward = context(view, true);
     if (group_done && last_of_tower) {
       const bool queries = &model_.tower(planned.tower) == &model_.tower(0);

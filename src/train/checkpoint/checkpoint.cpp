@@ -39,11 +39,7 @@ struct Checkpoint::Snapshot::Parts {
   // The rows of tensor i in host memory; `staging` holds them where they are elsewhere.
   ConstTensorView part(size_t i, Tensor& staging) const {
     if (!copies.empty()) return copies[i];
-    const ConstTensorView view = view_of_rows(tensors[i], rows[i]);
-    if (view.device() == Device::cpu()) return view;
-    staging = Tensor(view.shape(), view.dtype());
-    copy(staging, view);
-    return staging;
+    return on_host(view_of_rows(tensors[i], rows[i]), staging);
   }
 };
 

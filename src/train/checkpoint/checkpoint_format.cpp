@@ -92,7 +92,8 @@ bool convertible(DType from, DType to) {
 uint64_t checksum_of(ConstTensorView block, const Shape& first, const Shape& global) {
   const Shape& count = block.shape();
   if (block.elements() == 0) return 0;
-  const auto* data = static_cast<const std::byte*>(block.raw());
+  Tensor staging;
+  const auto* data = static_cast<const std::byte*>(on_host(block, staging).raw());
   const size_t element = size_of(block.dtype());
   // Axes behind `inner` are whole, so that runs of elements of the block are runs of the tensor.
   int inner = count.dims() - 1;

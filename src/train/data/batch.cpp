@@ -50,7 +50,8 @@ std::vector<Chunk> plan_chunks(const LocalBatch& batch, int64_t chunk_tokens,
   return chunks;
 }
 
-PackedChunk::PackedChunk(const LocalBatch& batch, const Chunk& chunk, const RandomKey* step_key) {
+PackedChunk::PackedChunk(const LocalBatch& batch, const Chunk& chunk, const RandomKey* step_key,
+                         Device device) {
   AMUR_CHECK(!chunk.units.empty(), "a chunk without texts");
   const auto sequences = static_cast<int64_t>(chunk.units.size());
   ids_ = Tensor({chunk.tokens}, DType::i32);
@@ -74,6 +75,7 @@ PackedChunk::PackedChunk(const LocalBatch& batch, const Chunk& chunk, const Rand
                                                         .value());
   }
   AMUR_CHECK(at == chunk.tokens, "{} tokens in a chunk planned for {}", at, chunk.tokens);
+  for (Tensor* t : {&ids_, &cu_seqlens_, &keys_}) *t = on_device(std::move(*t), device);
 }
 
 ChunkView PackedChunk::view() const {

@@ -61,7 +61,8 @@ std::vector<Chunk> plan_chunks(const LocalBatch& batch, int64_t chunk_tokens, bo
 // RandomKey(seed).fold(RandomPurpose::dropout).fold(step); without it no dropout keys are made.
 class PackedChunk {
  public:
-  PackedChunk(const LocalBatch& batch, const Chunk& chunk, const RandomKey* step_key);
+  PackedChunk(const LocalBatch& batch, const Chunk& chunk, const RandomKey* step_key,
+              Device device = Device::cpu());
   ChunkView view() const;
 
  private:

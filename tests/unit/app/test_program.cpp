@@ -156,7 +156,10 @@ class ProgramWithGpu : public Program {
     EXPECT_THAT(run.err, HasSubstr("--device cuda: "));
     EXPECT_THAT(run.err, HasSubstr(why));
     EXPECT_THAT(run.err, HasSubstr("use --device cpu"));
-    run = here("train x.yaml");  // which goes on, to the file that is not there
+    return expect_auto_takes_cpu(why);
+  }
+  nlohmann::json expect_auto_takes_cpu(const std::string& why) const {
+    Outcome run = here("train x.yaml");  // which goes on, to the file that is not there
     EXPECT_THAT(run.err, HasSubstr("computing on the CPU: "));
     EXPECT_THAT(run.err, HasSubstr(why));
     EXPECT_THAT(run.err, HasSubstr("x.yaml"));
@@ -189,13 +192,19 @@ TEST_F(ProgramWithGpu, BrokenBackEnd) {
   EXPECT_EQ(expect_cpu_because("the GPU back end cannot be loaded")["usable"], false);
 }
 
-TEST_F(ProgramWithGpu, UsableGpuIsNotComputedOnYet) {
+TEST_F(ProgramWithGpu, UsableGpuIsTakenWhereItIsAskedFor) {
   place(AMUR_FAKE_GPU);
-  const auto gpu = expect_cpu_because("no command of this version computes on a GPU yet");
+  const auto gpu = expect_auto_takes_cpu("is taken only by --device cuda");
   EXPECT_EQ(gpu["usable"], true);
   EXPECT_EQ(gpu["libraries"], "a pretended GPU");
   EXPECT_EQ(gpu["gpus"][0], "Pretender (sm_90, 1.0 GiB)");
   EXPECT_THAT(here("doctor").out, HasSubstr("cpu, cuda:0\n"));
+  // Training goes on, to the file that is not there; other commands refuse.
+  EXPECT_THAT(here("train x.yaml --device cuda").err,
+              AllOf(HasSubstr("computing on Pretender"), HasSubstr("x.yaml")));
+  const Outcome run = here("verify-grad x.yaml --device cuda");
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("only amur train computes on a GPU"));
 }
 
 TEST_F(Program, FullDiskIsAnError) {

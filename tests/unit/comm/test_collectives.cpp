@@ -8,6 +8,7 @@
 
 #include "comm/process_grid.h"
 #include "comm/trace.h"
+#include "src/core/gpu.h"
 #include "src/core/hash.h"
 #include "tests/support/mpi_runtime.h"
 
@@ -241,6 +242,46 @@ TEST_F(Collectives, BroadcastFromEveryRoot) {
     world.broadcast(nothing, root);
     EXPECT_TRUE(nothing.empty());
   }
+}
+
+// On a GPU that pretends: its memory is out of reach but for copies.
+TEST_F(Collectives, TensorsOnAGpuGiveTheBitsOfTheCpu) {
+  ASSERT_TRUE(find_gpus(AMUR_FAKE_GPU, AMUR_FAKE_DRIVER, false).usable());
+  const auto there = [](const Tensor& here) {
+    Tensor t(here.shape(), here.dtype(), Device::cuda());
+    copy(t, here);
+    return t;
+  };
+  const auto expect_same = [](const Tensor& gpu, const Tensor& cpu) {
+    Tensor staging;
+    const ConstTensorView back = on_host(gpu, staging);
+    EXPECT_EQ(std::memcmp(back.raw(), cpu.view().raw(), cpu.bytes()), 0);
+  };
+  std::vector<int64_t> counts(static_cast<size_t>(size()), 2);
+  counts.back() = 5;
+  const int64_t rows = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  const int64_t mine = counts[static_cast<size_t>(rank())];
+  for_each_type([&]<class T>() {
+    for (const int64_t n : {int64_t{7}, kLarge}) {
+      Tensor here = filled<T>(rank(), {n}), gpu = there(here);
+      world.all_reduce(here, ReduceOp::sum);
+      world.all_reduce(gpu, ReduceOp::sum);
+      expect_same(gpu, here);
+      Tensor sent = filled<T>(rank(), {n}), gpu_sent = there(sent);
+      const TensorView views[] = {sent, gpu_sent};
+      world.broadcast(views, size() - 1);
+      expect_same(gpu_sent, sent);
+    }
+    Tensor shard = filled<T>(rank(), {mine, 3}), full(Shape{rows, 3}, dtype_of<T>);
+    Tensor gpu_shard = there(shard), gpu_full = there(full);
+    world.all_gather(shard, full, counts);
+    world.all_gather(gpu_shard, gpu_full, counts);
+    expect_same(gpu_full, full);
+    world.reduce_scatter(full, shard, counts);
+    world.reduce_scatter(gpu_full, gpu_shard, counts);
+    expect_same(gpu_shard, shard);
+  });
+  world.synchronize();
 }
 
 TEST_F(Collectives, ControlPlane) {

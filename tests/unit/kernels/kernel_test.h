@@ -29,12 +29,6 @@ inline Doubles random_doubles(int64_t n, uint64_t seed, double width = 1) {
   return v;
 }
 
-inline Tensor on_device(Tensor t, Device device) {
-  if (t.device() == device) return t;
-  Tensor there(t.shape(), t.dtype(), device);
-  copy(there, t);
-  return there;
-}
 inline Tensor from_doubles(const Doubles& v, Shape shape, DType dtype,
                            Device device = Device::cpu()) {
   Tensor t(shape, dtype);
