@@ -39,16 +39,15 @@ template <class Void>
 class BasicView {
  public:
   static constexpr bool kConst = std::is_const_v<Void>;
-  template <class T>
-  using Element = std::conditional_t<kConst, const T, T>;
+  template <class T> using Element = std::conditional_t<kConst, const T, T>;
 
   BasicView() = default;
   BasicView(Void* data, Shape shape, DType dtype, Device device = Device::cpu())
       : data_(data), shape_(shape), dtype_(dtype), device_(device) {}
   // A mutable view is usable as a const one.
   template <class Other>
-  requires(kConst && !std::is_const_v<Other>)
-      BasicView(const BasicView<Other>& other)  // NOLINT(google-explicit-constructor)
+    requires(kConst && !std::is_const_v<Other>)
+  BasicView(const BasicView<Other>& other)  // NOLINT(google-explicit-constructor)
       : data_(other.raw()), shape_(other.shape()), dtype_(other.dtype()), device_(other.device()) {}
 
   Void* raw() const { return data_; }
@@ -118,12 +117,8 @@ class Tensor {
   int64_t elements() const { return view_.elements(); }
   size_t bytes() const { return view_.bytes(); }
   bool defined() const { return view_.defined(); }
-  template <class T>
-  T* as(CallSite site = CallSite::here()) {
-    return view_.as<T>(site);
-  }
-  template <class T>
-  const T* as(CallSite site = CallSite::here()) const {
+  template <class T> T* as(CallSite site = CallSite::here()) { return view_.as<T>(site); }
+  template <class T> const T* as(CallSite site = CallSite::here()) const {
     return view_.as<T>(site);
   }
 

@@ -268,8 +268,8 @@ TEST_F(Collectives, TensorsOnAGpuGiveTheBitsOfTheCpu) {
       world.all_reduce(gpu, ReduceOp::sum);
       expect_same(gpu, here);
       Tensor sent = filled<T>(rank(), {n}), gpu_sent = there(sent);
-      const TensorView views[] = {sent, gpu_sent};
-      world.broadcast(views, size() - 1);
+      for (const TensorView view : {sent.view(), gpu_sent.view()})
+        world.broadcast({&view, 1}, size() - 1);
       expect_same(gpu_sent, sent);
     }
     Tensor shard = filled<T>(rank(), {mine, 3}), full(Shape{rows, 3}, dtype_of<T>);
