@@ -22,8 +22,8 @@ std::unique_ptr<ProcessGrid> grid_of_all(CommBackend backend, Runtime& runtime) 
 
 int run_import(Runtime& runtime, const std::vector<std::string>& args) {
   CommandLine line("import",
-                   "Turns a Hugging Face folder (BERT, DistilBERT) into a checkpoint to train, "
-                   "widen, evaluate and export.");
+                   "Turns a Hugging Face folder (the BERT family, static embeddings) into a "
+                   "checkpoint to train, widen, evaluate and export.");
   RunOptions run_options;
   ImportOptions options;
   std::string format;

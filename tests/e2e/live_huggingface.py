@@ -11,7 +11,7 @@ import live
 import numpy as np
 import support
 from hard_texts import amur_ids, nasty_texts, real_texts
-from test_exchange import BERT, MODERNBERT, STATIC
+from test_exchange import BERT, FIXTURES, MODERNBERT, STATIC
 
 NASTY = ["a", "The quick brown fox jumps over the lazy dog.", "na\u00efve caf\u00e9 \u00dcBER Stra\u00dfe",
          "\u4e2d\u6587 and \u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4", "\U0001f42f\U0001f42f tiger \u200d\ufe0f", "x" * 300,
@@ -75,6 +75,16 @@ class HuggingFace(live.Live):
         self.amur("widen", "base.h5", "wide.h5", "--hidden", 768, "--heads", 24, "--ffn", 3072)
         self.amur("export", "hf", "wide.h5", "wide")
         self.assert_same(self.peer("wide", texts), theirs, 5e-6)
+
+    def test_other_families(self):
+        texts = [t for t in NASTY + ["", "don't <mask> we'll"] if "\n" not in t]
+        for name in ("modernbert", "roberta", "xlm_roberta"):
+            folder = os.path.join(FIXTURES, name)
+            theirs = self.peer(folder, texts)
+            self.assert_same(self.ours(folder, texts), theirs, 2e-6)
+            self.amur("import", "hf", folder, name + ".h5")
+            self.amur("export", "hf", name + ".h5", name)
+            self.assert_same(self.peer(name, texts), theirs, 2e-6)
 
     def test_models_from_scratch(self):
         texts = [text for pair in support.pairs(60, seed=5) for text in pair] + [

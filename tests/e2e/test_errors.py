@@ -60,7 +60,7 @@ class Errors(support.EndToEnd):
         ours = {"data.tokenizer": "wordpiece"}
         self.refused(4, "set data.tokenizer_model to a Hugging Face tokenizer.json", values=ours)
         self.refused(2, "holds wordpiece: set data.tokenizer to wordpiece", values=named)
-        self.refused(2, "data.subword_sampling: WordPiece has one segmentation only",
+        self.refused(2, "data.subword_sampling: only sentencepiece draws segmentations",
                      values=ours | named | {"data.subword_sampling": 0.1})
         self.refused(2, "other.json: normalizer.type is \"NFC\"",
                      values=ours | {"data.tokenizer_model": "other.json"})

@@ -80,7 +80,18 @@ class Exchange(support.EndToEnd):
         self.refuses(self.run_in("export", "hf", "run", "out"), 2, "is there already", "--force")
         self.amur("export", "hf", "run", "out", "--force")
 
-    def test_models_from_scratch_have_a_class(self):
+    def files(self, folder):
+        """All but the model card, which tells where a model came from."""
+        found = {}
+        for root, _, names in os.walk(self.path(folder)):
+            for name in names:
+                path = os.path.join(root, name)
+                with open(path, "rb") as file:
+                    found[os.path.relpath(path, self.path(folder))] = file.read()
+        del found["README.md"]
+        return found
+
+    def test_models_from_scratch_have_a_class_and_come_back(self):
         for name, values, files in (
                 ("BERT", BERT, {"config.json", "1_Pooling/config.json"}),
                 ("ModernBERT", MODERNBERT, {"config.json", "tokenizer_config.json"}),
@@ -97,7 +108,48 @@ class Exchange(support.EndToEnd):
                 if file.endswith(".json"):
                     self.json_file(out, file)
             self.assertEqual(os.listdir(self.folder).count(out + ".amur-tmp"), 0)
-        self.refuses(self.run_in("import", "hf", "BERT-out", "x.h5"), 2, "tokenizer.json")
+            # Bit for bit, with the embeddings of the run.
+            back = name + ".h5"
+            self.assertEqual(self.amur("import", "hf", out, back, "--json").json()["class"], name)
+            self.amur("export", "hf", back, name + "-again")
+            self.assertEqual(self.files(out), self.files(name + "-again"))
+            before = self.embed(name)
+            for model in (out, back):
+                self.assertLess(np.max(np.abs(self.embed(model) - before)), 1e-6)
+
+    def test_static_models_of_others(self):
+        # As sentence-transformers saves one: a table, and a tokenizer that is asked for no markers.
+        shutil.copytree(os.path.join(FIXTURES, "bert"), self.path("bert"))
+        os.mkdir(self.path("static"))
+        with open(self.path("bert", "tokenizer.json"), encoding="utf-8") as file:
+            tokenizer = json.load(file)
+        tokenizer["truncation"] = {"max_length": 6, "strategy": "LongestFirst", "stride": 0,
+                                   "direction": "Right"}
+        tokens = len(tokenizer["model"]["vocab"])
+        rows = np.random.default_rng(3).standard_normal((tokens + 2, 8)).astype(np.float32)
+        header = json.dumps({"embedding.weight": {"dtype": "F32", "shape": rows.shape,
+                                                  "data_offsets": [0, rows.nbytes]}}).encode()
+        header += b" " * (-len(header) % 8)
+        with open(self.path("static", "model.safetensors"), "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header + rows.tobytes())
+        self.write("static/tokenizer.json", json.dumps(tokenizer))
+        self.write("static/modules.json", json.dumps([
+            {"idx": 0, "name": "0", "path": "", "type":
+             "sentence_transformers.sentence_transformer.modules.static_embedding.StaticEmbedding"}]))
+        self.write("texts.txt", "the tiger\n\nby a river and the cat and the dog\n")
+        self.amur("embed", "static", "--input", "texts.txt", "--output", self.path("out.npy"))
+        vocab = tokenizer["model"]["vocab"]
+        for got, words in zip(np.load(self.path("out.npy")), (
+                ["the", "tiger"], ["[UNK]"], ["by", "a", "river", "and", "the", "cat"])):
+            mean = np.mean([rows[vocab[word]] for word in words], axis=0)
+            self.assertLess(np.max(np.abs(got - mean / np.linalg.norm(mean))), 1e-6)
+        self.amur("import", "hf", "static", "static.h5")
+        self.amur("export", "hf", "static.h5", "back")
+        self.amur("import", "hf", "back", "again.h5")
+        self.amur("export", "hf", "again.h5", "again")
+        self.assertEqual(self.files("back"), self.files("again"))
+        with open(self.path("back", "model.safetensors"), "rb") as file:
+            self.assertTrue(file.read().endswith(rows.tobytes()))
 
     def test_what_no_class_expresses_is_refused_by_name(self):
         for name, values, texts in (

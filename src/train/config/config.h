@@ -19,7 +19,7 @@ enum class Precision : uint8_t { fp32, bf16, fp64 };
 enum class SourceFormat : uint8_t { trans_de_en, wordnet, tsv, jsonl, none };
 enum class MalformedPolicy : uint8_t { refuse, skip };
 enum class EvalSplit : uint8_t { test, val };
-enum class TokenizerKind : uint8_t { sentencepiece, ngrams, wordpiece };
+enum class TokenizerKind : uint8_t { sentencepiece, ngrams, wordpiece, bpe, unigram };
 
 // One entry of `data.sources`.
 struct SourceConfig {

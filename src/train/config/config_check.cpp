@@ -94,8 +94,10 @@ class Checker {
     }
     if (c_.data.subword_sampling > 0 && c_.data.tokenizer == TokenizerKind::ngrams)
       report("data.subword_sampling", "n-grams have one segmentation only; set it to 0");
-    if (c_.data.subword_sampling > 0 && c_.data.tokenizer == TokenizerKind::wordpiece)
-      report("data.subword_sampling", "WordPiece has one segmentation only; set it to 0");
+    if (c_.data.subword_sampling > 0 &&
+        (c_.data.tokenizer == TokenizerKind::wordpiece || c_.data.tokenizer == TokenizerKind::bpe ||
+         c_.data.tokenizer == TokenizerKind::unigram))
+      report("data.subword_sampling", "only sentencepiece draws segmentations; set it to 0");
     if (c_.data.subword_sampling > 0 && c_.data.tokenizer_model.empty() && c_.data.vocab_size < 64)
       report("data.subword_sampling", "needs a larger data.vocab_size than {}", c_.data.vocab_size);
   }

@@ -87,18 +87,21 @@ void declare_data(Group& group) {
   key.words("tokenizer", &D::tokenizer,
             {{"sentencepiece", TokenizerKind::sentencepiece},
              {"ngrams", TokenizerKind::ngrams},
-             {"wordpiece", TokenizerKind::wordpiece}},
+             {"wordpiece", TokenizerKind::wordpiece},
+             {"bpe", TokenizerKind::bpe},
+             {"unigram", TokenizerKind::unigram}},
             "sentencepiece: a vocabulary trained on the training split; ngrams: words and their "
             "character 3- to 5-grams hashed into vocab_size ids, for static models (0 layers); "
-            "wordpiece: BERT's, from the tokenizer.json that tokenizer_model names",
+            "wordpiece (BERT's), bpe (of bytes, RoBERTa's), unigram (XLM-RoBERTa's): from the "
+            "tokenizer.json that tokenizer_model names",
             kFixed);
   key.whole("vocab_size", &D::vocab_size, between(16, 1 << 24), "tokens of the vocabulary", kFixed);
   key.real("character_coverage", &D::character_coverage, between(0.5, 1),
            "share of the text's characters that the vocabulary covers", kFixed);
   key.flag("lower_case", &D::lower_case, "fold case before tokenization", kFixed);
   key.text("tokenizer_model", &D::tokenizer_model,
-           "a SentencePiece model file, or a Hugging Face tokenizer.json for wordpiece, to use "
-           "instead of training a vocabulary; empty: train one",
+           "a SentencePiece model file, or a Hugging Face tokenizer.json for wordpiece, bpe and "
+           "unigram, to use instead of training a vocabulary; empty: train one",
            kFixed);
   key.real("subword_sampling", &D::subword_sampling, between(0, 1),
            "alpha of SentencePiece's sampled segmentations in training; 0: always the best one");

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "src/core/error.h"
+#include "src/train/data/utf8.h"
 
 namespace amur {
 namespace {
@@ -63,10 +64,6 @@ bool is_punctuation(char32_t c) {
   return (category_mask(c) & U_GC_P_MASK) != 0 && in_unicode_8(c);
 }
 
-bool is_space(char32_t c) {
-  return u_isUWhiteSpace(static_cast<UChar32>(c));
-}
-
 // The blocks of the reference, with its 2B920 for 2B820.
 bool is_chinese(char32_t c) {
   if (c < 0x3400) return false;
@@ -92,13 +89,6 @@ char32_t lower_case(char32_t c) {
     for (const LowerCase& range : kNewerCapitals)
       if (c >= range.first && c <= range.last) return range.lower + (c - range.first);
   return static_cast<char32_t>(u_tolower(static_cast<UChar32>(c)));
-}
-
-void append_utf8(char32_t c, std::string& out) {
-  char bytes[U8_MAX_LENGTH];
-  int32_t size = 0;
-  U8_APPEND_UNSAFE(bytes, size, c);
-  out.append(bytes, static_cast<size_t>(size));
 }
 
 // NFD of Unicode 12.1: later characters are left alone.
@@ -136,7 +126,7 @@ BertBreak bert_break(char32_t c) {
     if (ascii_punctuation(ascii)) return BertBreak::punctuation;
     return ascii_space(ascii) ? BertBreak::space : BertBreak::none;
   }
-  if (is_space(c)) return BertBreak::space;
+  if (is_white_space(c)) return BertBreak::space;
   return is_punctuation(c) ? BertBreak::punctuation : BertBreak::none;
 }
 
@@ -214,7 +204,7 @@ void BertNormalizer::append(std::string_view text, std::string& normal) const {
     const auto c = static_cast<char32_t>(decoded);
     if (options_.clean_text) {
       if (c == kReplacement || is_control(c)) continue;
-      if (is_space(c)) {
+      if (is_white_space(c)) {
         run.flush();
         normal.push_back(' ');
         continue;

@@ -32,7 +32,7 @@ class NgramTokenizer final : public Tokenizer {
     if (U_FAILURE(status)) throw IoError("Unicode data is missing: {}", u_errorName(status));
   }
 
-  const char* kind() const override { return name_of(TokenizerKind::ngrams); }
+  TokenizerKind tokenizer_kind() const override { return TokenizerKind::ngrams; }
   int64_t vocab_size() const override { return ids_; }
   const std::string& serialised() const override { return bytes_; }
 

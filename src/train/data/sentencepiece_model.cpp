@@ -41,6 +41,32 @@ void read_normalizer(ProtobufReader reader, SentencePieceModel& model) {
   }
 }
 
+// Fields of a message, as protobuf_reader.h takes them apart.
+class MessageWriter {
+ public:
+  void varint(uint64_t number, uint64_t value) {
+    put(number << 3);
+    put(value);
+  }
+  void bytes(uint64_t number, std::string_view value) {
+    put(number << 3 | 2);
+    put(value.size());
+    out_ += value;
+  }
+  void fixed32(uint64_t number, uint32_t value) {
+    put(number << 3 | 5);
+    for (int shift = 0; shift < 32; shift += 8) out_.push_back(static_cast<char>(value >> shift));
+  }
+  const std::string& text() const { return out_; }
+
+ private:
+  void put(uint64_t value) {
+    for (; value >= 0x80; value >>= 7) out_.push_back(static_cast<char>(value | 0x80));
+    out_.push_back(static_cast<char>(value));
+  }
+  std::string out_;
+};
+
 }  // namespace
 
 SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& origin) {
@@ -52,6 +78,30 @@ SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::s
     if (field->number == 3) read_normalizer(field->message(), model);
   }
   return model;
+}
+
+std::string write_sentencepiece_model(const SentencePieceModel& model) {
+  MessageWriter file, training, normalizer;
+  for (const SentencePieceModel::Piece& piece : model.pieces) {
+    MessageWriter one;
+    one.bytes(1, piece.text);
+    one.fixed32(2, std::bit_cast<uint32_t>(piece.score));
+    one.varint(3, piece.type);
+    file.bytes(1, one.text());
+  }
+  training.varint(3, model.model_type);
+  training.varint(24, model.space_is_suffix);
+  training.varint(35, model.byte_fallback);
+  training.bytes(46, model.begin);
+  training.bytes(47, model.end);
+  normalizer.bytes(1, model.rule);
+  normalizer.bytes(2, model.charsmap);
+  normalizer.varint(3, model.dummy_prefix);
+  normalizer.varint(4, model.one_space);
+  normalizer.varint(5, model.escape_space);
+  file.bytes(2, training.text());
+  file.bytes(3, normalizer.text());
+  return file.text();
 }
 
 void round_sentencepiece_scores(std::string& bytes) {

@@ -29,6 +29,9 @@ struct SentencePieceModel {
 // IoError, with `origin`, where the bytes are no such file.
 SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& origin);
 
+// A file that is read back as `model`, and that its library takes.
+std::string write_sentencepiece_model(const SentencePieceModel& model);
+
 // Rounds the scores of all pieces to multiples of 1/256, in place. SentencePiece sums them in
 // single precision, so that segmentations of equal score ("00" "0" and "0" "00") are chosen between
 // by rounding; sums of rounded ones are exact up to 65536, and any other program that takes the

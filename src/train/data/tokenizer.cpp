@@ -13,10 +13,11 @@
 
 #include "src/core/error.h"
 #include "src/core/log.h"
+#include "src/train/data/json_tokenizer.h"
 #include "src/train/data/ngram_tokenizer.h"
 #include "src/train/data/sentencepiece_model.h"
+#include "src/train/data/tokenizer_json.h"
 #include "src/train/data/unigram_lattice.h"
-#include "src/train/data/wordpiece_tokenizer.h"
 
 namespace amur {
 namespace {
@@ -53,7 +54,7 @@ class SentencePieceTokenizer final : public Tokenizer {
     }
   }
 
-  const char* kind() const override { return name_of(TokenizerKind::sentencepiece); }
+  TokenizerKind tokenizer_kind() const override { return TokenizerKind::sentencepiece; }
   int64_t vocab_size() const override { return processor_.GetPieceSize(); }
   const std::string& serialised() const override { return bytes_; }
 
@@ -196,6 +197,10 @@ const char* name_of(TokenizerKind kind) {
       return "ngrams";
     case TokenizerKind::wordpiece:
       return "wordpiece";
+    case TokenizerKind::bpe:
+      return "bpe";
+    case TokenizerKind::unigram:
+      return "unigram";
     default:
       return "sentencepiece";
   }
@@ -204,10 +209,11 @@ const char* name_of(TokenizerKind kind) {
 std::unique_ptr<Tokenizer> Tokenizer::train(const DataConfig& config,
                                             const std::function<bool(std::string&)>& next) {
   if (config.tokenizer == TokenizerKind::ngrams) return make_ngram_tokenizer(config.vocab_size);
-  if (config.tokenizer == TokenizerKind::wordpiece)
+  if (config.tokenizer != TokenizerKind::sentencepiece)
     throw UsageError(
-        "data.tokenizer wordpiece is not trained here: set data.tokenizer_model to a Hugging Face "
-        "tokenizer.json");
+        "data.tokenizer {} is not trained here: set data.tokenizer_model to a Hugging Face "
+        "tokenizer.json",
+        name_of(config.tokenizer));
   const auto start = std::chrono::steady_clock::now();
   Log::info("vocabulary: training {} pieces", config.vocab_size);
   Feed feed(next);
@@ -243,8 +249,11 @@ std::unique_ptr<Tokenizer> Tokenizer::train(const DataConfig& config,
 std::unique_ptr<Tokenizer> Tokenizer::from_bytes(std::string bytes, const std::string& origin) {
   if (auto ngrams = read_ngram_tokenizer(bytes)) return ngrams;
   const size_t first = bytes.find_first_not_of(" \t\r\n");
-  if (first != std::string::npos && bytes[first] == '{')
-    return make_wordpiece_tokenizer(std::move(bytes), origin);
+  if (first != std::string::npos && bytes[first] == '{') {
+    auto model = sentencepiece_model_of(bytes, origin);
+    if (!model) return make_json_tokenizer(std::move(bytes), origin);
+    bytes = std::move(*model);
+  }
   return std::make_unique<SentencePieceTokenizer>(std::move(bytes), origin);
 }
 

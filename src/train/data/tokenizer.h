@@ -20,17 +20,20 @@ class Tokenizer {
  public:
   // What data.tokenizer names: a SentencePiece (unigram) vocabulary trained on texts that `next`
   // yields until it returns false, or hashed n-grams (src/train/data/ngram_tokenizer.h), which need
-  // none. Deterministic for equal texts. Progress goes to the log. UsageError for WordPiece, which
-  // only comes from a file.
+  // none. Deterministic for equal texts. Progress goes to the log. UsageError for the kinds
+  // that only come from a file.
   static std::unique_ptr<Tokenizer> train(const DataConfig& config,
                                           const std::function<bool(std::string&)>& next);
   // From the bytes that `serialised` gave, of any kind: those of a SentencePiece model file, of a
-  // Hugging Face tokenizer.json (src/train/data/wordpiece_tokenizer.h), or of n-grams. IoError
-  // where they are damaged, UsageError where they ask for what is not supported.
+  // Hugging Face tokenizer.json (src/train/data/json_tokenizer.h), or of n-grams; a tokenizer.json
+  // that was made of a SentencePiece vocabulary (src/train/data/tokenizer_json.h) is that
+  // vocabulary. IoError where they are damaged, UsageError where they ask for what is not
+  // supported.
   static std::unique_ptr<Tokenizer> from_bytes(std::string bytes, const std::string& origin);
   virtual ~Tokenizer() = default;
 
-  virtual const char* kind() const = 0;  // name_of its kind: its name in the checkpoint
+  virtual TokenizerKind tokenizer_kind() const = 0;
+  const char* kind() const { return name_of(tokenizer_kind()); }  // its name in the checkpoint
   virtual int64_t vocab_size() const = 0;
   virtual const std::string& serialised() const = 0;  // what the checkpoint keeps
   // Appends the ids of `text` with begin and end markers, cut at `max_length`; true if it was cut.

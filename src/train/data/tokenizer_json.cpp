@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <iterator>
 #include <map>
 #include <vector>
 
-#include "src/train/data/json_node.h"
+#include "src/train/data/precompiled_normalizer.h"
 #include "src/train/data/sentencepiece_model.h"
+#include "src/train/json_reader.h"
 
 namespace amur {
 namespace {
@@ -138,6 +141,49 @@ TokenizerJson normalizer_of(const SentencePieceModel& model) {
   return {{"type", "Sequence"}, {"normalizers", steps}};
 }
 
+// Characters of the private use area that stand for the markers in the static form.
+constexpr const char* kMarkerCharacters[] = {"\uE000", "\uE001", "\uE002", "\uE003"};
+constexpr const char* kSpaceMark = "\u2581";
+
+// What a file written here may have been written from.
+SentencePieceModel model_of(const TokenizerJson& json) {
+  SentencePieceModel model;
+  const TokenizerJson& unigram = json.at("model");
+  model.byte_fallback = unigram.at("byte_fallback").get<bool>();
+  constexpr const char* kUsualMarkers[] = {"<s>", "</s>"};
+  for (const TokenizerJson& entry : unigram.at("vocab")) {
+    SentencePieceModel::Piece piece;
+    piece.text = entry.at(0).get<std::string>();
+    piece.score = static_cast<float>(entry.at(1).get<double>());
+    if (model.byte_fallback && piece.text.size() == 6 && piece.text.starts_with("<0x"))
+      piece.type = SentencePieceModel::kByte;
+    for (size_t i = 0; i < std::size(kUsualMarkers); ++i)
+      if (piece.text == kMarkerCharacters[i] && json.at("truncation").is_object()) {
+        piece.text = kUsualMarkers[i];
+        piece.type = SentencePieceModel::kControl;
+      }
+    model.pieces.push_back(std::move(piece));
+  }
+  for (const TokenizerJson& token : json.at("added_tokens"))
+    model.pieces.at(token.at("id").get<size_t>()).type = SentencePieceModel::kControl;
+  model.pieces.at(unigram.at("unk_id").get<size_t>()).type = SentencePieceModel::kUnknown;
+  if (json.at("post_processor").is_object()) {
+    bool before = true;
+    for (const TokenizerJson& item : json["post_processor"].at("single"))
+      if (item.contains("Sequence"))
+        before = false;
+      else
+        (before ? model.begin : model.end) = item.at("SpecialToken").at("id").get<std::string>();
+  }
+  for (const TokenizerJson& step : json.at("normalizer").at("normalizers")) {
+    if (step.at("type") == "Precompiled")
+      model.charsmap =
+          decode_base64(step.at("precompiled_charsmap").get<std::string>(), "the table");
+    if (step.at("type") == "NFC") model.rule = "nmt_nfkc";
+  }
+  return model;
+}
+
 }  // namespace
 
 std::string wordpiece_tokenizer_json(std::string_view vocab_txt,
@@ -206,6 +252,42 @@ std::string wordpiece_tokenizer_json(std::string_view vocab_txt,
                  origin);
 }
 
+std::string xlm_roberta_tokenizer_json(std::string_view bytes, const std::string& origin) {
+  constexpr size_t kSpecial = 3;  // <unk>, <s>, </s> in the model
+  const SentencePieceModel model = read_sentencepiece_model(bytes, origin);
+  if (model.pieces.size() < kSpecial)
+    throw IoError("{} holds {} pieces", origin, model.pieces.size());
+  if (model.model_type != SentencePieceModel::kUnigram)
+    throw UsageError("{}: its model_type is {}; it must be unigram (1)", origin, model.model_type);
+  TokenizerJson vocab = TokenizerJson::array(), added = TokenizerJson::array();
+  for (const char* token : {"<s>", "<pad>", "</s>", "<unk>"}) {
+    added.push_back(added_token(static_cast<int64_t>(vocab.size()), token));
+    vocab.push_back({token, 0.0});
+  }
+  for (size_t i = kSpecial; i < model.pieces.size(); ++i)
+    vocab.push_back({model.pieces[i].text, double{model.pieces[i].score}});
+  TokenizerJson mask = added_token(static_cast<int64_t>(vocab.size()), "<mask>");
+  mask["lstrip"] = true;
+  added.push_back(mask);
+  vocab.push_back({"<mask>", 0.0});
+
+  const TokenizerJson normalizer =
+      model.charsmap.empty() ? TokenizerJson(nullptr)
+                             : TokenizerJson{{"type", "Precompiled"},
+                                             {"precompiled_charsmap", base64(model.charsmap)}};
+  const TokenizerJson spaces = {{"type", "Metaspace"},
+                                {"replacement", "\u2581"},
+                                {"prepend_scheme", "always"},
+                                {"split", true}};
+  const TokenizerJson words = {{"type", "Sequence"},
+                               {"pretokenizers", {{{"type", "WhitespaceSplit"}}, spaces}}};
+  const TokenizerJson unigram = {
+      {"type", "Unigram"}, {"unk_id", 3}, {"vocab", std::move(vocab)}, {"byte_fallback", false}};
+  const Marker begin{"<s>", 0}, end{"</s>", 2};
+  return written(normalizer, words, template_processing({begin}, {end}, 0), spaces, unigram, added,
+                 origin);
+}
+
 std::string sentencepiece_tokenizer_json(std::string_view bytes, const std::string& origin) {
   const SentencePieceModel model = read_sentencepiece_model(bytes, origin);
   const auto refuse = [&](const std::string& what) {
@@ -248,6 +330,58 @@ std::string sentencepiece_tokenizer_json(std::string_view bytes, const std::stri
                                  {"byte_fallback", model.byte_fallback}};
   return written(normalizer_of(model), spaces, template_processing(begin, end, 0), spaces, unigram,
                  added, origin);
+}
+
+std::string static_tokenizer_json(std::string_view model, int64_t max_length,
+                                  const std::string& origin) {
+  TokenizerJson json = TokenizerJson::parse(sentencepiece_tokenizer_json(model, origin));
+  TokenizerJson& vocab = json["model"]["vocab"];
+  TokenizerJson& added = json["added_tokens"];
+  std::string markers;
+  size_t count = 0;
+  const TokenizerJson& processor = json["post_processor"];
+  for (const TokenizerJson& item : processor.at("single")) {
+    const auto special = item.find("SpecialToken");
+    if (special == item.end()) continue;
+    const TokenizerJson& entry =
+        processor.at("special_tokens").at(special->at("id").get<std::string>());
+    const TokenizerJson& id = entry.at("ids").at(0);
+    AMUR_CHECK(count < std::size(kMarkerCharacters), "{} markers", count + 1);
+    vocab.at(id.get<size_t>()).at(0) = kMarkerCharacters[count];
+    markers += kMarkerCharacters[count++];
+    for (size_t i = added.size(); i-- > 0;)
+      if (added[i].at("id") == id) added.erase(i);
+  }
+  const TokenizerJson spaces = {
+      {"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kSpaceMark}};
+  TokenizerJson& steps = json["normalizer"]["normalizers"];
+  steps.push_back(spaces);
+  steps.push_back(replace(fmt::format("\\A(?!{})", kSpaceMark).c_str(), kSpaceMark));
+  steps.push_back(replace("\\A", markers.c_str()));
+  for (const char* key : {"pre_tokenizer", "post_processor", "padding"}) json[key] = nullptr;
+  json["truncation"] = {{"direction", "Right"},
+                        {"max_length", max_length},
+                        {"strategy", "LongestFirst"},
+                        {"stride", 0}};
+  return json.dump();
+}
+
+std::optional<std::string> sentencepiece_model_of(std::string_view tokenizer_json,
+                                                  const std::string& origin) {
+  // As both functions begin; other programs sort their members otherwise.
+  if (!tokenizer_json.starts_with("{\"added_tokens\":[")) return std::nullopt;
+  try {
+    const TokenizerJson json = JsonNode::parse(tokenizer_json, origin);
+    std::optional<int64_t> max_length;  // of the static form
+    if (json.at("truncation").is_object())
+      max_length = json["truncation"].at("max_length").get<int64_t>();
+    const std::string model = write_sentencepiece_model(model_of(json));
+    const std::string again = max_length ? static_tokenizer_json(model, *max_length, origin)
+                                         : sentencepiece_tokenizer_json(model, origin);
+    if (again == tokenizer_json) return model;
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): it is another file
+  }
+  return std::nullopt;
 }
 
 }  // namespace amur

@@ -66,6 +66,41 @@ uint32_t UnigramLattice::child(uint32_t node, unsigned char byte) const {
   }
 }
 
+template <class F>
+void UnigramLattice::for_each_piece(std::string_view text, uint32_t first, const F& f) const {
+  const uint32_t character = character_length(text.substr(first));
+  bool covered = false;
+  uint32_t node = 0;
+  for (auto end = static_cast<size_t>(first); end < text.size();) {
+    node = child(node, static_cast<unsigned char>(text[end++]));
+    if (node == 0) break;
+    if (nodes_[node].id == kUnknown) continue;
+    const auto length = static_cast<uint32_t>(end - first);
+    f(nodes_[node].id, length, nodes_[node].score);
+    covered |= length == character;
+  }
+  if (!covered) f(kUnknown, character, unknown_score_);
+}
+
+std::vector<UnigramLattice::Part> UnigramLattice::best(std::string_view text) const {
+  struct Way {
+    Part part{kUnknown, 0, 0};  // the last of it; of length 0: there is no way yet
+    double score = 0;
+  };
+  const auto size = static_cast<uint32_t>(text.size());
+  std::vector<Way> ways(size + size_t{1});  // to each byte
+  for (uint32_t first = 0; first < size; first += character_length(text.substr(first)))
+    for_each_piece(text, first, [&](int32_t id, uint32_t length, double score) {
+      Way& way = ways[first + length];
+      const double sum = score + ways[first].score;
+      if (way.part.length == 0 || sum > way.score) way = {{id, first, length}, sum};
+    });
+  std::vector<Part> parts;
+  for (uint32_t end = size; end > 0; end = parts.back().first) parts.push_back(ways[end].part);
+  std::reverse(parts.begin(), parts.end());
+  return parts;
+}
+
 std::vector<UnigramLattice::Part> UnigramLattice::sample(std::string_view text, double alpha,
                                                          RandomKey key) const {
   constexpr double kNone = -std::numeric_limits<double>::infinity();
@@ -87,17 +122,9 @@ std::vector<UnigramLattice::Part> UnigramLattice::sample(std::string_view text, 
   };
   for (uint32_t first = 0; first < size; ++first) {
     if (total[first] == kNone) continue;  // inside a character
-    const uint32_t character = character_length(text.substr(first));
-    bool covered = false;
-    uint32_t node = 0;
-    for (uint32_t end = first; end < size;) {
-      node = child(node, static_cast<unsigned char>(text[end++]));
-      if (node == 0) break;
-      if (nodes_[node].id == kUnknown) continue;
-      add(nodes_[node].id, first, end - first, nodes_[node].score);
-      covered |= end - first == character;
-    }
-    if (!covered) add(kUnknown, first, character, unknown_score_);
+    for_each_piece(text, first, [&](int32_t id, uint32_t length, double score) {
+      add(id, first, length, score);
+    });
   }
 
   std::vector<Part> parts;

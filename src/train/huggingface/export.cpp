@@ -122,7 +122,7 @@ class Exporter {
       std::vector<float> rows(static_cast<size_t>(entry->elements()));
       blob_->read(*entry, 0,
                   TensorView(rows.data(), Shape{static_cast<int64_t>(rows.size())}, DType::f32));
-      writer.write(entry->name, layout_->covered(index), std::as_bytes(std::span(rows)));
+      writer.write(entry->name, layout_->rest(index).first, std::as_bytes(std::span(rows)));
     }
     writer.close();
     if (encoder_.model.projection > 0) write_projection(folder / kDenseFolder, input, metadata);
@@ -159,10 +159,26 @@ class Exporter {
       was = read_encoder(it->second, it->first);
     encoder_ = encoder_class(model, was ? std::optional(was->kind) : std::nullopt);
     as_imported_ = was && was->kind == encoder_.kind;
-    if (!as_imported_) return;
+    if (!as_imported_) {
+      if (encoder_.kind == HuggingFaceClass::static_embedding) take_carried_rows();
+      return;
+    }
     encoder_.token_types = was->token_types;
+    encoder_.first_position = was->first_position;
     encoder_.table_rows = std::max(was->table_rows, model.vocab);
     take_carried(was->model.hidden == model.hidden);
+  }
+
+  // Rows of an imported static model's table that no token has.
+  void take_carried_rows() {
+    const auto it = info_.carried.find(kCarriedTensors);
+    if (it == info_.carried.end()) return;
+    const Safetensors blob(it->second, kCarriedTensors);
+    const Safetensors::Entry* rows = blob.find("embedding.weight");
+    const bool fits =
+        rows != nullptr && rows->shape.size() == 2 && rows->shape[1] == encoder_.model.hidden;
+    if (fits) encoder_.table_rows += rows->shape[0];
+    take_carried(fits);
   }
 
   // What the import found no use for goes where it came from, as far as it still fits.
@@ -177,7 +193,7 @@ class Exporter {
         notes_.push_back(fmt::format("{} is left out: it has the old width", entry.name));
       else if (!index)
         carried_.push_back(&entry);
-      else if (layout.covered(*index) + entry.elements() == layout.tensors()[*index].elements())
+      else if (layout.rest(*index).count == entry.elements())
         carried_rows_.emplace_back(*index, &entry);
       else
         notes_.push_back(fmt::format("rows of {} are 0: their number has changed", entry.name));

@@ -7,16 +7,25 @@
 
 #include "src/core/error.h"
 #include "src/train/data/tokenizer_json.h"
-#include "src/train/huggingface/json_reader.h"
 #include "src/train/huggingface/pretrained_model.h"
+#include "src/train/json_reader.h"
 
 namespace amur {
 namespace {
 
 using Json = OrderedJson;
+// Of vocabularies, in which members are looked for.
+using TokenizerJson = JsonNode::Json;
 
 std::string text_of(const Json& json) {
   return json.dump(2) + "\n";
+}
+
+TokenizerJson truncation_json(int64_t max_length) {
+  return {{"direction", "Right"},
+          {"max_length", max_length},
+          {"strategy", "LongestFirst"},
+          {"stride", 0}};
 }
 
 // A special token by its usual names, as the tokenizer has it.
@@ -24,13 +33,13 @@ struct Token {
   std::string content;
   int64_t id = -1;
 };
-Token special_token(const Json& tokenizer, std::initializer_list<const char*> names) {
+Token special_token(const TokenizerJson& tokenizer, std::initializer_list<const char*> names) {
   const auto added = tokenizer.find("added_tokens");
   if (added == tokenizer.end() || !added->is_array()) return {};
   for (const char* name : names)
-    for (const Json& entry : *added)
-      if (entry.is_object() && entry.value("content", Json()) == name &&
-          entry.value("id", Json()).is_number_integer())
+    for (const TokenizerJson& entry : *added)
+      if (entry.is_object() && entry.value("content", TokenizerJson()) == name &&
+          entry.value("id", TokenizerJson()).is_number_integer())
         return {name, entry["id"].get<int64_t>()};
   return {};
 }
@@ -38,7 +47,7 @@ Token special_token(const Json& tokenizer, std::initializer_list<const char*> na
 struct NamedTokens {
   Token pad, unknown, begin, end, mask;
 };
-NamedTokens named_tokens(const Json& tokenizer) {
+NamedTokens named_tokens(const TokenizerJson& tokenizer) {
   NamedTokens t;
   t.pad = special_token(tokenizer, {"[PAD]", "<pad>"});
   t.unknown = special_token(tokenizer, {"[UNK]", "<unk>"});
@@ -50,49 +59,37 @@ NamedTokens named_tokens(const Json& tokenizer) {
 }
 
 std::string tokenizer_text(const ExportedModel& m) {
-  const std::string kind = m.tokenizer.kind();
-  if (kind == name_of(TokenizerKind::wordpiece)) return m.tokenizer.serialised();
-  if (kind == name_of(TokenizerKind::sentencepiece))
-    return sentencepiece_tokenizer_json(m.tokenizer.serialised(), "the checkpoint's vocabulary");
-  throw UsageError("data.tokenizer {}: no tokenizer.json can express it", kind);
+  switch (m.tokenizer.tokenizer_kind()) {
+    case TokenizerKind::wordpiece:
+    case TokenizerKind::bpe:
+    case TokenizerKind::unigram:
+      return m.tokenizer.serialised();
+    case TokenizerKind::sentencepiece:
+      return sentencepiece_tokenizer_json(m.tokenizer.serialised(), "the checkpoint's vocabulary");
+    case TokenizerKind::ngrams:
+      break;
+  }
+  throw UsageError("data.tokenizer {}: no tokenizer.json can express it", m.tokenizer.kind());
 }
 
-// StaticEmbedding asks its tokenizer for no markers, and averages what it gets; Amur averages the
-// markers too. So they become a part of the text: characters of the private use area in front of
-// it, which the vocabulary has under the markers' numbers. (An empty text stays empty.)
-std::string with_markers_in_text(const std::string& text, int64_t max_length) {
-  constexpr const char* kPrivateUse[] = {"\uE000", "\uE001", "\uE002", "\uE003"};
-  constexpr const char* kSpace = "\u2581";
-  Json json = Json::parse(text);
-  Json& vocab = json["model"]["vocab"];
-  Json& added = json["added_tokens"];
-  std::string markers;
-  size_t count = 0;
-  if (const Json& processor = json["post_processor"]; processor.is_object())
-    for (const Json& item : processor.at("single"))
-      if (const auto special = item.find("SpecialToken"); special != item.end())
-        for (const Json& id :
-             processor.at("special_tokens").at(special->at("id").get<std::string>()).at("ids")) {
-          AMUR_CHECK(count < std::size(kPrivateUse), "{} markers", count + 1);
-          vocab.at(id.get<size_t>()).at(0) = kPrivateUse[count];
-          markers += kPrivateUse[count++];
-          for (size_t i = added.size(); i-- > 0;)
-            if (added[i].at("id") == id) added.erase(i);
-        }
-  const auto replace = [](const Json& pattern, const std::string& by) {
-    return Json{{"type", "Replace"}, {"pattern", pattern}, {"content", by}};
-  };
-  Json steps = Json::array();
-  if (!json["normalizer"].is_null()) steps.push_back(json["normalizer"]);
-  steps.push_back(replace({{"String", " "}}, kSpace));
-  steps.push_back(replace({{"Regex", fmt::format("\\A(?!{})", kSpace)}}, kSpace));
-  steps.push_back(replace({{"Regex", "\\A"}}, markers));
-  json["normalizer"] = {{"type", "Sequence"}, {"normalizers", steps}};
-  for (const char* key : {"pre_tokenizer", "post_processor", "padding"}) json[key] = nullptr;
-  json["truncation"] = {{"direction", "Right"},
-                        {"max_length", max_length},
-                        {"strategy", "LongestFirst"},
-                        {"stride", 0}};
+// Of a static embedding model, whose tokenizer is asked for no markers.
+std::string static_tokenizer_text(const ExportedModel& m) {
+  const int64_t max_length = m.config.model.max_length;
+  if (m.tokenizer.tokenizer_kind() == TokenizerKind::sentencepiece)
+    return static_tokenizer_json(m.tokenizer.serialised(), max_length,
+                                 "the checkpoint's vocabulary");
+  const std::string text = tokenizer_text(m);
+  TokenizerJson json = TokenizerJson::parse(text);
+  if (const auto markers = json.find("post_processor");
+      markers != json.end() && !markers->is_null())
+    throw UsageError(
+        "model.layers 0 with data.tokenizer {} and a post_processor: StaticEmbedding has no "
+        "markers; set post_processor to null in the tokenizer.json",
+        m.tokenizer.kind());
+  TokenizerJson& cut = json["truncation"];
+  if (cut.is_null() && max_length >= kMaxStaticLength) return text;
+  if (cut.is_object() && cut.contains("max_length") && cut["max_length"] == max_length) return text;
+  cut = truncation_json(max_length);
   return json.dump();
 }
 
@@ -126,7 +123,7 @@ std::map<std::string, std::string> tokenizer_files(const ExportedModel& m,
 std::string prompts_text(const ExportedModel& m) {
   const auto it = m.info.carried.find("config_sentence_transformers.json");
   const bool carried = it != m.info.carried.end();
-  Json json = carried ? parse_json(it->second, it->first) : Json::object();
+  Json json = carried ? JsonNode::parse_ordered(it->second, it->first) : Json::object();
   Prompts now;
   if (!m.config.data.sources.empty())
     now = {m.config.data.sources[0].query_prefix, m.config.data.sources[0].document_prefix};
@@ -143,7 +140,8 @@ std::string prompts_text(const ExportedModel& m) {
 std::string lengths_text(const ExportedModel& m) {
   const auto it = m.info.carried.find("sentence_bert_config.json");
   const bool carried = m.as_imported && it != m.info.carried.end();
-  Json json = carried ? parse_json(it->second, it->first) : Json{{"max_seq_length", 0}};
+  Json json =
+      carried ? JsonNode::parse_ordered(it->second, it->first) : Json{{"max_seq_length", 0}};
   if (carried && json.contains("max_seq_length") &&
       json["max_seq_length"] == m.config.model.max_length)
     return it->second;
@@ -165,15 +163,12 @@ std::map<std::string, std::string> text_files(const ExportedModel& m) {
                        {"path", path},
                        {"type", fmt::format("sentence_transformers.models.{}", type)}});
   };
-  const std::string tokenizer = tokenizer_text(m);
-  const NamedTokens tokens = named_tokens(Json::parse(tokenizer));
   if (tables) {
     add_module("StaticEmbedding", "");
-    if (m.tokenizer.kind() != std::string_view(name_of(TokenizerKind::sentencepiece)))
-      throw UsageError("model.layers 0 with data.tokenizer {}: only sentencepiece can be exported",
-                       m.tokenizer.kind());
-    files["tokenizer.json"] = with_markers_in_text(tokenizer, m.config.model.max_length);
+    files["tokenizer.json"] = static_tokenizer_text(m);
   } else {
+    const std::string tokenizer = tokenizer_text(m);
+    const NamedTokens tokens = named_tokens(TokenizerJson::parse(tokenizer));
     add_module("Transformer", "");
     add_module("Pooling", "1_Pooling");
     const bool cls = model.pooling == PoolingKind::cls;

@@ -5,7 +5,7 @@
 
 #include "src/core/version.h"
 #include "src/train/huggingface/export_files.h"
-#include "src/train/huggingface/json_reader.h"
+#include "src/train/json_reader.h"
 
 namespace amur {
 namespace {

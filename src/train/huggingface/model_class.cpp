@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "src/core/error.h"
-#include "src/train/huggingface/json_reader.h"
+#include "src/train/json_reader.h"
 
 namespace amur {
 namespace {
@@ -23,7 +23,7 @@ constexpr ActivationName kActivations[] = {{"gelu", ActivationKind::gelu},
                                            {"gelu_pytorch_tanh", ActivationKind::gelu_tanh},
                                            {"relu", ActivationKind::relu}};
 
-ActivationKind activation_of(const JsonObject& json, const char* key) {
+ActivationKind activation_of(const JsonNode& json, const char* key) {
   const std::string text = json.text_or(key, "gelu");
   for (const ActivationName& name : kActivations)
     if (text == name.name) return name.kind;
@@ -36,13 +36,13 @@ const char* name_of_activation(ActivationKind kind) {
   return "";
 }
 
-void refuse_common(const JsonObject& json) {
+void refuse_common(const JsonNode& json) {
   json.only("is_decoder", false);
   json.only("add_cross_attention", false);
   json.only("is_encoder_decoder", false);
   if (json.has("quantization_config"))
     json.refuse("quantization_config", "give the weights as numbers");
-  if (json.has("pruned_heads") && !json.json()["pruned_heads"].empty())
+  if (json.has("pruned_heads") && !json["pruned_heads"].json().empty())
     json.refuse("pruned_heads", "all heads must be there");
 }
 
@@ -53,24 +53,25 @@ void set_post_norm(ModelConfig& m) {
   m.bias = m.key_bias = true;
 }
 
-void read_sizes(const JsonObject& json, const char* layers, const char* hidden, const char* heads,
+void read_sizes(const JsonNode& json, const char* layers, const char* hidden, const char* heads,
                 const char* ffn, HuggingFaceEncoder& e) {
   ModelConfig& m = e.model;
-  m.layers = json.whole(layers, 1, kMaxLayers);
-  m.hidden = json.whole(hidden, 1, kMaxHidden);
-  m.heads = json.whole(heads, 1, kMaxHeads);
-  m.ffn = json.whole(ffn, 1, kMaxFfn);
+  m.layers = json[layers].whole(1, kMaxLayers);
+  m.hidden = json[hidden].whole(1, kMaxHidden);
+  m.heads = json[heads].whole(1, kMaxHeads);
+  m.ffn = json[ffn].whole(1, kMaxFfn);
   if (m.hidden % m.heads != 0)
     throw UsageError("{}: {} {} does not divide {} {}", json.origin(), heads, m.heads, hidden,
                      m.hidden);
-  e.table_rows = m.vocab = json.whole("vocab_size", 1, kMaxVocab);
-  m.max_length = m.positions = json.whole("max_position_embeddings", 3, kMaxPositions);
+  e.table_rows = m.vocab = json["vocab_size"].whole(1, kMaxVocab);
+  m.max_length = json["max_position_embeddings"].whole(3, kMaxPositions);
+  if (m.position == PositionKind::learned) m.positions = m.max_length;
   m.init_std = m.embedding_std = json.real_or("initializer_range", 0, 10, 0.02);
 }
 
 constexpr double kLargestDropout = 0.999;
 
-HuggingFaceEncoder read_bert(const JsonObject& json) {
+HuggingFaceEncoder read_bert(const JsonNode& json) {
   HuggingFaceEncoder e;
   set_post_norm(e.model);
   read_sizes(json, "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
@@ -85,7 +86,21 @@ HuggingFaceEncoder read_bert(const JsonObject& json) {
   return e;
 }
 
-HuggingFaceEncoder read_distilbert(const JsonObject& json) {
+// RoBERTa's positions are counted from the padding token's number on (its modeling_roberta.py,
+// create_position_ids_from_input_ids).
+HuggingFaceEncoder read_roberta(const JsonNode& json, HuggingFaceClass kind) {
+  HuggingFaceEncoder e = read_bert(json);
+  e.kind = kind;
+  e.first_position = json.whole_or("pad_token_id", 0, kMaxVocab, 1) + 1;
+  e.model.positions -= e.first_position;
+  if (e.model.positions < 3)
+    throw UsageError("{}: max_position_embeddings: of {} positions {} stand in front of the first",
+                     json.origin(), e.model.max_length, e.first_position);
+  e.model.max_length = e.model.positions;
+  return e;
+}
+
+HuggingFaceEncoder read_distilbert(const JsonNode& json) {
   constexpr double kEps = 1e-12;  // of all its norms
   HuggingFaceEncoder e;
   e.kind = HuggingFaceClass::distilbert;
@@ -96,6 +111,83 @@ HuggingFaceEncoder read_distilbert(const JsonObject& json) {
   e.model.norm_eps = kEps;
   e.model.dropout = json.real_or("dropout", 0, kLargestDropout, 0.1);
   e.model.attention_dropout = json.real_or("attention_dropout", 0, kLargestDropout, 0.1);
+  return e;
+}
+
+// The kinds of a ModernBERT's layers, as config.json spells them.
+constexpr const char* kFullAttention = "full_attention";
+constexpr const char* kSlidingAttention = "sliding_attention";
+
+// Which of both kinds a ModernBERT has: every n-th layer sees the whole text, the others a window;
+// newer versions list the layers.
+struct LayerKinds {
+  bool full = false, sliding = false;
+};
+LayerKinds layer_kinds(const JsonNode& json, int64_t layers) {
+  LayerKinds kinds;
+  if (!json.has("layer_types")) {
+    const int64_t every = json.whole_or("global_attn_every_n_layers", 1, kMaxLayers, 3);
+    kinds.full = true;
+    kinds.sliding = layers > 1 && every > 1;
+    return kinds;
+  }
+  const JsonNode types = json["layer_types"];
+  if (static_cast<int64_t>(types.list_size()) != layers)
+    types.refuse(fmt::format("{} layers are wanted", layers));
+  for (const auto& type : types.json()) {
+    if (type != kFullAttention && type != kSlidingAttention)
+      types.refuse(
+          fmt::format("it must name \"{}\" and \"{}\"", kFullAttention, kSlidingAttention));
+    (type == kFullAttention ? kinds.full : kinds.sliding) = true;
+  }
+  return kinds;
+}
+
+// The base of rotary positions in the layers of a kind.
+double rotary_base_of(const JsonNode& json, const char* kind, const char* old_key,
+                      double otherwise) {
+  constexpr double kLargest = 1e12;
+  if (!json.has("rope_parameters")) return json.real_or(old_key, 1, kLargest, otherwise);
+  const JsonNode all = json["rope_parameters"];
+  if (!all.has(kind)) all.refuse(fmt::format("an entry for \"{}\" is wanted", kind));
+  const JsonNode entry = all[kind];
+  entry.only("rope_type", "default");
+  return entry.real_or("rope_theta", 1, kLargest, json.real_or(old_key, 1, kLargest, otherwise));
+}
+
+HuggingFaceEncoder read_modernbert(const JsonNode& json) {
+  constexpr double kGlobalBase = 160000, kLocalBase = 10000;
+  HuggingFaceEncoder e;
+  e.kind = HuggingFaceClass::modernbert;
+  ModelConfig& m = e.model;
+  m.norm = NormKind::layer;
+  m.norm_position = NormPosition::pre;
+  m.position = PositionKind::rotary;
+  m.activation = ActivationKind::geglu;
+  m.bias = m.key_bias = false;
+  read_sizes(json, "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+             e);
+  if (m.hidden / m.heads % 2 != 0)
+    throw UsageError(
+        "{}: hidden_size {} / num_attention_heads {}: rotary positions need heads of "
+        "an even size",
+        json.origin(), m.hidden, m.heads);
+  json.only("hidden_activation", "gelu");
+  for (const char* key : {"norm_bias", "attention_bias", "mlp_bias"}) json.only(key, false);
+  if (json.has("rope_scaling")) json.refuse("rope_scaling", "it must be null or left out");
+  m.norm_eps = json.real_or("norm_eps", 1e-30, 1, 1e-5);
+  m.dropout = json.real_or("mlp_dropout", 0, kLargestDropout, 0);
+  m.attention_dropout = json.real_or("attention_dropout", 0, kLargestDropout, 0);
+  const LayerKinds kinds = layer_kinds(json, m.layers);
+  const double global = rotary_base_of(json, kFullAttention, "global_rope_theta", kGlobalBase);
+  const double local = rotary_base_of(json, kSlidingAttention, "local_rope_theta", kLocalBase);
+  if (kinds.full && kinds.sliding && global != local)
+    throw UsageError(
+        "{}: local_rope_theta {} beside global_rope_theta {} is not supported; the layers must "
+        "have one base of rotary positions",
+        json.origin(), local, global);
+  m.rotary_base = kinds.full ? global : local;
+  if (kinds.sliding) e.window = json.whole_or("local_attention", 2, kMaxPositions, 128) / 2 + 1;
   return e;
 }
 
@@ -122,8 +214,20 @@ std::vector<std::string> against(const ModelConfig& m, HuggingFaceClass kind) {
     unless(!is_gated(m.activation), "model.activation swiglu or geglu");
     unless(m.bias, "model.bias false");
   }
-  if (kind != HuggingFaceClass::bert) unless(!m.token_type, "model.token_type true");
+  if (kind == HuggingFaceClass::distilbert || kind == HuggingFaceClass::modernbert)
+    unless(!m.token_type, "model.token_type true");
   return why;
+}
+
+// Whether a ModernBERT's config.json gives every layer the whole of the model's texts.
+bool sees_whole(const OrderedJson& json, const ModelConfig& model) {
+  if (json.contains("layer_types") &&
+      static_cast<int64_t>(json["layer_types"].size()) != model.layers)
+    return false;
+  const JsonNode::Json sorted(json);
+  const HuggingFaceEncoder e = read_modernbert(JsonNode(sorted, "config.json"));
+  return e.model.rotary_base == model.rotary_base && e.model.max_length >= model.max_length &&
+         (e.window == 0 || e.window >= model.max_length);
 }
 
 std::string list_of(const std::vector<std::string>& words) {
@@ -140,6 +244,10 @@ const char* name_of(HuggingFaceClass c) {
       return "BERT";
     case HuggingFaceClass::distilbert:
       return "DistilBERT";
+    case HuggingFaceClass::roberta:
+      return "RoBERTa";
+    case HuggingFaceClass::xlm_roberta:
+      return "XLM-RoBERTa";
     case HuggingFaceClass::modernbert:
       return "ModernBERT";
     case HuggingFaceClass::static_embedding:
@@ -149,13 +257,18 @@ const char* name_of(HuggingFaceClass c) {
 }
 
 HuggingFaceEncoder read_encoder(std::string_view text, const std::string& origin) {
-  const OrderedJson root = parse_json(text, origin);
-  const JsonObject json(root, origin);
+  const JsonNode::Json root = JsonNode::parse(text, origin);
+  const JsonNode json(root, origin);
   const std::string type = json.text_or("model_type", "");
   refuse_common(json);
   if (type == "bert") return read_bert(json);
   if (type == "distilbert") return read_distilbert(json);
-  json.refuse("model_type", "it must be \"bert\" or \"distilbert\"");
+  if (type == "roberta") return read_roberta(json, HuggingFaceClass::roberta);
+  if (type == "xlm-roberta") return read_roberta(json, HuggingFaceClass::xlm_roberta);
+  if (type == "modernbert") return read_modernbert(json);
+  json.refuse(
+      "model_type",
+      "it must be \"bert\", \"distilbert\", \"roberta\", \"xlm-roberta\" or \"modernbert\"");
 }
 
 HuggingFaceEncoder encoder_class(const ModelConfig& model, std::optional<HuggingFaceClass> was) {
@@ -183,11 +296,12 @@ HuggingFaceEncoder encoder_class(const ModelConfig& model, std::optional<Hugging
 std::string encoder_json(const HuggingFaceEncoder& e, const SpecialTokens& tokens,
                          const std::string& base) {
   const ModelConfig& m = e.model;
-  OrderedJson json = base.empty() ? OrderedJson::object() : parse_json(base, "config.json");
+  OrderedJson json =
+      base.empty() ? OrderedJson::object() : JsonNode::parse_ordered(base, "config.json");
   const bool fresh = base.empty();
   const auto set_activation = [&](const char* key, ActivationKind kind) {
     // Of several names of one activation the old one stays.
-    if (fresh || activation_of(JsonObject(json, "config.json"), key) != kind)
+    if (fresh || read_encoder(base, "config.json").model.activation != kind)
       json[key] = name_of_activation(kind);
   };
   const auto sizes = [&](const char* layers, const char* hidden, const char* heads,
@@ -205,11 +319,21 @@ std::string encoder_json(const HuggingFaceEncoder& e, const SpecialTokens& token
     if (json.contains(key)) json[key] = "float32";
   switch (e.kind) {
     case HuggingFaceClass::bert:
-      json["architectures"] = {"BertModel"};
-      json["model_type"] = "bert";
+    case HuggingFaceClass::roberta:
+    case HuggingFaceClass::xlm_roberta:
+      if (e.kind == HuggingFaceClass::bert) {
+        json["architectures"] = {"BertModel"};
+        json["model_type"] = "bert";
+      } else if (e.kind == HuggingFaceClass::roberta) {
+        json["architectures"] = {"RobertaModel"};
+        json["model_type"] = "roberta";
+      } else {
+        json["architectures"] = {"XLMRobertaModel"};
+        json["model_type"] = "xlm-roberta";
+      }
       sizes("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size");
       set_activation("hidden_act", m.activation);
-      json["max_position_embeddings"] = m.resolved_positions();
+      json["max_position_embeddings"] = e.first_position + m.resolved_positions();
       json["type_vocab_size"] = e.token_types;
       json["layer_norm_eps"] = m.norm_eps;
       only_fresh("position_embedding_type", "absolute");
@@ -230,13 +354,16 @@ std::string encoder_json(const HuggingFaceEncoder& e, const SpecialTokens& token
       json["model_type"] = "modernbert";
       sizes("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size");
       json["hidden_activation"] = "gelu";
-      json["max_position_embeddings"] = m.max_length;
       json["norm_eps"] = m.norm_eps;
       for (const char* key : {"norm_bias", "attention_bias", "mlp_bias"}) json[key] = false;
-      // Every layer sees the whole text; both names of what older and newer versions read.
-      json["global_attn_every_n_layers"] = 1;
-      json["local_attention"] = 2 * m.max_length;
-      for (const char* key : {"global_rope_theta", "local_rope_theta"}) json[key] = m.rotary_base;
+      if (fresh || !sees_whole(json, m)) {
+        json["max_position_embeddings"] = m.max_length;
+        // Every layer sees the whole text; both names of what older and newer versions read.
+        for (const char* key : {"layer_types", "rope_parameters"}) json.erase(key);
+        json["global_attn_every_n_layers"] = 1;
+        json["local_attention"] = 2 * m.max_length;
+        for (const char* key : {"global_rope_theta", "local_rope_theta"}) json[key] = m.rotary_base;
+      }
       for (const char* key : {"embedding_dropout", "mlp_dropout"}) json[key] = m.dropout;
       json["attention_dropout"] = m.attention_dropout;
       break;

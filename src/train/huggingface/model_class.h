@@ -13,21 +13,34 @@ namespace amur {
 
 //   bert             post-norm, learned positions (transformers BertModel)
 //   distilbert       the same without token types (DistilBertModel)
+//   roberta, xlm_roberta  as bert, but positions begin behind the number of the padding token
+//                    (RobertaModel, XLMRobertaModel)
 //   modernbert       pre-norm, rotary positions, gated feed-forward (ModernBertModel)
 //   static_embedding 0 layers (sentence-transformers StaticEmbedding); has no config.json
-enum class HuggingFaceClass : uint8_t { bert, distilbert, modernbert, static_embedding };
+enum class HuggingFaceClass : uint8_t {
+  bert,
+  distilbert,
+  roberta,
+  xlm_roberta,
+  modernbert,
+  static_embedding
+};
 const char* name_of(HuggingFaceClass c);  // "BERT"
 
 struct HuggingFaceEncoder {
   HuggingFaceClass kind = HuggingFaceClass::bert;
-  // With the vocabulary set; max_length is that of the position table.
+  // With the vocabulary set; max_length is the longest that the class was made for.
   ModelConfig model;
   int64_t table_rows = 0;   // of the token table: at least model.vocab
   int64_t token_types = 1;  // rows of BERT's table of token types, of which Amur knows the first
+  // Rows of the table of positions in front of that of a text's first token, which no text uses.
+  int64_t first_position = 0;
+  // Tokens of the longest text that every layer sees whole, where some see a window; 0: any.
+  int64_t window = 0;
 };
 
-// Largest of these that are read: config.json and its like.
-inline constexpr size_t kMaxJsonBytes = size_t{1} << 24;
+// Tokens at which a static embedding model cuts texts where its files name no number.
+inline constexpr int64_t kMaxStaticLength = int64_t{1} << 20;
 
 // From a config.json. IoError where it is none, UsageError naming the option and its value where
 // it asks for what Amur does not compute. `origin` is the file's name for messages.

@@ -8,7 +8,7 @@
 
 #include "src/core/log.h"
 #include "src/train/data/tokenizer_json.h"
-#include "src/train/huggingface/json_reader.h"
+#include "src/train/json_reader.h"
 
 namespace amur {
 namespace {
@@ -20,6 +20,7 @@ constexpr const char* kModules = "modules.json";
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kTokenizer = "tokenizer.json";
 constexpr const char* kVocabulary = "vocab.txt";
+constexpr const char* kPieces = "sentencepiece.bpe.model";
 constexpr const char* kTokenizerConfig = "tokenizer_config.json";
 constexpr const char* kSpecialTokens = "special_tokens_map.json";
 constexpr const char* kLengths = "sentence_bert_config.json";
@@ -55,12 +56,10 @@ bool is_number(const std::string& dtype) {
 }  // namespace
 
 Prompts prompts_of(std::string_view text, const std::string& origin) {
-  const OrderedJson root = parse_json(text, origin);
-  const JsonObject json(root, origin);
+  const JsonNode::Json root = JsonNode::parse(text, origin);
+  const JsonNode json(root, origin);
   if (!json.has("prompts")) return {};
-  const OrderedJson& entries = json.json()["prompts"];
-  if (!entries.is_object()) json.refuse("prompts", "it must be an object of texts");
-  const JsonObject prompts(entries, origin + ": prompts");
+  const JsonNode prompts = json["prompts"];
   Prompts p;
   if (json.has("default_prompt_name"))
     p.document = prompts.text_or(json.text_or("default_prompt_name", "").c_str(), "");
@@ -116,31 +115,68 @@ std::string_view PretrainedModel::required(const std::string& file) {
 void PretrainedModel::open(const Files& files) {
   lookup_ = &files;
   read_modules();
-  encoder_ =
-      read_encoder(required(encoder_folder_ + kConfig), origin_of(encoder_folder_ + kConfig));
-  const OrderedJson json =
-      parse_json(required(encoder_folder_ + kConfig), origin_of(encoder_folder_ + kConfig));
-  const std::string base =
-      JsonObject(json, origin_of(encoder_folder_ + kConfig)).text_or("_name_or_path", "");
-  if (!base.empty()) base_model_ = base;
-  read_tokenizer();
-  encoder_.model.vocab = tokenizer_->vocab_size();
-  if (encoder_.model.vocab > encoder_.table_rows)
-    throw UsageError("{}: vocab_size {}, but the tokenizer has {} tokens",
-                     origin_of(encoder_folder_ + kConfig), encoder_.table_rows,
-                     encoder_.model.vocab);
+  open_weights();
+  if (encoder_.kind == HuggingFaceClass::static_embedding)
+    read_table();
+  else
+    read_encoder_config();
   if (!pooling_folder_.empty()) read_pooling();
   if (!dense_folder_.empty()) read_dense();
-  read_lengths();
   make_config();
   layout_.emplace(encoder_);
-  open_weights();
   check_tensors();
   for (const char* file : kKept) find(encoder_folder_ + file);
   lookup_ = nullptr;
 }
 
-// Transformer, Pooling, and then perhaps Dense and Normalize.
+void PretrainedModel::read_encoder_config() {
+  const std::string origin = origin_of(encoder_folder_ + kConfig);
+  encoder_ = read_encoder(required(encoder_folder_ + kConfig), origin);
+  const JsonNode::Json json = JsonNode::parse(required(encoder_folder_ + kConfig), origin);
+  const std::string base = JsonNode(json, origin).text_or("_name_or_path", "");
+  if (!base.empty()) base_model_ = base;
+  read_tokenizer();
+  encoder_.model.vocab = tokenizer_->vocab_size();
+  if (encoder_.model.vocab > encoder_.table_rows)
+    throw UsageError("{}: vocab_size {}, but the tokenizer has {} tokens", origin,
+                     encoder_.table_rows, encoder_.model.vocab);
+  read_lengths();
+}
+
+// A static embedding model is a table and a tokenizer.
+void PretrainedModel::read_table() {
+  constexpr const char* kTable = "embedding.weight";
+  const auto [file, entry] = tensor(kTable);
+  if (entry == nullptr || entry->shape.size() != 2 || entry->elements() == 0)
+    throw IoError("{}: a table {} of rows for tokens is wanted", weights_.front().origin(), kTable);
+  ModelConfig& m = encoder_.model;
+  m.layers = 0;
+  m.hidden = entry->shape[1];
+  encoder_.table_rows = entry->shape[0];
+  encoder_.token_types = 0;
+  m.max_length = kMaxStaticLength;
+  const std::string name = encoder_folder_ + kTokenizer;
+  std::string text(required(name));
+  JsonNode::Json json = JsonNode::parse(text, origin_of(name));
+  const JsonNode root(json, origin_of(name));
+  const bool cuts = root.has("truncation");
+  if (cuts) m.max_length = root["truncation"]["max_length"].whole(3, kMaxStaticLength);
+  if (!cuts || !sentencepiece_model_of(text, origin_of(name))) {
+    // Its tokenizer is asked for no markers.
+    auto& markers = json["post_processor"];
+    if (!markers.is_null()) {
+      markers = nullptr;
+      text = json.dump();
+    }
+  }
+  tokenizer_ = Tokenizer::from_bytes(std::move(text), origin_of(name));
+  m.vocab = tokenizer_->vocab_size();
+  if (m.vocab > encoder_.table_rows)
+    throw UsageError("{}: {} rows of {}, but the tokenizer has {} tokens",
+                     weights_.front().origin(), encoder_.table_rows, kTable, m.vocab);
+}
+
+// Transformer and Pooling, or StaticEmbedding, and then perhaps Dense and Normalize.
 void PretrainedModel::read_modules() {
   const auto bytes = find(kModules);
   if (!bytes) {
@@ -148,20 +184,26 @@ void PretrainedModel::read_modules() {
     return;
   }
   const std::string origin = origin_of(kModules);
-  const OrderedJson modules = parse_json(*bytes, origin, true);
+  const JsonNode::Json modules = JsonNode::parse(*bytes, origin);
   constexpr const char* kOrder[] = {"Transformer", "Pooling", "Dense", "Normalize"};
   size_t next = 0;
-  for (const OrderedJson& entry : modules) {
-    if (!entry.is_object()) throw IoError("{}: an entry is no object", origin);
-    const JsonObject json(entry, origin);
+  const JsonNode list(modules, origin);
+  for (size_t i = 0; i < list.list_size(); ++i) {
+    const JsonNode json = list[i];
     const std::string type = last_part(json.text_or("type", ""));
     const std::string folder = module_folder(json.text_or("path", ""), origin);
+    if (next == 0 && type == "StaticEmbedding") {
+      encoder_.kind = HuggingFaceClass::static_embedding;
+      encoder_folder_ = folder;
+      next = 2;
+      continue;
+    }
     size_t place = next;
     while (place < std::size(kOrder) && type != kOrder[place]) ++place;
     if (place == std::size(kOrder) || (place > 0 && next == 0) || (place > 1 && next == 1))
       json.refuse("type",
-                  "the modules must be Transformer, Pooling, and then none, Dense, Normalize or "
-                  "both in this order");
+                  "the modules must be Transformer, Pooling (or StaticEmbedding), and then none, "
+                  "Dense, Normalize or both in this order");
     next = place + 1;
     if (place == 0) encoder_folder_ = folder;
     if (place == 1 || place == 2) {
@@ -169,13 +211,15 @@ void PretrainedModel::read_modules() {
       (place == 1 ? pooling_folder_ : dense_folder_) = folder;
     }
   }
-  if (next < 2) throw UsageError("{}: a Transformer and a Pooling module are wanted", origin);
+  if (next < 2)
+    throw UsageError("{}: a Transformer and a Pooling module are wanted, or a StaticEmbedding",
+                     origin);
 }
 
 void PretrainedModel::read_pooling() {
   const std::string file = pooling_folder_ + kConfig, origin = origin_of(file);
-  const OrderedJson root = parse_json(required(file), origin);
-  const JsonObject json(root, origin);
+  const JsonNode::Json root = JsonNode::parse(required(file), origin);
+  const JsonNode json(root, origin);
   json.only("include_prompt", true);
   std::string mode = json.text_or("pooling_mode", "");
   if (mode.empty()) {
@@ -203,8 +247,8 @@ void PretrainedModel::read_pooling() {
 
 void PretrainedModel::read_dense() {
   const std::string file = dense_folder_ + kConfig, origin = origin_of(file);
-  const OrderedJson root = parse_json(required(file), origin);
-  const JsonObject json(root, origin);
+  const JsonNode::Json root = JsonNode::parse(required(file), origin);
+  const JsonNode json(root, origin);
   json.only("bias", false);
   if (!json.has("bias")) json.refuse("bias", "it must be false");
   const std::string activation =
@@ -212,7 +256,7 @@ void PretrainedModel::read_dense() {
   if (last_part(activation) != "Identity")
     json.refuse("activation_function", "it must be \"torch.nn.modules.linear.Identity\"");
   json.only("in_features", encoder_.model.hidden);
-  encoder_.model.projection = json.whole("out_features", 1, 65536);
+  encoder_.model.projection = json["out_features"].whole(1, 65536);
   const std::string weights = dense_folder_ + kWeightsFile;
   dense_.emplace(required(weights), origin_of(weights));
   const Safetensors::Entry* weight = dense_->find(kDenseWeight);
@@ -224,9 +268,11 @@ void PretrainedModel::read_dense() {
 
 void PretrainedModel::read_lengths() {
   ModelConfig& m = encoder_.model;
-  int64_t length = m.positions;
+  const int64_t longest = m.max_length;
+  int64_t length = longest;
   if (const auto bytes = find(encoder_folder_ + kTokenizerConfig)) {
-    const OrderedJson root = parse_json(*bytes, origin_of(encoder_folder_ + kTokenizerConfig));
+    const JsonNode::Json root =
+        JsonNode::parse(*bytes, origin_of(encoder_folder_ + kTokenizerConfig));
     const auto it = root.find("model_max_length");  // 1e30 stands for none
     if (it != root.end() && it->is_number() && it->get<double>() < static_cast<double>(length) &&
         it->get<double>() >= 3)
@@ -234,37 +280,46 @@ void PretrainedModel::read_lengths() {
   }
   if (const auto bytes = find(encoder_folder_ + kLengths)) {
     const std::string origin = origin_of(encoder_folder_ + kLengths);
-    const OrderedJson root = parse_json(*bytes, origin);
-    const JsonObject json(root, origin);
+    const JsonNode::Json root = JsonNode::parse(*bytes, origin);
+    const JsonNode json(root, origin);
     json.only("do_lower_case", false);
     json.only("transformer_task", "feature-extraction");
     if (json.has("max_seq_length"))
-      length = std::min(m.positions, json.whole("max_seq_length", 3, kAnyLength));
+      length = std::min(longest, json["max_seq_length"].whole(3, kAnyLength));
   }
+  if (encoder_.window > 0 && length > encoder_.window)
+    throw UsageError(
+        "{}: local_attention: some layers see the whole of texts of up to {} tokens only, and texts "
+        "are cut at {}: such layers are not supported. With max_seq_length {} in {} all see the "
+        "whole",
+        origin_of(encoder_folder_ + kConfig), encoder_.window, length, encoder_.window,
+        origin_of(encoder_folder_ + kLengths));
   m.max_length = length;
 }
 
 void PretrainedModel::read_tokenizer() {
-  const std::string json = encoder_folder_ + kTokenizer, list = encoder_folder_ + kVocabulary;
+  const std::string json = encoder_folder_ + kTokenizer, list = encoder_folder_ + kVocabulary,
+                    pieces = encoder_folder_ + kPieces;
+  const bool fairseq = encoder_.kind == HuggingFaceClass::xlm_roberta;
   if (const auto bytes = find(json)) {
     tokenizer_ = Tokenizer::from_bytes(std::string(*bytes), origin_of(json));
-  } else if (const auto vocabulary = find(list)) {
+  } else if (const auto model = fairseq ? find(pieces) : std::nullopt) {
+    tokenizer_ = Tokenizer::from_bytes(xlm_roberta_tokenizer_json(*model, origin_of(pieces)),
+                                       origin_of(pieces));
+  } else if (const auto vocabulary = fairseq ? std::nullopt : find(list)) {
     const auto options = find(encoder_folder_ + kTokenizerConfig);
     tokenizer_ = Tokenizer::from_bytes(
         wordpiece_tokenizer_json(*vocabulary, options.value_or(std::string_view()), name_),
         origin_of(list));
   } else {
-    throw IoError("{} is missing, and {} too", origin_of(json), kVocabulary);
+    throw IoError("{} is missing, and {} too", origin_of(json), fairseq ? kPieces : kVocabulary);
   }
-  if (std::string_view(tokenizer_->kind()) != name_of(TokenizerKind::wordpiece))
-    throw UsageError("{}: a {} vocabulary is not supported; it must be WordPiece", origin_of(json),
-                     tokenizer_->kind());
 }
 
 void PretrainedModel::make_config() {
   Config config;
   config.model = encoder_.model;
-  config.data.tokenizer = TokenizerKind::wordpiece;
+  config.data.tokenizer = tokenizer_->tokenizer_kind();
   config.data.vocab_size = encoder_.model.vocab;
   SourceConfig source;
   source.format = SourceFormat::none;
@@ -284,7 +339,7 @@ void PretrainedModel::open_weights() {
   if (const auto bytes = find(one)) {
     weights_.emplace_back(*bytes, origin_of(one));
   } else if (const auto list = find(index)) {
-    const OrderedJson json = parse_json(*list, origin_of(index));
+    const JsonNode::Json json = JsonNode::parse(*list, origin_of(index));
     const auto map = json.find("weight_map");
     if (map == json.end() || !map->is_object() || map->empty())
       throw IoError("{}: weight_map is missing", origin_of(index));
@@ -302,10 +357,6 @@ void PretrainedModel::open_weights() {
         "the model with safe_serialization=True",
         origin_of(one));
   }
-  const std::string& probe = layout_->tensors().front().name;
-  for (const char* prefix : {"", "bert.", "distilbert.", "model."})
-    for (const Safetensors& file : weights_)
-      if (file.find(prefix + probe) != nullptr) prefix_ = prefix;
 }
 
 PretrainedModel::Found PretrainedModel::tensor(const std::string& name) const {
@@ -315,6 +366,10 @@ PretrainedModel::Found PretrainedModel::tensor(const std::string& name) const {
 }
 
 void PretrainedModel::check_tensors() {
+  const std::string& probe = layout_->tensors().front().name;
+  for (const char* prefix : {"", "bert.", "distilbert.", "roberta.", "model."})
+    for (const Safetensors& file : weights_)
+      if (file.find(prefix + probe) != nullptr) prefix_ = prefix;
   std::string problems;
   for (const SafetensorsInfo& wanted : layout_->tensors()) {
     const auto [file, entry] = tensor(wanted.name);
@@ -392,10 +447,12 @@ std::map<std::string, std::string> PretrainedModel::carried() const {
       const bool own = entry.name.starts_with(prefix_);
       if (own) info.name = entry.name.substr(prefix_.size());
       if (const auto index = own ? layout_->index_of(info.name) : std::nullopt) {
-        const int64_t covered = layout_->covered(*index), elements = entry.elements();
-        if (covered == elements) continue;
-        info.shape[0] = (elements - covered) / (elements / info.shape[0]);
-        bytes.remove_prefix(static_cast<size_t>(covered) * safetensors_element_size(entry.dtype));
+        const TensorLayout::Rest rest = layout_->rest(*index);
+        if (rest.count == 0) continue;
+        const auto size = static_cast<int64_t>(safetensors_element_size(entry.dtype));
+        info.shape[0] = rest.count / (entry.elements() / info.shape[0]);
+        bytes = bytes.substr(static_cast<size_t>(rest.first * size),
+                             static_cast<size_t>(rest.count * size));
       }
       if (!names.insert(info.name).second) continue;
       infos.push_back(std::move(info));

@@ -1,10 +1,11 @@
 // A pretrained encoder as Hugging Face folders hold it: what `amur import hf` turns into a
 // checkpoint, and what other commands load as it is.
 //
-// Read are config.json, model.safetensors (or its shards), tokenizer.json or vocab.txt, and of
-// sentence-transformers modules.json, the pooling, a projection without bias (2_Dense), the maximum
-// length and the prompts. Everything is checked before a weight is read; an option that Amur does
-// not compute is refused by its name and value.
+// Read are config.json, model.safetensors (or its shards), tokenizer.json (else BERT's vocab.txt,
+// or XLM-RoBERTa's sentencepiece.bpe.model), and of sentence-transformers modules.json, the
+// pooling, a projection without bias (2_Dense), the maximum length and the prompts. Everything is
+// checked before a weight is read; an option that Amur does not compute is refused by its name and
+// value.
 #pragma once
 
 #include <functional>
@@ -74,6 +75,8 @@ class PretrainedModel {
   std::string_view required(const std::string& file);
   void open(const Files& files);
   void read_modules();
+  void read_encoder_config();
+  void read_table();
   void read_pooling();
   void read_dense();
   void read_lengths();
@@ -103,8 +106,8 @@ inline constexpr const char* kWeightsFile = "model.safetensors";
 // Elements of a tensor that import and export hold in memory.
 inline constexpr int64_t kExchangeBlock = int64_t{1} << 20;
 
-// Under this name `carried` keeps tensors: whole ones, and the last rows of those that parameters
-// cover in part. The other names are those of files.
+// Under this name `carried` keeps tensors: whole ones, and the rows of those that parameters cover
+// in part which they do not. The other names are those of files.
 inline constexpr const char* kCarriedTensors = "unused.safetensors";
 
 }  // namespace amur

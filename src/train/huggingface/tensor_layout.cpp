@@ -2,11 +2,15 @@
 
 #include <utility>
 
+#include "src/core/error.h"
+
 namespace amur {
 
 TensorLayout::TensorLayout(const HuggingFaceEncoder& encoder) : encoder_(encoder) {
   switch (encoder.kind) {
     case HuggingFaceClass::bert:
+    case HuggingFaceClass::roberta:
+    case HuggingFaceClass::xlm_roberta:
       bert();
       break;
     case HuggingFaceClass::distilbert:
@@ -16,7 +20,7 @@ TensorLayout::TensorLayout(const HuggingFaceEncoder& encoder) : encoder_(encoder
       modernbert();
       break;
     case HuggingFaceClass::static_embedding:
-      map("embeddings.tokens", "embedding.weight", {encoder.table_rows, encoder.model.hidden},
+      map("embeddings.tokens", "embedding.weight", {encoder.table_rows, encoder.model.hidden}, 0,
           encoder.model.vocab);
       break;
   }
@@ -39,20 +43,23 @@ size_t TensorLayout::add(const std::string& tensor, std::vector<int64_t> shape) 
   info.dtype = "F32";
   info.shape = std::move(shape);
   tensors_.push_back(std::move(info));
-  covered_.push_back(0);
+  rests_.push_back({0, tensors_.back().elements()});
   by_name_[tensor] = tensors_.size() - 1;
   return tensors_.size() - 1;
 }
 
 void TensorLayout::map(const std::string& parameter, const std::string& tensor,
-                       std::vector<int64_t> shape, int64_t rows) {
+                       std::vector<int64_t> shape, int64_t first_row, int64_t rows) {
   const size_t index = add(tensor, std::move(shape));
   const SafetensorsInfo& info = tensors_[index];
-  const int64_t count = rows < 0 ? info.elements() : info.elements() / info.shape[0] * rows;
+  if (rows < 0) rows = info.shape[0] - first_row;
+  AMUR_CHECK(first_row == 0 || first_row + rows == info.shape[0], "rows {}+{} of the {} of {}",
+             first_row, rows, info.shape[0], tensor);
+  const int64_t row = info.elements() / info.shape[0], count = rows * row;
   std::vector<Run>& runs = runs_[parameter];
   const int64_t first = runs.empty() ? 0 : runs.back().first + runs.back().count;
-  runs.push_back({index, 0, first, count});
-  covered_[index] = count;
+  runs.push_back({index, first_row * row, first, count});
+  rests_[index] = {first_row > 0 ? 0 : count, info.elements() - count};
 }
 
 void TensorLayout::map_linear(const std::string& parameter, const std::string& tensor,
@@ -88,13 +95,13 @@ void TensorLayout::map_post_norm_layer(const std::string& layer, const LayerName
 
 void TensorLayout::bert() {
   const ModelConfig& m = encoder_.model;
-  map("embeddings.tokens", "embeddings.word_embeddings.weight", {encoder_.table_rows, m.hidden},
+  map("embeddings.tokens", "embeddings.word_embeddings.weight", {encoder_.table_rows, m.hidden}, 0,
       m.vocab);
   map("embeddings.positions", "embeddings.position_embeddings.weight",
-      {m.resolved_positions(), m.hidden});
+      {encoder_.first_position + m.resolved_positions(), m.hidden}, encoder_.first_position);
   const std::string types = "embeddings.token_type_embeddings.weight";
   if (m.token_type)
-    map("embeddings.token_type", types, {encoder_.token_types, m.hidden}, 1);
+    map("embeddings.token_type", types, {encoder_.token_types, m.hidden}, 0, 1);
   else
     add(types, {encoder_.token_types, m.hidden});
   map_norm("embeddings.norm", "embeddings.LayerNorm");
@@ -114,7 +121,7 @@ void TensorLayout::bert() {
 
 void TensorLayout::distilbert() {
   const ModelConfig& m = encoder_.model;
-  map("embeddings.tokens", "embeddings.word_embeddings.weight", {encoder_.table_rows, m.hidden},
+  map("embeddings.tokens", "embeddings.word_embeddings.weight", {encoder_.table_rows, m.hidden}, 0,
       m.vocab);
   map("embeddings.positions", "embeddings.position_embeddings.weight",
       {m.resolved_positions(), m.hidden});
@@ -136,7 +143,8 @@ void TensorLayout::distilbert() {
 void TensorLayout::modernbert() {
   const ModelConfig& m = encoder_.model;
   const int64_t d = m.hidden, ffn = m.resolved_ffn();
-  map("embeddings.tokens", "embeddings.tok_embeddings.weight", {encoder_.table_rows, d}, m.vocab);
+  map("embeddings.tokens", "embeddings.tok_embeddings.weight", {encoder_.table_rows, d}, 0,
+      m.vocab);
   map_norm("embeddings.norm", "embeddings.norm");
   for (int64_t i = 0; i < m.layers; ++i) {
     const std::string theirs = fmt::format("layers.{}", i), ours = theirs;

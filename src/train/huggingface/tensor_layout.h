@@ -54,15 +54,23 @@ class TensorLayout {
   // Of the parameter called "<tower>.<name>", which they cover in rising order; none where the
   // class has no place for it.
   const std::vector<Run>& runs(std::string_view name) const;
-  // The first elements of a tensor that parameters cover; the others are nobody's.
-  int64_t covered(size_t tensor) const { return covered_[tensor]; }
+  // The elements of a tensor that no parameter covers: whole rows in front of those that one does,
+  // or behind them, or all.
+  struct Rest {
+    int64_t first, count;
+  };
+  Rest rest(size_t tensor) const { return rests_[tensor]; }
+  // Elements that parameters cover.
+  int64_t covered(size_t tensor) const {
+    return tensors_[tensor].elements() - rests_[tensor].count;
+  }
   std::optional<size_t> index_of(std::string_view tensor) const;
 
  private:
   size_t add(const std::string& tensor, std::vector<int64_t> shape);
-  // A whole tensor, or the first `rows` of its rows.
+  // A whole tensor, or `rows` of its rows, which are the first or the last ones.
   void map(const std::string& parameter, const std::string& tensor, std::vector<int64_t> shape,
-           int64_t rows = -1);
+           int64_t first_row = 0, int64_t rows = -1);
   void map_linear(const std::string& parameter, const std::string& tensor, int64_t outputs,
                   int64_t inputs, bool bias);
   void map_norm(const std::string& parameter, const std::string& tensor);
@@ -76,7 +84,7 @@ class TensorLayout {
 
   const HuggingFaceEncoder& encoder_;
   std::vector<SafetensorsInfo> tensors_;
-  std::vector<int64_t> covered_;
+  std::vector<Rest> rests_;
   std::map<std::string, size_t, std::less<>> by_name_;
   std::map<std::string, std::vector<Run>, std::less<>> runs_;
 };

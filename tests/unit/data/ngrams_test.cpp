@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kIds = 1000;
 
-std::vector<int32_t> ids_of(const Tokenizer& tokenizer, std::string_view text, int64_t limit = 512) {
+std::vector<int32_t> ids_of(const Tokenizer& tokenizer, std::string_view text,
+                            int64_t limit = 512) {
   std::vector<int32_t> ids;
   tokenizer.encode(text, limit, ids);
   return ids;
@@ -44,7 +45,8 @@ TEST(Ngrams, ShareTheIdsOfTheirParts) {
   const auto tokenizer = make_ngram_tokenizer(1 << 20);
   const auto whole = ids_of(*tokenizer, "Zentralbankkredit"), part = ids_of(*tokenizer, "Kredit");
   const std::set<int32_t> all(whole.begin(), whole.end());
-  EXPECT_GE(std::count_if(part.begin(), part.end(), [&](int32_t id) { return all.contains(id); }), 5);
+  EXPECT_GE(std::count_if(part.begin(), part.end(), [&](int32_t id) { return all.contains(id); }),
+            5);
 }
 
 TEST(Ngrams, TextsWithoutAWordAndLongTexts) {

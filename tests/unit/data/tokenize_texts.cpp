@@ -2,6 +2,7 @@
 //   amur_tokenize_texts ids FILE MAX_LENGTH   ids of the texts on standard input; the rate on
 //                                             standard error
 //   amur_tokenize_texts sentencepiece FILE    the tokenizer.json of a SentencePiece model
+//   amur_tokenize_texts xlm-roberta FILE      the one that XLM-RoBERTa has of such a model
 //   amur_tokenize_texts vocabulary FOLDER     the one of vocab.txt and tokenizer_config.json
 //   amur_tokenize_texts train PIECES CASE     a SentencePiece model of the texts on standard input;
 //                                             CASE lower folds it
@@ -94,6 +95,8 @@ int run(int argc, char** argv) {
     write_ids(argv[2], std::stoll(argv[3]));
   } else if (what == "sentencepiece") {
     std::cout << sentencepiece_tokenizer_json(bytes_of(argv[2]), argv[2]);
+  } else if (what == "xlm-roberta") {
+    std::cout << xlm_roberta_tokenizer_json(bytes_of(argv[2]), argv[2]);
   } else if (what == "vocabulary") {
     const std::filesystem::path folder(argv[2]);
     std::cout << wordpiece_tokenizer_json(bytes_of(folder / "vocab.txt"),

@@ -11,9 +11,9 @@
 
 #include "src/core/error.h"
 #include "src/core/random.h"
-#include "src/train/data/json_node.h"
 #include "src/train/data/tokenizer.h"
 #include "src/train/data/tokenizer_json.h"
+#include "src/train/json_reader.h"
 #include "tests/unit/data/data_fixture.h"
 
 namespace amur {
@@ -168,11 +168,11 @@ Json small_file() {
   return file;
 }
 
-TEST(TokenizerDamage, WordPieceFiles) {
-  const Json file = small_file();
+// Mutations of a file, `count` of them: some are seen.
+void expect_errors_or_tokenizers(const Json& file, uint64_t count) {
   ASSERT_FALSE(refused(file.dump()));
   uint64_t refusals = 0;
-  for (uint64_t i = 0; i < mutations() && !HasFailure(); ++i) {
+  for (uint64_t i = 0; i < count && !::testing::Test::HasFailure(); ++i) {
     Draws draw(i);
     std::string bytes;
     if (i % 2 == 0) {
@@ -186,11 +186,37 @@ TEST(TokenizerDamage, WordPieceFiles) {
       bytes = damaged.is_object() ? damaged.dump() : "{" + damaged.dump();
     }
     refusals += refused(bytes);
-    EXPECT_FALSE(HasFailure()) << "mutation " << i << ": " << bytes;
+    EXPECT_FALSE(::testing::Test::HasFailure()) << "mutation " << i << ": " << bytes;
   }
   // Most are seen; flags and the letters of a token are as good as others.
-  EXPECT_GT(refusals, mutations() / 3);
-  EXPECT_LT(refusals, mutations());
+  EXPECT_GT(refusals, count / 4);
+  EXPECT_LT(refusals, count);
+}
+
+TEST(TokenizerDamage, WordPieceFiles) {
+  expect_errors_or_tokenizers(small_file(), mutations());
+}
+
+Json case_of(const std::string& name) {
+  const Json cases =
+      Json::parse(test::read_file(AMUR_TEST_DATA "/fixtures/json_tokenizer_cases.json"));
+  for (const Json& variant : cases["variants"])
+    if (variant["name"] == name) return variant["file"];
+  throw std::logic_error("no variant " + name);
+}
+
+TEST(TokenizerDamage, BpeFiles) {
+  Json file = case_of("few bytes, dropped");
+  file["model"]["vocab"]["ab"] = file["model"]["vocab"].size();
+  file["model"]["merges"] = Json::array({Json::array({"a", "b"})});
+  expect_errors_or_tokenizers(file, mutations() / 3);
+}
+
+TEST(TokenizerDamage, UnigramFiles) {
+  Json file = case_of("XLM-RoBERTa");
+  Json& vocab = file["model"]["vocab"];
+  vocab.erase(vocab.begin() + 40, vocab.end());
+  expect_errors_or_tokenizers(file, mutations() / 3);
 }
 
 TEST(TokenizerDamage, DeepNestingIsRefused) {
@@ -212,6 +238,7 @@ TEST(TokenizerDamage, SentencePieceModels) {
     try {
       const HeapBytes damaged(head + tail);
       EXPECT_TRUE(Json::accept(sentencepiece_tokenizer_json(damaged.view(), "a model")));
+      if (i % 10 == 0) refused(xlm_roberta_tokenizer_json(damaged.view(), "a model"));
     } catch (const Error& error) {
       EXPECT_GT(std::string(error.what()).size(), 10u);
     }

@@ -208,7 +208,7 @@ struct Refusal {
 };
 const Refusal kRefusals[] = {
     {"/version", "\"2.0\"", "version is \"2.0\"", true},
-    {"/model/type", "\"BPE\"", "model.type is \"BPE\"", true},
+    {"/model/type", "\"WordLevel\"", "model.type is \"WordLevel\"", true},
     {"/model/unk_token", "\"none\"", "model.vocab lacks the unk_token 'none'", false},
     {"/model/unk_token", "null", "model.unk_token is no text", false},
     {"/model/vocab/[PAD]", "-1", "model.vocab gives '[PAD]' no id", false},
@@ -220,7 +220,7 @@ const Refusal kRefusals[] = {
     {"/normalizer/lowercase", "1", "normalizer.lowercase is neither", false},
     {"/pre_tokenizer", "null", "pre_tokenizer is null", true},
     {"/pre_tokenizer/type", "\"Whitespace\"", "pre_tokenizer.type is \"Whitespace\"", true},
-    {"/post_processor/type", "\"ByteLevel\"", "post_processor.type is \"ByteLevel\"", true},
+    {"/post_processor/type", "\"Bert\"", "post_processor.type is \"Bert\"", true},
     {"/post_processor/single/0/SpecialToken/type_id", "1", "single[0].SpecialToken.type_id", true},
     {"/post_processor/single/0/SpecialToken/id", "\"[X]\"", "has no member '[X]'", false},
     {"/post_processor/single/1/Sequence/id", "\"B\"", "single[1].Sequence", true},

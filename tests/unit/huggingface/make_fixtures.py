@@ -1,11 +1,15 @@
 """Makes the folders under fixtures/ and what sentence-transformers computes with them.
 
 Not run by the tests. With torch, transformers and sentence-transformers (made with 6.2):
-  python make_fixtures.py fixtures
+  python make_fixtures.py fixtures [NAME..]
 bert/        laid out as older versions did (all-MiniLM-L6-v2): flags for pooling, a pooler
 distilbert/  as the newest saves it: first token, a projection without bias, prompts, half precision
+modernbert/  with layers whose window holds the longest text
+roberta/     bytes as tokens; positions behind that of the padding token, one token type
+xlm_roberta/ pieces and SentencePiece's table as tokens
 */expected.json   texts, token ids and embeddings of queries and documents
 """
+import base64
 import json
 import pathlib
 import shutil
@@ -18,7 +22,12 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from sentence_transformers.base.modules import Dense, Normalize
 from tokenizers import BertWordPieceTokenizer
 from transformers import (BertConfig, BertModel, DistilBertConfig, DistilBertModel,
-                          PreTrainedTokenizerFast)
+                          ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast, RobertaConfig,
+                          RobertaModel, RobertaTokenizer, XLMRobertaConfig, XLMRobertaModel,
+                          XLMRobertaTokenizer)
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "data" / "fixtures"))
+from make_json_tokenizer_cases import RULES, bpe_model, table, unigram_model
 
 WORDS = "the a of and to in is it on for with as at by cat dog tiger river ##ing ##ed ##s ##er".split()
 TEXTS = ["The tigers of the Amur river.", "", "a", "Dogs, cats and TIGERS!", "\u00fcber caf\u00e9 na\u00efve",
@@ -43,7 +52,7 @@ def spread(model, seed):
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "LayerNorm" in name or "layer_norm" in name:
+            if "norm" in name.lower():
                 p.copy_(torch.randn_like(p) * 0.3 + (1 if name.endswith("weight") else 0))
             else:
                 p.copy_(torch.randn_like(p) * (0.5 if "embedding" in name else 0.3))
@@ -122,8 +131,65 @@ def distilbert(folder):
     expected(folder, POSITIONS)
 
 
+def modernbert(folder):
+    scratch = folder.with_name("scratch")
+    scratch.mkdir()
+    vocab = tokenizer(scratch)
+    rope = {"rope_type": "default", "rope_theta": 1000.0}
+    model = ModernBertModel(ModernBertConfig(
+        vocab_size=vocab + 2, hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=HEADS,
+        intermediate_size=FFN, max_position_embeddings=POSITIONS, local_attention=40,
+        rope_parameters={"full_attention": dict(rope), "sliding_attention": dict(rope)},
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3))
+    spread(model, 4)
+    model.save_pretrained(scratch)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(scratch / "tokenizer.json"), unk_token="[UNK]", pad_token="[PAD]",
+        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        model_max_length=20).save_pretrained(scratch)
+    SentenceTransformer(
+        modules=[Transformer(str(scratch)), Pooling(HIDDEN, "mean"), Normalize()],
+        device="cpu").save(str(folder), create_model_card=False)
+    shutil.rmtree(scratch)
+    expected(folder, 20)
+
+
+def roberta_like(folder, tokenizer, size, model_class, config_class, pooling):
+    scratch = folder.with_name("scratch")
+    scratch.mkdir()
+    model = model_class(config_class(
+        vocab_size=size + 1, hidden_size=HIDDEN, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, intermediate_size=FFN, max_position_embeddings=POSITIONS + 2,
+        type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2))
+    spread(model, 5)
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    SentenceTransformer(
+        modules=[Transformer(str(scratch)), Pooling(HIDDEN, pooling), Normalize()],
+        device="cpu").save(str(folder), create_model_card=False)
+    shutil.rmtree(scratch)
+    expected(folder, POSITIONS)
+
+
+def roberta(folder):
+    made = bpe_model(TEXTS + WORDS * 3, 330)
+    tokenizer = RobertaTokenizer(vocab=made["vocab"], merges=[tuple(m) for m in made["merges"]],
+                                 model_max_length=POSITIONS)
+    roberta_like(folder, tokenizer, len(made["vocab"]), RobertaModel, RobertaConfig, "cls")
+
+
+def xlm_roberta(folder):
+    made = unigram_model(TEXTS + WORDS * 3, 160)
+    tokenizer = XLMRobertaTokenizer(
+        vocab=[tuple(piece) for piece in made["vocab"]], model_max_length=POSITIONS,
+        _spm_precompiled_charsmap=base64.b64decode(table(RULES)))
+    roberta_like(folder, tokenizer, len(made["vocab"]), XLMRobertaModel, XLMRobertaConfig, "mean")
+
+
 if __name__ == "__main__":
     root = pathlib.Path(sys.argv[1])
-    for name, make in (("bert", bert), ("distilbert", distilbert)):
+    made = {"bert": bert, "distilbert": distilbert, "modernbert": modernbert,
+            "roberta": roberta, "xlm_roberta": xlm_roberta}
+    for name in sys.argv[2:] or made:
         shutil.rmtree(root / name, ignore_errors=True)
-        make(root / name)
+        made[name](root / name)
