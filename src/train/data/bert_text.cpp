@@ -1,14 +1,11 @@
 #include "src/train/data/bert_text.h"
 
-#include <unicode/normalizer2.h>
 #include <unicode/uchar.h>
-#include <unicode/uniset.h>
 #include <unicode/unistr.h>
 #include <unicode/utf8.h>
 
-#include <optional>
-
 #include "src/core/error.h"
+#include "src/train/data/normal_forms.h"
 #include "src/train/data/utf8.h"
 
 namespace amur {
@@ -91,34 +88,7 @@ char32_t lower_case(char32_t c) {
   return static_cast<char32_t>(u_tolower(static_cast<UChar32>(c)));
 }
 
-// NFD of Unicode 12.1: later characters are left alone.
-const icu::Normalizer2& decomposition() {
-  struct Filtered {
-    icu::UnicodeSet known;
-    std::optional<icu::FilteredNormalizer2> normalizer;
-    Filtered() {
-      UErrorCode status = U_ZERO_ERROR;
-      known.applyPattern(UNICODE_STRING_SIMPLE("[:age=12.1:]"), status).freeze();
-      const icu::Normalizer2* newest = icu::Normalizer2::getNFDInstance(status);
-      if (U_FAILURE(status)) throw IoError("Unicode data is missing: {}", u_errorName(status));
-      normalizer.emplace(*newest, known);
-    }
-  };
-  static const Filtered filtered;
-  return *filtered.normalizer;
-}
-
 }  // namespace
-
-char32_t next_character(std::string_view text, size_t& at) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char lead = byte(at++);
-  if (lead < 0x80) return lead;
-  const int more = lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
-  char32_t c = lead & (0x3fu >> more);
-  for (int i = 0; i < more; ++i) c = c << 6 | (byte(at++) & 0x3fu);
-  return c;
-}
 
 BertBreak bert_break(char32_t c) {
   if (c < 0x80) {

@@ -13,6 +13,8 @@
 #include <string>
 #include <string_view>
 
+#include "src/train/data/utf8.h"
+
 namespace amur {
 
 class BertNormalizer {
@@ -44,9 +46,6 @@ BertBreak bert_break(char32_t c);
 // space parts words; a mark of punctuation is a word of its own. Whether all words were taken.
 template <class Word>
 bool for_each_bert_word(std::string_view normal, Word&& word);
-
-// The character at `at`, which moves behind it. `text` is valid UTF-8.
-char32_t next_character(std::string_view text, size_t& at);
 
 template <class Word>
 bool for_each_bert_word(std::string_view normal, Word&& word) {

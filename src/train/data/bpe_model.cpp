@@ -1,22 +1,19 @@
 // Byte-level BPE as GPT-2, RoBERTa and ModernBERT use it: words by GPT-2's regular expression,
 // their bytes as symbols, and the merge of lowest rank first (tokenizers 0.23,
 // src/pre_tokenizers/byte_level.rs and src/models/bpe/).
-#include <unicode/normalizer2.h>
 #include <unicode/uchar.h>
-#include <unicode/uniset.h>
 #include <unicode/unistr.h>
 
 #include <array>
 #include <functional>
 #include <limits>
-#include <optional>
 #include <queue>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
 
 #include "src/core/error.h"
-#include "src/train/data/bert_text.h"
+#include "src/train/data/normal_forms.h"
 #include "src/train/data/text_model.h"
 #include "src/train/data/utf8.h"
 
@@ -71,23 +68,6 @@ CharacterClass cached_class_of(char32_t c) {
     return classes;
   }();
   return c < kCached ? cache[c] : class_of(c);
-}
-
-// NFC of Unicode 12.1, as the reference has it: later characters are left alone.
-const icu::Normalizer2& composition() {
-  struct Filtered {
-    icu::UnicodeSet known;
-    std::optional<icu::FilteredNormalizer2> normalizer;
-    Filtered() {
-      UErrorCode status = U_ZERO_ERROR;
-      known.applyPattern(UNICODE_STRING_SIMPLE("[:age=12.1:]"), status).freeze();
-      const icu::Normalizer2* newest = icu::Normalizer2::getNFCInstance(status);
-      if (U_FAILURE(status)) throw IoError("Unicode data is missing: {}", u_errorName(status));
-      normalizer.emplace(*newest, known);
-    }
-  };
-  static const Filtered filtered;
-  return *filtered.normalizer;
 }
 
 // ---- Words

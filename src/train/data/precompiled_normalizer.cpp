@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "src/core/error.h"
-#include "src/train/data/bert_text.h"
 #include "src/train/data/utf8.h"
 
 namespace amur {

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "src/core/error.h"
-#include "src/train/data/bert_text.h"
 #include "src/train/data/precompiled_normalizer.h"
 #include "src/train/data/text_model.h"
 #include "src/train/data/unigram_lattice.h"

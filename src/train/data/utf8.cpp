@@ -14,6 +14,16 @@ void append_utf8(char32_t c, std::string& out) {
   out.append(bytes, static_cast<size_t>(size));
 }
 
+char32_t next_character(std::string_view text, size_t& at) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = byte(at++);
+  if (lead < 0x80) return lead;
+  const int more = lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
+  char32_t c = lead & (0x3fu >> more);
+  for (int i = 0; i < more; ++i) c = c << 6 | (byte(at++) & 0x3fu);
+  return c;
+}
+
 char32_t character_or_replacement(std::string_view text, size_t& at) {
   const auto* bytes = reinterpret_cast<const uint8_t*>(text.data()) + at;
   const auto size = static_cast<int32_t>(std::min(text.size() - at, size_t{U8_MAX_LENGTH}));

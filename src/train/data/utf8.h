@@ -8,7 +8,10 @@ namespace amur {
 
 void append_utf8(char32_t c, std::string& out);
 
-// The character at `at`, which moves behind it; U+FFFD for an ill-formed part, as Unicode
+// The character at `at`, which moves behind it. `text` is valid UTF-8.
+char32_t next_character(std::string_view text, size_t& at);
+
+// The same of any bytes; U+FFFD for an ill-formed part, as Unicode
 // recommends it (3.9, "best practice").
 char32_t character_or_replacement(std::string_view text, size_t& at);
 

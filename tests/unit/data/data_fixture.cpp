@@ -120,4 +120,10 @@ const Tokenizer& small_tokenizer() {
   return *tokenizer;
 }
 
+Ids encoded(const Tokenizer& tokenizer, std::string_view text, int64_t limit) {
+  Ids ids;
+  tokenizer.encode(text, limit, ids);
+  return ids;
+}
+
 }  // namespace amur::test

@@ -36,4 +36,8 @@ std::string small_tsv(int lines);
 // A vocabulary of about a hundred pieces trained on `small_tsv`.
 const Tokenizer& small_tokenizer();
 
+using Ids = std::vector<int32_t>;
+// Of one text, by default whole.
+Ids encoded(const Tokenizer& tokenizer, std::string_view text, int64_t limit = 1 << 20);
+
 }  // namespace amur::test

@@ -7,18 +7,14 @@
 #include "src/core/error.h"
 #include "src/core/hash.h"
 #include "src/train/data/ngram_tokenizer.h"
+#include "tests/unit/data/data_fixture.h"
 
 namespace amur {
 namespace {
 
-constexpr int64_t kIds = 1000;
+using test::encoded;
 
-std::vector<int32_t> ids_of(const Tokenizer& tokenizer, std::string_view text,
-                            int64_t limit = 512) {
-  std::vector<int32_t> ids;
-  tokenizer.encode(text, limit, ids);
-  return ids;
-}
+constexpr int64_t kIds = 1000;
 
 int32_t id_of(std::string_view gram) {
   return static_cast<int32_t>(1 + mix64(fnv1a(gram)) % static_cast<uint64_t>(kIds - 1));
@@ -28,22 +24,22 @@ TEST(Ngrams, AWordGivesItselfAndItsParts) {
   const auto tokenizer = make_ngram_tokenizer(kIds);
   const std::vector<int32_t> want = {id_of("<cat>"), id_of("<ca"),  id_of("cat"),
                                      id_of("at>"),   id_of("<cat"), id_of("cat>")};
-  EXPECT_EQ(ids_of(*tokenizer, "cat"), want);
-  EXPECT_EQ(ids_of(*tokenizer, " Cat! "), want);  // case and punctuation carry nothing
-  EXPECT_NE(ids_of(*tokenizer, "car"), want);
+  EXPECT_EQ(encoded(*tokenizer, "cat"), want);
+  EXPECT_EQ(encoded(*tokenizer, " Cat! "), want);  // case and punctuation carry nothing
+  EXPECT_NE(encoded(*tokenizer, "car"), want);
 }
 
 TEST(Ngrams, CountsCharactersNotBytes) {
   const auto tokenizer = make_ngram_tokenizer(kIds);
   // One character between the marks: "<\u00fc>" is itself the only 3-gram.
-  EXPECT_EQ(ids_of(*tokenizer, "\u00dc"), std::vector<int32_t>{id_of("<\u00fc>")});
-  EXPECT_EQ(ids_of(*tokenizer, "\u00fc").size(), 1u);
-  EXPECT_EQ(ids_of(*tokenizer, "stra\u00dfe"), ids_of(*tokenizer, "STRASSE"));
+  EXPECT_EQ(encoded(*tokenizer, "\u00dc"), std::vector<int32_t>{id_of("<\u00fc>")});
+  EXPECT_EQ(encoded(*tokenizer, "\u00fc").size(), 1u);
+  EXPECT_EQ(encoded(*tokenizer, "stra\u00dfe"), encoded(*tokenizer, "STRASSE"));
 }
 
 TEST(Ngrams, ShareTheIdsOfTheirParts) {
   const auto tokenizer = make_ngram_tokenizer(1 << 20);
-  const auto whole = ids_of(*tokenizer, "Zentralbankkredit"), part = ids_of(*tokenizer, "Kredit");
+  const auto whole = encoded(*tokenizer, "Zentralbankkredit"), part = encoded(*tokenizer, "Kredit");
   const std::set<int32_t> all(whole.begin(), whole.end());
   EXPECT_GE(std::count_if(part.begin(), part.end(), [&](int32_t id) { return all.contains(id); }),
             5);
@@ -51,8 +47,8 @@ TEST(Ngrams, ShareTheIdsOfTheirParts) {
 
 TEST(Ngrams, TextsWithoutAWordAndLongTexts) {
   const auto tokenizer = make_ngram_tokenizer(kIds);
-  EXPECT_EQ(ids_of(*tokenizer, ""), std::vector<int32_t>{0});
-  EXPECT_EQ(ids_of(*tokenizer, " -- "), std::vector<int32_t>{0});
+  EXPECT_EQ(encoded(*tokenizer, ""), std::vector<int32_t>{0});
+  EXPECT_EQ(encoded(*tokenizer, " -- "), std::vector<int32_t>{0});
   std::vector<int32_t> ids;
   EXPECT_TRUE(tokenizer->encode("a long enough text", 4, ids));
   EXPECT_EQ(ids.size(), 4u);
@@ -65,7 +61,7 @@ TEST(Ngrams, SurviveTheCheckpoint) {
   const auto again = Tokenizer::from_bytes(tokenizer->serialised(), "test");
   EXPECT_STREQ(again->kind(), "ngrams");
   EXPECT_EQ(again->vocab_size(), kIds);
-  EXPECT_EQ(ids_of(*again, "two words"), ids_of(*tokenizer, "two words"));
+  EXPECT_EQ(encoded(*again, "two words"), encoded(*tokenizer, "two words"));
   EXPECT_EQ(read_ngram_tokenizer("something else"), nullptr);
   EXPECT_THROW(make_ngram_tokenizer(1), UsageError);
 }

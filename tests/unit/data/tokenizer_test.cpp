@@ -17,13 +17,8 @@ namespace {
 using test::small_tokenizer;
 using test::small_tsv;
 
-using Ids = std::vector<int32_t>;
-
-Ids encoded(const Tokenizer& tokenizer, std::string_view text, int64_t max_length = 1000) {
-  Ids ids;
-  tokenizer.encode(text, max_length, ids);
-  return ids;
-}
+using test::encoded;
+using test::Ids;
 
 std::unique_ptr<Tokenizer> trained(DataConfig config, const std::string& text) {
   std::istringstream lines(text);

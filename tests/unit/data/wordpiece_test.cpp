@@ -19,10 +19,9 @@
 namespace amur {
 namespace {
 
-using Ids = std::vector<int32_t>;
+using test::encoded;
+using test::Ids;
 using Json = nlohmann::json;
-
-constexpr int64_t kNoLimit = 1 << 20;
 
 Json fixture(const std::string& name) {
   return Json::parse(test::read_file(AMUR_TEST_DATA "/fixtures/" + name));
@@ -47,12 +46,6 @@ Json file_of(const std::string& name) {
 
 std::unique_ptr<Tokenizer> tokenizer_of(const Json& file) {
   return Tokenizer::from_bytes(file.dump(), "tokenizer.json");
-}
-
-Ids encoded(const Tokenizer& tokenizer, std::string_view text, int64_t limit = kNoLimit) {
-  Ids ids;
-  tokenizer.encode(text, limit, ids);
-  return ids;
 }
 
 TEST(WordPiece, GivesTheIdsOfTheReference) {
