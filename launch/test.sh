@@ -61,9 +61,14 @@ else
 fi
 [ $long = yes ] || finish
 
-# Speed and end-to-end learning say nothing new under a sanitizer and take many times as long there.
+# Soak loops wait for most of their time: the next build goes on beside them, behind them in priority.
+log=build/build-asan.log
+(renice -n 19 "$BASHPID" > /dev/null && configure_and_build asan) > "$log" 2>&1 &
+builder=$!
+built() { wait "$builder" || { cat "$log"; return 1; }; }
 attempt "soak" suite release 900 --label-regex soak
-attempt "build asan" configure_and_build asan
+attempt "build asan (after soak)" built
+# Speed and end-to-end learning say nothing new under a sanitizer and take many times as long there.
 attempt "test asan" suite asan 900 --label-exclude 'soak|slow'
 attempt "build tsan" configure_and_build tsan
 attempt "test tsan" suite tsan 900 --label-exclude 'soak|slow|serial'

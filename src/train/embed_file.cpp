@@ -1,7 +1,7 @@
 #include "src/train/embed_file.h"
 
 #include "src/core/log.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/data/mapped_file.h"
 #include "src/train/embedding_output.h"
 #include "src/train/stopwatch.h"

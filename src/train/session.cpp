@@ -8,6 +8,7 @@
 #include "comm/runtime.h"
 #include "kernels/gemm.h"
 #include "src/core/log.h"
+#include "src/train/agreement.h"
 #include "src/train/checkpoint/checkpoint_format.h"
 #include "src/train/huggingface/import.h"
 
@@ -86,25 +87,20 @@ void begin_model(const Config& config, EmbeddingModel& model, ProcessGrid& grid)
 
 std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& data,
                                           Communicator& world) {
-  std::string bytes, error;
+  std::string bytes;
   const std::string& start = config.train.start_from;
-  if (world.rank() == 0) {
-    try {
-      if (!start.empty()) {
-        bytes = tokenizer_of(start_info(start), start)->serialised();
-      } else if (!config.data.tokenizer_model.empty()) {
-        std::ifstream file(config.data.tokenizer_model, std::ios::binary);
-        if (!file)
-          throw IoError("data.tokenizer_model: cannot open '{}'", config.data.tokenizer_model);
-        bytes.assign(std::istreambuf_iterator<char>(file), {});
-      } else {
-        bytes = Tokenizer::train(config.data, vocabulary_texts(data))->serialised();
-      }
-    } catch (const Error& e) {
-      error = e.what();
+  read_on_first_rank(world, [&] {
+    if (!start.empty()) {
+      bytes = tokenizer_of(start_info(start), start)->serialised();
+    } else if (!config.data.tokenizer_model.empty()) {
+      std::ifstream file(config.data.tokenizer_model, std::ios::binary);
+      if (!file)
+        throw IoError("data.tokenizer_model: cannot open '{}'", config.data.tokenizer_model);
+      bytes.assign(std::istreambuf_iterator<char>(file), {});
+    } else {
+      bytes = Tokenizer::train(config.data, vocabulary_texts(data))->serialised();
     }
-  }
-  agree_or_throw<IoError>(world, error);
+  });
   world.broadcast(bytes, 0);
   const std::string& named = start.empty() ? config.data.tokenizer_model : start;
   const std::string origin = named.empty() ? "the vocabulary just trained" : named;

@@ -7,7 +7,7 @@
 
 #include "kernels/elementwise.h"
 #include "src/core/log.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/stopwatch.h"
 
 namespace amur {

@@ -58,7 +58,7 @@ class Errors(support.EndToEnd):
         self.write("other.json", json.dumps(dict(file, normalizer={"type": "NFC"})))
         named = {"data.tokenizer_model": "tokenizer.json"}
         ours = {"data.tokenizer": "wordpiece"}
-        self.refused(4, "set data.tokenizer_model to a Hugging Face tokenizer.json", values=ours)
+        self.refused(2, "set data.tokenizer_model to a Hugging Face tokenizer.json", values=ours)
         self.refused(2, "holds wordpiece: set data.tokenizer to wordpiece", values=named)
         self.refused(2, "data.subword_sampling: only sentencepiece draws segmentations",
                      values=ours | named | {"data.subword_sampling": 0.1})

@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "src/core/log.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/checkpoint/checkpoint_format.h"
 #include "src/train/checkpoint/checkpoint_output.h"
 #include "src/train/checkpoint/run_folder.h"

@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "src/core/log.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 
 namespace amur {
 namespace {

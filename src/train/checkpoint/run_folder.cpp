@@ -18,7 +18,7 @@
 #include <thread>
 
 #include "src/core/log.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/checkpoint/checkpoint_format.h"
 
 namespace amur {

@@ -7,6 +7,7 @@
 
 #include "src/core/error.h"
 #include "src/core/hash.h"
+#include "src/train/agreement.h"
 #include "src/train/data/line_source.h"
 #include "src/train/data/mapped_file.h"
 #include "src/train/data/package_source.h"
@@ -15,29 +16,12 @@
 namespace amur {
 namespace {
 
-// Samples read before touched pages are given back; each may have touched some 128 KiB of text and
-// index, because the kernel maps what lies around.
+// Samples read before touched pages are given back; each may have touched some 128 KiB of text
+// and index, because the kernel maps what lies around.
 constexpr int64_t kReleaseEvery = 1024;
 
 bool is_line_format(const SourceConfig& source) {
   return source.format == SourceFormat::tsv || source.format == SourceFormat::jsonl;
-}
-
-// Runs `body` on every rank and throws on all ranks what it threw on any.
-template <class Body>
-void together(Communicator& world, Body&& body) {
-  std::string usage, io;
-  try {
-    body();
-  } catch (const UsageError& error) {
-    usage = error.what();
-  } catch (const IoError& error) {
-    io = error.what();
-  } catch (const std::filesystem::filesystem_error& error) {
-    io = error.what();
-  }
-  agree_or_throw<UsageError>(world, usage);
-  agree_or_throw<IoError>(world, io);
 }
 
 }  // namespace
@@ -68,7 +52,8 @@ uint64_t text_identity(std::string_view text) {
 std::string prepare_source(const SourceConfig& source, const DataConfig& config) {
   if (source.format == SourceFormat::none)
     throw UsageError(
-        "data.sources: this model was imported and has no data of its own; give the data to train "
+        "data.sources: this model was imported and has no data of its own; give the data to "
+        "train "
         "or evaluate on");
   return is_line_format(source) ? prepare_line_source(source, config).packed() : "";
 }
@@ -111,13 +96,13 @@ Dataset::Dataset(const DataConfig& config, Communicator& world, Communicator& no
   state.config = config;
   if (config.sources.empty()) throw UsageError("data.sources names no source to train on");
   std::vector<std::string> prepared(config.sources.size());
-  together(world, [&] {
+  read_on_every_rank(world, [&] {
     if (node.rank() != 0) return;
     for (size_t i = 0; i < config.sources.size(); ++i)
       prepared[i] = prepare_source(config.sources[i], config);
   });
   for (std::string& where : prepared) node.broadcast(where, 0);
-  together(world, [&] {
+  read_on_every_rank(world, [&] {
     state.first.push_back(0);
     for (size_t i = 0; i < config.sources.size(); ++i) {
       state.sources.push_back(open_source(config.sources[i], config, prepared[i]));

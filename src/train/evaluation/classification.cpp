@@ -10,7 +10,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "src/core/random.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/data/pair_source.h"
 #include "src/train/evaluation/input.h"
 #include "src/train/stopwatch.h"

@@ -8,7 +8,7 @@
 #include <unordered_map>
 
 #include "src/core/log.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/data/line_format.h"
 #include "src/train/data/pair_source.h"
 #include "src/train/evaluation/input.h"

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <string_view>
 
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/evaluation/input.h"
 #include "src/train/stopwatch.h"
 #include "src/train/text_windows.h"

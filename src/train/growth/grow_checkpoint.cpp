@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "comm/runtime.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 
 namespace amur {
 namespace {

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "comm/runtime.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/checkpoint/checkpoint_format.h"
 #include "src/train/embedding_model.h"
 #include "src/train/huggingface/export_files.h"

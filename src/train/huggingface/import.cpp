@@ -5,7 +5,7 @@
 
 #include "comm/runtime.h"
 #include "src/core/version.h"
-#include "src/train/checkpoint/agreement.h"
+#include "src/train/agreement.h"
 #include "src/train/checkpoint/checkpoint_output.h"
 #include "src/train/embedding_model.h"
 

@@ -34,19 +34,24 @@ void on_first_rank(Communicator& world, F&& f, CallSite site = CallSite::here())
   agree_or_throw<IoError>(world, world.rank() == 0 ? io_error_text(f) : std::string(), site);
 }
 
-// Of what users wrote: a UsageError of rank 0 is one on every rank, and so is an IoError.
+// Of what users wrote: a UsageError of some rank is one on every rank, and so is an IoError.
 template <class F>
-void read_on_first_rank(Communicator& world, F&& f, CallSite site = CallSite::here()) {
+void read_on_every_rank(Communicator& world, F&& f, CallSite site = CallSite::here()) {
   std::string usage, io;
-  if (world.rank() == 0) {
-    try {
-      io = io_error_text(f);
-    } catch (const UsageError& e) {
-      usage = e.what();
-    }
+  try {
+    io = io_error_text(f);
+  } catch (const UsageError& e) {
+    usage = e.what();
   }
   agree_or_throw<UsageError>(world, usage, site);
   agree_or_throw<IoError>(world, io, site);
+}
+template <class F>
+void read_on_first_rank(Communicator& world, F&& f, CallSite site = CallSite::here()) {
+  const auto first = [&] {
+    if (world.rank() == 0) f();
+  };
+  read_on_every_rank(world, first, site);
 }
 
 }  // namespace amur
