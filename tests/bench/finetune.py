@@ -24,9 +24,9 @@ RECIPES = {"wordnet": "minilm-wordnet.yaml", "trans-de-en": "minilm-trans-de-en.
 LENGTH = {"wordnet": 96, "trans-de-en": 64}
 SCALE, BATCH, HELD_OUT, SEED = 20, 1024, 3000, 1
 SEARCH_STEPS, SEARCH_WARM_UP = 12, 2
-RATES = {"adamw": (5e-5, 1e-4, 2e-4, 4e-4, 8e-4), "tiger": (1e-4, 3e-4, 1e-3, 3e-3)}
+RATES = {"adamw": (1e-4, 3e-4, 1e-3), "tiger": (3e-4, 1e-3, 3e-3)}
 # batch, mini-batch, rate, precision of sentence-transformers: its usual setting and larger ones
-PEER = [(64, 32, 2e-5, "bf16"), (128, 32, 1e-4, "bf16"), (256, 32, 2e-4, "bf16")]
+PEER = [(64, 32, 2e-5, "bf16"), (128, 32, 1e-4, "bf16"), (256, 32, 3e-4, "bf16")]
 CALIBRATION = 3  # steps that tell how many fit into the time
 
 

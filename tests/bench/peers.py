@@ -203,7 +203,7 @@ def same_loss(options, folder):
 
 
 def measure(options, folder, name):
-    """(side, setting, precision) -> runs, one a round."""
+    """What each setting of each side did, a run a round."""
     batch, steps, _ = TEXTS[name]
     job = prepared(options, name, folder, batch * (WARM_UP + steps))
     found = collections.defaultdict(list)
