@@ -107,16 +107,22 @@ class DeviceKernels : public DeviceBackend {
   virtual void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
                       TensorView qkv, Stream stream) = 0;
 
-  // kernels/contrastive.h; those that return something wait for it
+  // kernels/contrastive.h
+  virtual void contrastive_exclude(TensorView logits, TilePlace place,
+                                   const LogitExclusions& exclusions, TensorView positive_logit,
+                                   TensorView masked, Stream stream) = 0;
   virtual void contrastive_statistics(ConstTensorView logits, TensorView row_maximum,
                                       TensorView row_sum, TensorView column_maximum,
                                       TensorView column_sum, Stream stream) = 0;
-  virtual double contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
-                                              ConstTensorView row_factor,
-                                              ConstTensorView column_maximum,
-                                              ConstTensorView column_factor, Stream stream) = 0;
-  virtual SigmoidSums contrastive_sigmoid(TensorView logits, double bias,
-                                          ConstTensorView row_weight, Stream stream) = 0;
+  virtual void contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+                                            ConstTensorView row_factor,
+                                            ConstTensorView column_maximum,
+                                            ConstTensorView column_factor,
+                                            const TilePositives& positives, TensorView sum,
+                                            Stream stream) = 0;
+  virtual void contrastive_sigmoid(TensorView logits, double bias, double weight,
+                                   const TilePositives& positives, TensorView sums,
+                                   Stream stream) = 0;
 };
 
 // Of the GPUs in use. The interface check of src/core/gpu.cpp covers this header.

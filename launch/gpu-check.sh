@@ -8,15 +8,15 @@ set -eu
 . "$(dirname "$0")/common.sh"
 
 case ${1:-} in
-  '') part build configure_and_build release amur test_kernels ;;
+  '') part build configure_and_build release amur test_kernels test_contrastive_loss ;;
   --built) ;;
   -h | --help) sed -n '2,6s/^# //p' "$0"; exit 0 ;;
   *) die "unknown option '$1'; use --built or nothing" ;;
 esac
 
 amur=build/release/src/app/amur
-tests=build/release/tests/unit/kernels/test_kernels
-for file in "$amur" "$(dirname "$amur")/libamur_cuda.so" "$tests"; do
+tests=(build/release/tests/unit/{kernels/test_kernels,loss/test_contrastive_loss})
+for file in "$amur" "$(dirname "$amur")/libamur_cuda.so" "${tests[@]}"; do
   [ -e "$file" ] || die "$file is missing: build it where a CUDA compiler is (docs/gpu.md)"
 done
 
@@ -26,12 +26,23 @@ report=$("$amur" doctor) || die "amur doctor failed"
 printf '%s\n' "$report"
 grep -q '^devices .*cuda:0' <<< "$report" || die "no GPU can be used here; the line 'gpu' above says why"
 
-# The tests of a GPU are named /cuda_TYPE, and exist only where a GPU is usable.
-cases=$("$tests" --gtest_filter='*/cuda_*' --gtest_list_tests | grep -c '^  ' || true)
-[ "$cases" -gt 0 ] || die "$tests has no case for this GPU"
+# The tests of a GPU are named /cuda or /cuda_TYPE, and exist only where a GPU is usable.
+cases=0
+for program in "${tests[@]}"; do
+  found=$("$program" --gtest_filter='*/cuda*' --gtest_list_tests | grep -c '^  ' || true)
+  [ "$found" -gt 0 ] || die "$program has no case for this GPU"
+  cases=$((cases + found))
+done
 say "$cases cases on the GPU"
-gpu_tests() { "$@" "$tests" --gtest_filter='*/cuda_*' --gtest_brief=1; }
+gpu_tests() {
+  local program
+  for program in "${tests[@]}"; do
+    "$@" "$program" --gtest_filter='*/cuda*' --gtest_brief=1 || return 1
+  done
+}
 part "tests" gpu_tests timeout -k 10 600
+part "loss stage by two ranks" timeout -k 10 600 mpirun -n 2 "${tests[1]}" \
+  --gtest_filter='*/cuda*' --gtest_brief=1
 if command -v compute-sanitizer > /dev/null; then
   part "tests under memcheck" gpu_tests timeout -k 10 1200 compute-sanitizer --tool memcheck \
     --error-exitcode 9

@@ -7,6 +7,10 @@
 
 namespace amur::cpu {
 
+struct SigmoidSums {
+  double loss = 0, gradient = 0, gradient_z = 0;
+};
+
 template <class T>
 struct ContrastiveKernels {
   // Merges one row [n] into its maximum and sum.
@@ -17,6 +21,7 @@ struct ContrastiveKernels {
   // One row in place; the column arrays [n] may be null. Returns sum G Z.
   double (*softmax_gradient)(T* row, int64_t n, T row_maximum, T row_factor,
                              const T* column_maximum, const T* column_factor);
+  // One row of wrong pairs in place.
   SigmoidSums (*sigmoid)(T* row, int64_t n, T bias, T weight);
 };
 

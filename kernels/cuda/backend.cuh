@@ -77,6 +77,10 @@ __device__ T block_max(T value) {
 void sums_to_host(const double* parts, int64_t count, int64_t n, double* results, Device device,
                   Stream stream);
 
+// sums[k] += the sum of parts[k, :], in one fixed order; all on the GPU.
+void add_sums(const double* parts, int64_t count, int64_t n, double* sums, Device device,
+              Stream stream);
+
 // "cuBLASLt 13.1.0"; asks no device.
 std::string gemm_text();
 
@@ -200,14 +204,17 @@ class CudaBackend final : public DeviceKernels {
               TensorView qkv, Stream stream) override;
 
   // contrastive.cu
+  void contrastive_exclude(TensorView logits, TilePlace place, const LogitExclusions& exclusions,
+                           TensorView positive_logit, TensorView masked, Stream stream) override;
   void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, TensorView row_sum,
                               TensorView column_maximum, TensorView column_sum,
                               Stream stream) override;
-  double contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
-                                      ConstTensorView row_factor, ConstTensorView column_maximum,
-                                      ConstTensorView column_factor, Stream stream) override;
-  SigmoidSums contrastive_sigmoid(TensorView logits, double bias, ConstTensorView row_weight,
-                                  Stream stream) override;
+  void contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+                                    ConstTensorView row_factor, ConstTensorView column_maximum,
+                                    ConstTensorView column_factor, const TilePositives& positives,
+                                    TensorView sum, Stream stream) override;
+  void contrastive_sigmoid(TensorView logits, double bias, double weight,
+                           const TilePositives& positives, TensorView sums, Stream stream) override;
 };
 
 }  // namespace amur::cuda

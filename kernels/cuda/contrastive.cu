@@ -1,9 +1,65 @@
 #include "kernels/contrastive.h"
 
+#include "kernels/contrastive_math.h"
 #include "kernels/cuda/column_sums.cuh"
 
 namespace amur::cuda {
 namespace {
+
+// Exclusions by plain pointers; those by row begin at the tile's first row.
+struct Exclusions {
+  const int64_t *positive, *self, *first_range, *ranges;
+  const int32_t* columns;
+};
+
+// The first of columns[first .. last-1] that is not below `value`, or `last`.
+__device__ int64_t lower_bound(const int32_t* columns, int64_t first, int64_t last, int64_t value) {
+  while (first < last) {
+    const int64_t middle = first + (last - first) / 2;
+    if (columns[middle] < value)
+      first = middle + 1;
+    else
+      last = middle;
+  }
+  return first;
+}
+
+// A block takes row after row, its threads the columns of a range; of_row, which may be null, gets
+// the row's number of masked entries.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    exclude_kernel(int64_t m, int64_t n, int64_t first_column, Exclusions exclusions, T* logits,
+                   double* positive_logit, double* of_row) {
+  constexpr T kMasked = kMaskedLogit;
+  for (int64_t i = blockIdx.x; i < m; i += gridDim.x) {
+    T* row = logits + i * n;
+    const int64_t positive = exclusions.positive[i] - first_column;
+    if (threadIdx.x == 0) {
+      const int64_t self = exclusions.self[i] - first_column;
+      if (positive >= 0 && positive < n) {
+        if (positive_logit) positive_logit[i] = static_cast<double>(row[positive]);
+        row[positive] = kMasked;
+      }
+      if (self >= 0 && self < n) row[self] = kMasked;
+    }
+    double masked = 0;
+    for (int64_t r = exclusions.first_range[i]; r < exclusions.first_range[i + 1]; ++r) {
+      __syncthreads();  // ranges overlap: an entry counts once
+      const int64_t last = exclusions.ranges[2 * r + 1];
+      int64_t k = lower_bound(exclusions.columns, exclusions.ranges[2 * r], last, first_column);
+      for (k += threadIdx.x; k < last; k += kThreads) {
+        const int64_t j = exclusions.columns[k] - first_column;
+        if (j >= n) break;
+        if (j == positive || row[j] == kMasked) continue;
+        row[j] = kMasked;
+        masked += 1;
+      }
+    }
+    if (!of_row) continue;
+    masked = block_sum(masked);
+    if (threadIdx.x == 0) of_row[i] = masked;
+  }
+}
 
 // Merges what a tile adds to a running log-sum-exp.
 template <class T>
@@ -57,12 +113,25 @@ __global__ void __launch_bounds__(kThreads)
   merge(most, total, maximum + column, sum + column);
 }
 
+// Positives by plain pointers.
+struct Positives {
+  const int64_t* column;
+  int64_t first_column;
+  const double* value;
+
+  // Place of row i's positive in a tile of n columns, -1 where it is not there.
+  __device__ int64_t place(int64_t i, int64_t n) const {
+    const int64_t j = column[i] - first_column;
+    return j >= 0 && j < n ? j : -1;
+  }
+};
+
 // of_row[i] = the row's part of sum G Z. The column arrays may be null.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     softmax_gradient_kernel(int64_t m, int64_t n, T* logits, const T* row_maximum,
                             const T* row_factor, const T* column_maximum, const T* column_factor,
-                            double* of_row) {
+                            Positives positives, double* of_row) {
   for (int64_t i = blockIdx.x; i < m; i += gridDim.x) {
     T* row = logits + i * n;
     const T most = row_maximum[i], factor = row_factor[i];
@@ -75,33 +144,50 @@ __global__ void __launch_bounds__(kThreads)
       row[j] = g;
     }
     const double sum = block_sum(static_cast<double>(part));
-    if (threadIdx.x == 0) of_row[i] = sum;
+    if (threadIdx.x != 0) continue;
+    of_row[i] = sum;
+    const int64_t positive = positives.place(i, n);
+    if (positive >= 0) row[positive] = static_cast<T>(positives.value[i]);
   }
 }
 
 // of_row [3, m]: the row's parts of loss, sum G and sum G Z.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    sigmoid_kernel(int64_t m, int64_t n, T* logits, T bias, const T* row_weight, double* of_row) {
+    sigmoid_kernel(int64_t m, int64_t n, T* logits, double bias, double weight, Positives positives,
+                   double* of_row) {
   for (int64_t i = blockIdx.x; i < m; i += gridDim.x) {
     T* row = logits + i * n;
-    const T weight = row_weight[i];
+    const T own = positives.column[i] < 0 ? T(0) : static_cast<T>(weight);
     T loss = 0, gradient = 0, gradient_z = 0;
     for (int64_t j = threadIdx.x; j < n; j += kThreads) {
-      const T z = row[j], s = z + bias;
+      const T z = row[j], s = z + static_cast<T>(bias);
       const T e = exp(s < 0 ? s : -s);
       loss += (s > 0 ? s : T(0)) + log1p(e);
-      const T g = (s < 0 ? e : T(1)) / (e + T(1)) * weight;
+      const T g = (s < 0 ? e : T(1)) / (e + T(1)) * own;
       gradient += g;
       gradient_z += g * z;
       row[j] = g;
     }
-    const double sums[3] = {static_cast<double>(weight) * block_sum(static_cast<double>(loss)),
-                            block_sum(static_cast<double>(gradient)),
-                            block_sum(static_cast<double>(gradient_z))};
-    if (threadIdx.x == 0)
-      for (int k = 0; k < 3; ++k) of_row[k * m + i] = sums[k];
+    double sums[3] = {static_cast<double>(own) * block_sum(static_cast<double>(loss)),
+                      block_sum(static_cast<double>(gradient)),
+                      block_sum(static_cast<double>(gradient_z))};
+    if (threadIdx.x != 0) continue;
+    const int64_t positive = positives.place(i, n);
+    if (positive >= 0) {
+      const double z = positives.value[i];
+      const RightPair pair = right_pair(weight, z + bias);
+      sums[0] += pair.loss;
+      sums[1] += pair.gradient;
+      sums[2] += pair.gradient * z;
+      row[positive] = static_cast<T>(pair.gradient);
+    }
+    for (int k = 0; k < 3; ++k) of_row[k * m + i] = sums[k];
   }
+}
+
+Positives pointers_of(const TilePositives& positives) {
+  return {positives.column.as<int64_t>(), positives.first_column, positives.value.as<double>()};
 }
 
 unsigned blocks_for_each_row(int64_t m) {
@@ -109,6 +195,26 @@ unsigned blocks_for_each_row(int64_t m) {
 }
 
 }  // namespace
+
+void CudaBackend::contrastive_exclude(TensorView logits, TilePlace place,
+                                      const LogitExclusions& exclusions, TensorView positive_logit,
+                                      TensorView masked, Stream stream) {
+  const cudaStream_t s = enter(logits.device(), stream);
+  const int64_t m = logits.rows();
+  const Exclusions pointers{exclusions.positive.as<int64_t>() + place.row,
+                            exclusions.self.as<int64_t>() + place.row,
+                            exclusions.first_range.as<int64_t>() + place.row,
+                            exclusions.ranges.as<int64_t>(), exclusions.columns.as<int32_t>()};
+  const Scratch scratch(static_cast<size_t>(m) * sizeof(double), logits.device(), stream);
+  double* of_row = masked.defined() ? scratch.as<double>() : nullptr;
+  dispatch_f32_f64(logits.dtype(), "contrastive_exclude", [&]<class T>() {
+    exclude_kernel<T><<<blocks_for_each_row(m), kThreads, 0, s>>>(
+        m, logits.columns(), place.column, pointers, logits.as<T>(),
+        pointer_of<double>(positive_logit), of_row);
+  });
+  check_launch();
+  if (of_row) add_sums(of_row, 1, m, masked.as<double>(), logits.device(), stream);
+}
 
 void CudaBackend::contrastive_statistics(ConstTensorView logits, TensorView row_maximum,
                                          TensorView row_sum, TensorView column_maximum,
@@ -127,38 +233,38 @@ void CudaBackend::contrastive_statistics(ConstTensorView logits, TensorView row_
   });
 }
 
-double CudaBackend::contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
-                                                 ConstTensorView row_factor,
-                                                 ConstTensorView column_maximum,
-                                                 ConstTensorView column_factor, Stream stream) {
+void CudaBackend::contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+                                               ConstTensorView row_factor,
+                                               ConstTensorView column_maximum,
+                                               ConstTensorView column_factor,
+                                               const TilePositives& positives, TensorView sum,
+                                               Stream stream) {
   const cudaStream_t s = enter(logits.device(), stream);
   const int64_t m = logits.rows();
   const Scratch of_row(static_cast<size_t>(m) * sizeof(double), logits.device(), stream);
   dispatch_f32_f64(logits.dtype(), "contrastive_softmax_gradient", [&]<class T>() {
     softmax_gradient_kernel<T><<<blocks_for_each_row(m), kThreads, 0, s>>>(
         m, logits.columns(), logits.as<T>(), row_maximum.as<T>(), row_factor.as<T>(),
-        pointer_of<T>(column_maximum), pointer_of<T>(column_factor), of_row.as<double>());
+        pointer_of<T>(column_maximum), pointer_of<T>(column_factor), pointers_of(positives),
+        of_row.as<double>());
   });
   check_launch();
-  double sum = 0;
-  sums_to_host(of_row.as<double>(), 1, m, &sum, logits.device(), stream);
-  return sum;
+  add_sums(of_row.as<double>(), 1, m, sum.as<double>(), logits.device(), stream);
 }
 
-SigmoidSums CudaBackend::contrastive_sigmoid(TensorView logits, double bias,
-                                             ConstTensorView row_weight, Stream stream) {
+void CudaBackend::contrastive_sigmoid(TensorView logits, double bias, double weight,
+                                      const TilePositives& positives, TensorView sums,
+                                      Stream stream) {
   const cudaStream_t s = enter(logits.device(), stream);
   const int64_t m = logits.rows();
   const Scratch of_row(static_cast<size_t>(3 * m) * sizeof(double), logits.device(), stream);
   dispatch_f32_f64(logits.dtype(), "contrastive_sigmoid", [&]<class T>() {
     sigmoid_kernel<T><<<blocks_for_each_row(m), kThreads, 0, s>>>(
-        m, logits.columns(), logits.as<T>(), static_cast<T>(bias), row_weight.as<T>(),
+        m, logits.columns(), logits.as<T>(), bias, weight, pointers_of(positives),
         of_row.as<double>());
   });
   check_launch();
-  double sums[3] = {};
-  sums_to_host(of_row.as<double>(), 3, m, sums, logits.device(), stream);
-  return {sums[0], sums[1], sums[2]};
+  add_sums(of_row.as<double>(), 3, m, sums.as<double>(), logits.device(), stream);
 }
 
 }  // namespace amur::cuda

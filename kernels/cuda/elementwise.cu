@@ -60,13 +60,14 @@ __global__ void __launch_bounds__(kThreads)
   sum = block_sum(sum);
   if (threadIdx.x == 0) of_block[blockIdx.x] = sum;
 }
-// results[k] = the sum of parts[k, :], k the block
+// results[k] = the sum of parts[k, :], k the block; with `add`, what was there stays in
+template <bool add>
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(int64_t n, const double* parts, double* results) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += parts[blockIdx.x * n + i];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) results[blockIdx.x] = sum;
+  if (threadIdx.x == 0) results[blockIdx.x] = add ? results[blockIdx.x] + sum : sum;
 }
 
 // All who find something write the same.
@@ -152,10 +153,18 @@ void sums_to_host(const double* parts, int64_t count, int64_t n, double* results
   const cudaStream_t s = enter(device, stream);
   const size_t bytes = static_cast<size_t>(count) * sizeof(double);
   const Scratch scratch(bytes, device, stream);
-  sum_kernel<<<static_cast<unsigned>(count), kThreads, 0, s>>>(n, parts, scratch.as<double>());
+  sum_kernel<false>
+      <<<static_cast<unsigned>(count), kThreads, 0, s>>>(n, parts, scratch.as<double>());
   check_launch();
   AMUR_CUDA_CHECK(cudaMemcpyAsync(results, scratch.as<double>(), bytes, cudaMemcpyDeviceToHost, s));
   AMUR_CUDA_CHECK(cudaStreamSynchronize(s));
+}
+
+void add_sums(const double* parts, int64_t count, int64_t n, double* sums, Device device,
+              Stream stream) {
+  const cudaStream_t s = enter(device, stream);
+  sum_kernel<true><<<static_cast<unsigned>(count), kThreads, 0, s>>>(n, parts, sums);
+  check_launch();
 }
 
 void CudaBackend::cast(ConstTensorView from, TensorView to, Stream stream) {

@@ -79,9 +79,8 @@ void TwoPass::forward(PlannedChunk& planned, bool keep) {
   TensorView norm = scope.tensor({sequences}, dtype);                        // [S]
   model_.tower(planned.tower).forward(context(view, keep), h);
   normalise_forward(h, h, norm);
-  Tensor h_staging, norm_staging;
-  scatter_rows(on_host(h, h_staging), planned.chunk.units, embeddings_);
-  scatter_rows(on_host(norm, norm_staging), planned.chunk.units, norms_);
+  scatter_rows(h, planned.chunk.units, embeddings_);
+  scatter_rows(norm, planned.chunk.units, norms_);
   if (keep) planned.packed = std::move(packed);
 }
 
@@ -97,8 +96,8 @@ BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& t
   BatchGradient result;
   const auto units = static_cast<int64_t>(batch.queries.size() + batch.documents.size());
   const DType dtype = model_.parameters_dtype();
-  embeddings_ = Tensor({units, model_.embedding_size()}, dtype);
-  norms_ = Tensor({units}, dtype);
+  embeddings_ = Tensor({units, model_.embedding_size()}, dtype, model_.device());
+  norms_ = Tensor({units}, dtype, model_.device());
   result.texts = units;
   result.chunks = static_cast<int64_t>(chunks_.size());
 
@@ -155,7 +154,7 @@ void TwoPass::run_loss_stage(BatchGradient& result) {
   input.other_first = batch_->other_first;
   input.other_positives = batch_->other_positives;
 
-  gradients_ = Tensor(embeddings_.shape(), embeddings_.dtype());
+  gradients_ = Tensor(embeddings_.shape(), embeddings_.dtype(), model_.device());
   result.loss = loss_stage_(input, gradients_.view().slice(0, queries),
                             gradients_.view().slice(queries, documents));
   // dL/dz becomes dL/dh on its owner.
@@ -216,9 +215,7 @@ void TwoPass::pass2(StepTimes& times, const GroupDone& group_done) {
       model_.tower(planned.tower).forward(context(view, true), h);
     }
     const ChunkView view = planned.packed->view();
-    Tensor gathered(h.shape(), h.dtype());
-    gather_rows(gradients_, planned.chunk.units, gathered);
-    copy(h, gathered);
+    gather_rows(gradients_, planned.chunk.units, h);
     Context backward = context(view, true);
     if (group_done && last_of_tower) {
       const bool queries = &model_.tower(planned.tower) == &model_.tower(0);

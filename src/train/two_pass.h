@@ -92,8 +92,7 @@ class TwoPass {
   std::optional<RandomKey> step_key_;
   std::vector<PlannedChunk> chunks_;
   SavedTensors saved_, scratch_;
-  // Rows: this rank's queries, then its documents. In host memory: the loss stage is computed
-  // there, wherever the model is.
+  // Rows: this rank's queries, then its documents. Where the model is.
   Tensor embeddings_;  // [b_r + n_r, e] unit vectors
   Tensor norms_;       // [b_r + n_r]
   Tensor gradients_;   // [b_r + n_r, e] dL/dz, then dL/dh

@@ -176,8 +176,9 @@ void declare_loss(Group& group) {
   key.real("bias", &L::bias, any(), "siglip: initial bias");
   key.flag("learn_bias", &L::learn_bias, "siglip: learn the bias", kFixed);
   key.whole("tile_rows", &L::tile_rows, between(1, 1 << 20),
-            "rows of the tiles in which the logits are computed");
-  key.whole("tile_columns", &L::tile_columns, between(1, 1 << 20), "columns of the tiles");
+            "rows of the tiles in which the logits are computed; on a GPU eight times as many");
+  key.whole("tile_columns", &L::tile_columns, between(1, 1 << 20),
+            "columns of the tiles; on a GPU eight times as many");
 }
 
 void declare_optimizer(Group& group) {

@@ -7,30 +7,34 @@
 #include <vector>
 
 #include "kernels/contrastive.h"
+#include "kernels/contrastive_math.h"
 #include "kernels/gemm.h"
 #include "src/train/loss/logit_mask.h"
 
 namespace amur {
 namespace {
 
-double softplus(double x) {
-  return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x)));
-}
-double sigmoid(double x) {
-  return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
-}
+// On a GPU tiles are this many times as long and as wide as on the CPU: it takes that much work to
+// keep one busy, and a launch costs the same whatever it does.
+constexpr int64_t kGpuTile = 8;
 
 // Hands out the stage's memory and counts it.
 class Workspace {
  public:
-  Tensor tensor(Shape shape, DType dtype) {
-    Tensor t(shape, dtype);
+  Tensor tensor(Shape shape, DType dtype, Device device = Device::cpu()) {
+    Tensor t(shape, dtype, device);
     count(t.bytes());
     return t;
   }
-  Tensor zeros(Shape shape, DType dtype) {
-    Tensor t = tensor(shape, dtype);
+  Tensor zeros(Shape shape, DType dtype, Device device = Device::cpu()) {
+    Tensor t = tensor(shape, dtype, device);
     fill_zero(t);
+    return t;
+  }
+  template <class T>
+  Tensor filled(int64_t n, float value) {
+    Tensor t = tensor({n}, dtype_of<T>);
+    std::fill_n(t.as<T>(), n, static_cast<T>(value));
     return t;
   }
   void count(size_t bytes) { bytes_ += bytes; }
@@ -50,6 +54,9 @@ void check_input(const ContrastiveInput& in, TensorView dq, TensorView dk) {
              name_of(in.documents.dtype()), name_of(dq.dtype()), name_of(dk.dtype()));
   AMUR_CHECK(dq.rows() == b && dq.columns() == e && dk.rows() == n && dk.columns() == e,
              "gradients {}, {}", dq.shape().text(), dk.shape().text());
+  for (const Device device : {in.documents.device(), dq.device(), dk.device()})
+    AMUR_CHECK(device == in.queries.device(), "queries on {}, others on {}",
+               in.queries.device().text(), device.text());
   AMUR_CHECK(std::ssize(in.query_ids) == b && std::ssize(in.document_ids) == n &&
                  std::ssize(in.positive) == b,
              "{} query ids, {} document ids, {} positives", in.query_ids.size(),
@@ -109,7 +116,7 @@ LocalTexts local_texts(const ContrastiveInput& in, bool all) {
 }
 
 LogitColumns gather_columns(const LogitColumns& local, std::span<const int64_t> counts,
-                            Workspace& work, Communicator& dp, Stream stream) {
+                            Workspace& work, Communicator& dp) {
   const auto own = std::ssize(local.text_id);
   const int64_t total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
   Tensor shard = work.tensor({own, 3}, DType::i64), full = work.tensor({total, 3}, DType::i64);
@@ -120,8 +127,8 @@ LogitColumns gather_columns(const LogitColumns& local, std::span<const int64_t> 
     entry[1] = static_cast<int64_t>(local.partner_id[at]);
     entry[2] = local.is_positive[at];
   }
-  dp.all_gather(shard, full, counts, stream);
-  dp.synchronize(stream);
+  dp.all_gather(shard, full, counts);
+  dp.synchronize();
   LogitColumns columns;
   columns.text_id.reserve(static_cast<size_t>(total));
   columns.partner_id.reserve(static_cast<size_t>(total));
@@ -136,16 +143,23 @@ LogitColumns gather_columns(const LogitColumns& local, std::span<const int64_t> 
   return columns;
 }
 
+void bring(Device device, std::initializer_list<Tensor*> tensors) {
+  for (Tensor* t : tensors) *t = on_device(std::move(*t), device);
+}
+
 // The row block of this rank against all columns. Negatives are summed in the tiles; each row's one
 // positive entry is kept apart and computed in double, so that a nearly solved batch, where 1 - P
 // would cancel, loses nothing.
+//
+// Tiles are computed where the embeddings are. What there is one of a row or a column goes to host
+// memory between the sweeps: it is little, and its sums over the ranks are too.
 template <class T>
 class RowBlock {
  public:
   RowBlock(const LossConfig& config, double scale, double bias, ConstTensorView rows,
            ConstTensorView columns, std::span<const LogitRow> row_info,
-           const LogitColumns& column_info, const LogitMask& mask, double weight, Workspace& work,
-           Stream stream)
+           const LogitColumns& column_info, const LogitExclusions& exclusions, double weight,
+           Workspace& work, Stream stream)
       : scale_(scale),
         bias_(bias),
         weight_(weight),
@@ -153,135 +167,125 @@ class RowBlock {
         columns_(columns),
         row_info_(row_info),
         column_info_(column_info),
-        mask_(mask),
+        exclusions_(exclusions),
         work_(work),
         stream_(stream),
-        tile_rows_(std::clamp<int64_t>(rows.rows(), 1, config.tile_rows)),
-        tile_columns_(std::clamp<int64_t>(columns.rows(), 1, config.tile_columns)) {
-    tile_ = work.tensor({tile_rows_ * tile_columns_}, dtype_of<T>);
-    positive_logit_.resize(row_info.size());
-    positive_gradient_.resize(row_info.size());
-    work.count(2 * sizeof(double) * row_info.size());
+        device_(rows.device()) {
+    const int64_t times = device_ == Device::cpu() ? 1 : kGpuTile, r = rows.rows();
+    tile_rows_ = std::clamp<int64_t>(r, 1, times * config.tile_rows);
+    tile_columns_ = std::clamp<int64_t>(columns.rows(), 1, times * config.tile_columns);
+    tile_ = work.tensor({tile_rows_ * tile_columns_}, dtype_of<T>, device_);
+    positive_logit_ = work.zeros({r}, DType::f64, device_);
+    positive_gradient_ = work.zeros({r}, DType::f64);
+    sums_ = work.zeros({4}, DType::f64, device_);
   }
 
-  double loss = 0, scale_gradient = 0, bias_gradient = 0;
-  int64_t masked = 0;
+  double loss = 0, scale_gradient = 0, bias_gradient = 0, masked = 0;
 
   // Softmax over rows and, with `symmetric`, over the columns that are positives.
   void softmax(bool symmetric, TensorView drows, TensorView dcolumns, Communicator& dp) {
     const int64_t m = rows_.rows(), n = columns_.rows();
-    Tensor row_maximum = filled(m, kMaskedLogit);
-    Tensor row_sum = work_.zeros({m}, DType::f64);
+    Tensor row_maximum = work_.filled<T>(m, kMaskedLogit);
+    Tensor row_sum = work_.zeros({m}, DType::f64, device_);
     Tensor column_maximum, column_sum;
     if (symmetric) {
-      column_maximum = filled(n, kMaskedLogit);
-      column_sum = work_.zeros({n}, DType::f64);
+      column_maximum = work_.filled<T>(n, kMaskedLogit);
+      column_sum = work_.zeros({n}, DType::f64, device_);
     }
-    for_each_tile([&](TensorView tile, int64_t i, int64_t j) {
-      take_positives(tile, i, j);
-      masked += mask_.apply(tile, i, j);
-      contrastive_statistics(tile, part(row_maximum, i, tile.rows()), part(row_sum, i, tile.rows()),
-                             part(column_maximum, j, tile.columns()),
-                             part(column_sum, j, tile.columns()), stream_);
+    bring(device_, {&row_maximum, &column_maximum});
+    for_each_tile([&](TensorView tile, TilePlace at) {
+      exclude(tile, at, true);
+      contrastive_statistics(tile, part(row_maximum, at.row, tile.rows()),
+                             part(row_sum, at.row, tile.rows()),
+                             part(column_maximum, at.column, tile.columns()),
+                             part(column_sum, at.column, tile.columns()), stream_);
     });
+    bring(Device::cpu(), {&row_maximum, &row_sum, &column_maximum, &column_sum, &positive_logit_});
     Tensor row_factor = finish_rows(row_maximum, row_sum);
     Tensor column_factor;
     if (symmetric) column_factor = finish_columns(column_maximum, column_sum, dp);
-    for_each_tile([&](TensorView tile, int64_t i, int64_t j) {
-      set_positives(tile, i, j, [](size_t) { return T{kMaskedLogit}; });
-      mask_.apply(tile, i, j);
-      scale_gradient += contrastive_softmax_gradient(
-          tile, part(row_maximum, i, tile.rows()), part(row_factor, i, tile.rows()),
-          part(column_maximum, j, tile.columns()), part(column_factor, j, tile.columns()), stream_);
-      add_gradients(tile, i, j, drows, dcolumns);
+    bring(device_,
+          {&row_maximum, &row_factor, &column_maximum, &column_factor, &positive_gradient_});
+    for_each_tile([&](TensorView tile, TilePlace at) {
+      exclude(tile, at, false);
+      contrastive_softmax_gradient(
+          tile, part(row_maximum, at.row, tile.rows()), part(row_factor, at.row, tile.rows()),
+          part(column_maximum, at.column, tile.columns()),
+          part(column_factor, at.column, tile.columns()), positives(tile, at, positive_gradient_),
+          sums_.view().slice(2, 1), stream_);
+      add_gradients(tile, at, drows, dcolumns);
     });
-    for (size_t i = 0; i < row_info_.size(); ++i)
-      scale_gradient += positive_gradient_[i] * positive_logit_[i];
+    bring(Device::cpu(), {&positive_gradient_});
+    take_sums();
+    for (int64_t i = 0; i < m; ++i)
+      scale_gradient += positive_gradient_.as<double>()[i] * positive_logit_.as<double>()[i];
   }
 
   // Every pair is a decision of its own: one sweep, no statistics.
   void pairwise_sigmoid(TensorView drows, TensorView dcolumns) {
-    Tensor row_weight = filled(rows_.rows(), 0);
-    for (size_t i = 0; i < row_info_.size(); ++i)
-      if (row_info_[i].positive >= 0) row_weight.as<T>()[i] = static_cast<T>(weight_);
-    for_each_tile([&](TensorView tile, int64_t i, int64_t j) {
-      take_positives(tile, i, j);
-      masked += mask_.apply(tile, i, j);
-      const SigmoidSums sums =
-          contrastive_sigmoid(tile, bias_, part(row_weight, i, tile.rows()), stream_);
-      loss += sums.loss;
-      bias_gradient += sums.gradient;
-      scale_gradient += sums.gradient_z;
-      set_positives(tile, i, j, [&](size_t row) {
-        const double z = positive_logit_[row], g = -weight_ * sigmoid(-(z + bias_));
-        loss += weight_ * softplus(-(z + bias_));
-        bias_gradient += g;
-        scale_gradient += g * z;
-        positive_gradient_[row] = g;
-        return T{kMaskedLogit};
-      });
-      add_gradients(tile, i, j, drows, dcolumns);
+    for_each_tile([&](TensorView tile, TilePlace at) {
+      exclude(tile, at, true);
+      contrastive_sigmoid(tile, bias_, weight_, positives(tile, at, positive_logit_),
+                          sums_.view().slice(0, 3), stream_);
+      add_gradients(tile, at, drows, dcolumns);
     });
+    take_sums();
   }
 
  private:
-  Tensor filled(int64_t n, float value) {
-    Tensor t = work_.tensor({n}, dtype_of<T>);
-    std::fill_n(t.as<T>(), n, static_cast<T>(value));
-    return t;
-  }
   static TensorView part(Tensor& whole, int64_t first, int64_t count) {
     return whole.defined() ? whole.view().slice(first, count) : TensorView();
   }
 
-  // Calls f(tile of logits, first row, first column); columns run inside, always in the same order
-  // and shapes, so that both sweeps see the same bits.
+  // Calls f(tile of logits, its place); columns run inside, always in the same order and shapes, so
+  // that both sweeps see the same bits.
   template <class F>
   void for_each_tile(const F& f) {
     for (int64_t i = 0; i < rows_.rows(); i += tile_rows_) {
       const int64_t m = std::min(tile_rows_, rows_.rows() - i);
       for (int64_t j = 0; j < columns_.rows(); j += tile_columns_) {
         const int64_t n = std::min(tile_columns_, columns_.rows() - j);
-        const TensorView tile(tile_.view().raw(), {m, n}, dtype_of<T>);
+        const TensorView tile(tile_.view().raw(), {m, n}, dtype_of<T>, device_);
         gemm(Transpose::no, Transpose::yes, scale_, rows_.slice(i, m), columns_.slice(j, n), 0,
              tile, stream_);
-        f(tile, i, j);
+        f(tile, {i, j});
       }
     }
   }
-  template <class F>
-  void set_positives(TensorView tile, int64_t first_row, int64_t first_column, const F& value) {
-    T* z = tile.as<T>();
-    for (int64_t i = 0; i < tile.rows(); ++i) {
-      const int64_t column = row_info_[static_cast<size_t>(first_row + i)].positive - first_column;
-      if (column >= 0 && column < tile.columns())
-        z[i * tile.columns() + column] = value(static_cast<size_t>(first_row + i));
-    }
+  // In the first sweep the positives' logits are taken, and masked entries counted.
+  void exclude(TensorView tile, TilePlace at, bool first_sweep) {
+    contrastive_exclude(tile, at, exclusions_,
+                        first_sweep ? part(positive_logit_, at.row, tile.rows()) : TensorView(),
+                        first_sweep ? sums_.view().slice(3, 1) : TensorView(), stream_);
   }
-  void take_positives(TensorView tile, int64_t first_row, int64_t first_column) {
-    const T* z = tile.as<T>();
-    for (int64_t i = 0; i < tile.rows(); ++i) {
-      const auto row = static_cast<size_t>(first_row + i);
-      const int64_t column = row_info_[row].positive - first_column;
-      if (column >= 0 && column < tile.columns())
-        positive_logit_[row] = static_cast<double>(z[i * tile.columns() + column]);
-    }
-    set_positives(tile, first_row, first_column, [](size_t) { return T{kMaskedLogit}; });
+  TilePositives positives(TensorView tile, TilePlace at, const Tensor& value) const {
+    return {exclusions_.positive.slice(at.row, tile.rows()), at.column,
+            value.view().slice(at.row, tile.rows())};
+  }
+  // What the passes summed up.
+  void take_sums() {
+    bring(Device::cpu(), {&sums_});
+    const double* s = sums_.as<double>();
+    loss += s[0];
+    bias_gradient = s[1];
+    scale_gradient = s[2];
+    masked = s[3];
   }
 
   // Loss and positive gradient of the rows. Leaves the maxima over negatives and positive, and
   // returns weight / (sum of all candidates).
   Tensor finish_rows(Tensor& maximum, const Tensor& sum) {
-    Tensor factor = filled(rows_.rows(), 0);
+    Tensor factor = work_.filled<T>(rows_.rows(), 0);
     for (size_t i = 0; i < row_info_.size(); ++i) {
       if (row_info_[i].positive < 0) continue;
-      const double z = positive_logit_[i], top = static_cast<double>(maximum.as<T>()[i]);
+      const double z = positive_logit_.as<double>()[i];
+      const double top = static_cast<double>(maximum.as<T>()[i]);
       const double negatives = sum.as<double>()[i];
       const double largest = std::max(top, z);
       const double rest = negatives * std::exp(top - largest);
       const double total = rest + std::exp(z - largest);
       loss += weight_ * softplus(top - z + std::log(negatives));
-      positive_gradient_[i] = -weight_ * (rest / total);
+      positive_gradient_.as<double>()[i] = -weight_ * (rest / total);
       maximum.as<T>()[i] = static_cast<T>(largest);
       factor.as<T>()[i] = static_cast<T>(weight_ / total);
     }
@@ -292,14 +296,15 @@ class RowBlock {
   // the rank of its query.
   Tensor finish_columns(Tensor& maximum, const Tensor& sum, Communicator& dp) {
     const int64_t n = columns_.rows();
+    const double* positive_logit = positive_logit_.as<double>();
     Tensor local = work_.tensor({n}, dtype_of<T>);
-    copy(local, maximum, stream_);
+    copy(local, maximum);
     for (size_t i = 0; i < row_info_.size(); ++i) {
       T& top = maximum.as<T>()[row_info_[i].positive];
-      top = std::max(top, static_cast<T>(positive_logit_[i]));
+      top = std::max(top, static_cast<T>(positive_logit[i]));
     }
-    dp.all_reduce(maximum.view(), ReduceOp::max, stream_);
-    dp.synchronize(stream_);
+    dp.all_reduce(maximum.view(), ReduceOp::max);
+    dp.synchronize();
 
     Tensor terms = work_.zeros({2, n}, DType::f64);  // sums over negatives, and the positive's term
     double* negatives = terms.as<double>();
@@ -310,43 +315,43 @@ class RowBlock {
           sum.as<double>()[j] * std::exp(static_cast<double>(local.as<T>()[j]) - largest(j));
     for (size_t i = 0; i < row_info_.size(); ++i) {
       const int64_t j = row_info_[i].positive;
-      positives[j] = std::exp(positive_logit_[i] - largest(j));
+      positives[j] = std::exp(positive_logit[i] - largest(j));
     }
-    dp.all_reduce(terms.view(), ReduceOp::sum, stream_);
-    dp.synchronize(stream_);
+    dp.all_reduce(terms.view(), ReduceOp::sum);
+    dp.synchronize();
 
-    Tensor factor = filled(n, 0);
+    Tensor factor = work_.filled<T>(n, 0);
     for (int64_t j = 0; j < n; ++j)
       if (column_info_.is_positive[static_cast<size_t>(j)])
         factor.as<T>()[j] = static_cast<T>(weight_ / (negatives[j] + positives[j]));
     for (size_t i = 0; i < row_info_.size(); ++i) {
       const int64_t j = row_info_[i].positive;
-      loss += weight_ * softplus(largest(j) - positive_logit_[i] + std::log(negatives[j]));
-      positive_gradient_[i] -= weight_ * (negatives[j] / (negatives[j] + positives[j]));
+      loss += weight_ * softplus(largest(j) - positive_logit[i] + std::log(negatives[j]));
+      positive_gradient_.as<double>()[i] -=
+          weight_ * (negatives[j] / (negatives[j] + positives[j]));
     }
     return factor;
   }
 
-  void add_gradients(TensorView tile, int64_t first_row, int64_t first_column, TensorView drows,
-                     TensorView dcolumns) {
-    set_positives(tile, first_row, first_column,
-                  [&](size_t row) { return static_cast<T>(positive_gradient_[row]); });
-    gemm(Transpose::no, Transpose::no, scale_, tile, columns_.slice(first_column, tile.columns()),
-         1, drows.slice(first_row, tile.rows()), stream_);
-    gemm(Transpose::yes, Transpose::no, scale_, tile, rows_.slice(first_row, tile.rows()), 1,
-         dcolumns.slice(first_column, tile.columns()), stream_);
+  void add_gradients(TensorView tile, TilePlace at, TensorView drows, TensorView dcolumns) {
+    gemm(Transpose::no, Transpose::no, scale_, tile, columns_.slice(at.column, tile.columns()), 1,
+         drows.slice(at.row, tile.rows()), stream_);
+    gemm(Transpose::yes, Transpose::no, scale_, tile, rows_.slice(at.row, tile.rows()), 1,
+         dcolumns.slice(at.column, tile.columns()), stream_);
   }
 
   const double scale_, bias_, weight_;
   const ConstTensorView rows_, columns_;  // [R, e], [C, e]
   const std::span<const LogitRow> row_info_;
   const LogitColumns& column_info_;
-  const LogitMask& mask_;
+  const LogitExclusions& exclusions_;
   Workspace& work_;
   const Stream stream_;
-  const int64_t tile_rows_, tile_columns_;
+  const Device device_;
+  int64_t tile_rows_, tile_columns_;
   Tensor tile_;
-  std::vector<double> positive_logit_, positive_gradient_;  // [R]
+  Tensor positive_logit_, positive_gradient_;  // [R] f64
+  Tensor sums_;  // [4] f64, of the passes: loss, sum G, sum G Z, masked entries
 };
 
 }  // namespace
@@ -357,6 +362,7 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
   check_input(in, dq, dk);
   const bool all = config.candidates == LossCandidates::all, alone = dp.size() == 1;
   const DType dtype = in.queries.dtype();
+  const Device device = in.queries.device();
   const int64_t b = in.queries.rows(), n = in.documents.rows(), e = in.queries.columns();
 
   const std::vector<int64_t> queries = dp.gather(b), documents = dp.gather(n);
@@ -377,12 +383,12 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
   Workspace work;
   LocalTexts texts = local_texts(in, all);
   work.count(texts.columns.bytes() + texts.rows.capacity() * sizeof(LogitRow));
-  const LogitColumns column_info = gather_columns(texts.columns, counts, work, dp, stream);
+  const LogitColumns column_info = gather_columns(texts.columns, counts, work, dp);
   for (LogitRow& row : texts.rows) {
     if (row.positive >= 0) row.positive += first;
     if (row.self >= 0) row.self += first;
   }
-  const LogitMask mask(column_info, texts.rows, config.mask_duplicates);
+  const LogitMask mask(column_info, texts.rows, config.mask_duplicates, device);
   work.count(mask.bytes());
 
   // Alone and with two sets of texts, input and output serve as they are.
@@ -390,8 +396,8 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
   ConstTensorView columns = in.documents, rows = in.queries;
   TensorView dcolumns = dk, drows = dq;
   if (all || !alone) {
-    gathered = work.tensor({total, e}, dtype);
-    partial = work.zeros({total, e}, dtype);
+    gathered = work.tensor({total, e}, dtype, device);
+    partial = work.zeros({total, e}, dtype, device);
     columns = gathered;
     dcolumns = partial;
   }
@@ -411,7 +417,7 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
   const double weight = 1 / (static_cast<double>(anchors) * (symmetric ? 2 : 1));
   dispatch_f32_f64(dtype, "contrastive_loss", [&]<class T>() {
     RowBlock<T> block(config, std::exp(log_scale), bias, rows, columns, texts.rows, column_info,
-                      mask, weight, work, stream);
+                      mask.exclusions(), weight, work, stream);
     if (config.kind == LossKind::siglip)
       block.pairwise_sigmoid(drows, dcolumns);
     else
@@ -421,9 +427,9 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
     s[0] = block.loss;
     s[1] = block.scale_gradient;
     s[2] = block.bias_gradient;
-    s[3] = static_cast<double>(block.masked);
-    dp.all_reduce(sums.view(), ReduceOp::sum, stream);
-    dp.synchronize(stream);
+    s[3] = block.masked;
+    dp.all_reduce(sums.view(), ReduceOp::sum);
+    dp.synchronize();
     out.loss = s[0];
     out.scale_gradient = s[1];
     out.bias_gradient = s[2];
@@ -434,7 +440,7 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
     Tensor shard;
     TensorView sum = dcolumns;
     if (!alone) {
-      shard = work.tensor({b + n, e}, dtype);
+      shard = work.tensor({b + n, e}, dtype, device);
       dp.reduce_scatter(dcolumns, shard, counts, stream);
       sum = shard;
     }

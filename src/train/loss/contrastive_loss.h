@@ -15,7 +15,8 @@
 
 namespace amur {
 
-// What one rank brings. Rows are unit vectors. b_r queries and n_r documents may be 0.
+// What one rank brings. Rows are unit vectors, on any device. b_r queries and n_r documents may be
+// 0.
 struct ContrastiveInput {
   ConstTensorView queries;                 // [b_r, e] f32 or f64
   ConstTensorView documents;               // [n_r, e]
@@ -51,11 +52,11 @@ struct ContrastiveOutput {
 // entry is excluded, and texts equal to the row's are masked too. The loss is the mean over 2N
 // rows, both directions already, so `symmetric` says nothing; hard negatives are columns only.
 //
-// `dq` [b_r, e] and `dk` [n_r, e] are set to dL/dz of the local rows. A non-finite input makes the
-// loss non-finite on every rank. Collective over `dp`: one all-gather of documents (and ids), two
-// small all-reduces for the columns and one for the sums, one reduce-scatter, whatever the number
-// of chunks. Memory O(N_documents * e), never b x N. The same input, grid, threads and instruction
-// set give the same bits.
+// `dq` [b_r, e] and `dk` [n_r, e], on the same device, are set to dL/dz of the local rows. A
+// non-finite input makes the loss non-finite on every rank. Collective over `dp`: one all-gather of
+// documents (and ids), two small all-reduces for the columns and one for the sums, one
+// reduce-scatter, whatever the number of chunks. Memory O(N_documents * e), never b x N. The same
+// input, grid, threads, instruction set and kind of device give the same bits.
 ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, double bias,
                                    const ContrastiveInput& input, TensorView dq, TensorView dk,
                                    Communicator& dp, Stream stream = {});

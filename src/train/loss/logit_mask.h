@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/contrastive.h"
 #include "src/core/tensor.h"
 
 namespace amur {
@@ -33,26 +34,22 @@ class LogitMask {
   // text of that positive, is the positive of a row with the text of i, or is among
   // other_positives; where rows stand among the columns (self >= 0), also if it has the text of i.
   // Own entries are excluded always.
-  LogitMask(const LogitColumns& columns, std::span<const LogitRow> rows, bool duplicates);
+  // The tensors lie on `device`.
+  LogitMask(const LogitColumns& columns, std::span<const LogitRow> rows, bool duplicates,
+            Device device = Device::cpu());
+  LogitMask(const LogitMask&) = delete;
+  LogitMask& operator=(const LogitMask&) = delete;
 
-  // Sets the masked and excluded entries of a tile at (first_row, first_column) to kMaskedLogit.
-  // Returns how many of them are masked; own entries are not counted.
-  int64_t apply(TensorView tile, int64_t first_row, int64_t first_column) const;
+  // Good as long as this is.
+  const LogitExclusions& exclusions() const { return exclusions_; }
   size_t bytes() const;
 
  private:
-  // Columns that order_[first..last-1] name, in ascending order.
-  struct Range {
-    const int32_t* first;
-    const int32_t* last;
-  };
-  template <class T>
-  int64_t apply_to(T* tile, int64_t m, int64_t n, int64_t first_row, int64_t first_column) const;
-
-  std::vector<int32_t> by_text_, by_partner_;  // columns sorted by (id, column)
-  std::vector<int64_t> first_range_;           // [rows + 1]
-  std::vector<Range> ranges_;
-  std::vector<std::pair<int64_t, int64_t>> exempt_;  // positive and own column of each row
+  std::vector<int32_t>
+      columns_;  // sorted by (text id, column); then positives, by (partner, column)
+  std::vector<int64_t> positive_, self_, first_range_, ranges_;
+  std::vector<Tensor> there_;  // copies of these on a GPU
+  LogitExclusions exclusions_;
 };
 
 }  // namespace amur

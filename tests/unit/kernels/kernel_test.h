@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <string>
 #include <tuple>
@@ -14,9 +13,9 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/gemm.h"
 #include "kernels/packed.h"
-#include "src/core/gpu.h"
 #include "src/core/random.h"
 #include "src/core/tensor.h"
+#include "tests/support/devices.h"
 
 namespace amur::test {
 
@@ -50,13 +49,8 @@ inline Tensor filled(Shape shape, DType dtype, double value, Device device = Dev
   return from_doubles(Doubles(static_cast<size_t>(shape.elements()), value), shape, dtype, device);
 }
 
-inline Tensor on_cpu(ConstTensorView t) {
-  Tensor here(t.shape(), t.dtype());
-  copy(here, t);
-  return here;
-}
 inline Doubles to_doubles(ConstTensorView t) {
-  if (t.device() != Device::cpu()) return to_doubles(on_cpu(t));
+  if (t.device() != Device::cpu()) return to_doubles(copy_on(Device::cpu(), t));
   Doubles v(static_cast<size_t>(t.elements()));
   dispatch_float(t.dtype(), "to_doubles", [&]<class T>() {
     for (size_t i = 0; i < v.size(); ++i) v[i] = static_cast<double>(t.as<T>()[i]);
@@ -97,8 +91,8 @@ inline void expect_near(ConstTensorView actual, const Doubles& expected, double 
 }
 
 inline bool same_bits(ConstTensorView a, ConstTensorView b) {
-  if (a.device() != Device::cpu()) return same_bits(on_cpu(a), b);
-  if (b.device() != Device::cpu()) return same_bits(a, on_cpu(b));
+  if (a.device() != Device::cpu()) return same_bits(copy_on(Device::cpu(), a), b);
+  if (b.device() != Device::cpu()) return same_bits(a, copy_on(Device::cpu(), b));
   return a.bytes() == b.bytes() &&
          (a.bytes() == 0 || std::memcmp(a.raw(), b.raw(), a.bytes()) == 0);
 }
@@ -163,14 +157,9 @@ inline std::vector<Target> cpu_targets() {
   for (const cpu::Isa isa : available_isas()) targets.push_back({isa, Device::cpu()});
   return targets;
 }
-// The GPU only where there is a usable one: a test that cannot run does not exist. Its back end
-// lies beside the program, not beside the tests.
 inline std::vector<Target> all_targets() {
   std::vector<Target> targets = cpu_targets();
-  const auto here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
-  static const bool gpu =
-      find_gpus(here / "../../../src/app/libamur_cuda.so", "libcuda.so.1", false).usable();
-  if (gpu) targets.push_back({cpu::Isa::avx512, Device::cuda()});
+  if (gpu_is_there()) targets.push_back({cpu::Isa::avx512, Device::cuda()});
   return targets;
 }
 // For what does not depend on the instruction set.

@@ -1,6 +1,8 @@
 // The tile passes against plain loops, with masked entries, odd widths and extreme logits.
 #include "kernels/contrastive.h"
 
+#include <set>
+
 #include "tests/unit/kernels/kernel_test.h"
 
 namespace amur::test {
@@ -67,30 +69,59 @@ TEST_P(ContrastiveTest, MaskedRowsLeaveTheStatisticsAlone) {
   EXPECT_EQ(to_doubles(row_sum)[0], 2.5);
 }
 
+// Positives of a tile whose first column is column 40 of the matrix: some rows have theirs here,
+// some before or behind the tile, some none.
+struct Right {
+  std::vector<int64_t> columns;
+  Doubles values;
+  Tensor column_tensor, value_tensor;
+  TilePositives view;
+
+  Right(int64_t m, int64_t n, Device device) {
+    for (int64_t i = 0; i < m; ++i) {
+      const int64_t places[] = {40 + (7 * i) % n, 39, 40 + n, -1};
+      columns.push_back(places[i % 5 < 2 ? 0 : i % 5 - 1]);
+      values.push_back(3 - 0.25 * static_cast<double>(i));
+    }
+    column_tensor = on_device(test::integers(columns), device);
+    value_tensor = from_doubles(values, {m}, DType::f64, device);
+    view = {column_tensor, 40, value_tensor};
+  }
+  // Place of row i's in the tile, -1 where it is not there.
+  int64_t place(size_t i, int64_t n) const {
+    const int64_t j = columns[i] - 40;
+    return j >= 0 && j < n ? j : -1;
+  }
+};
+
 TEST_P(ContrastiveTest, SoftmaxGradient) {
   for (const int64_t n : {1, 7, 32, 61, 700}) {
     for (const bool both : {false, true}) {
       const int64_t m = 19;
       Tile g = logits(m, n, 30, 0.2);
+      const Right right(m, n, device());
       Doubles factors(m, 0.25);
       factors[2] = 0;
       const Tensor row_max = vector(m, 31), column_max = vector(n, 30.5);
       const Tensor row_factor = from_doubles(factors, {m}, dtype(), device());
       const Tensor column_factor = vector(n, 0.5);
-      const double sum = contrastive_softmax_gradient(
+      Tensor sum = sums(1, 1.5);
+      contrastive_softmax_gradient(
           g.tensor, row_max, row_factor, both ? column_max.view() : ConstTensorView(),
-          both ? column_factor.view() : ConstTensorView());
+          both ? column_factor.view() : ConstTensorView(), right.view, sum);
       const Doubles result = to_doubles(g.tensor);
-      double expected_sum = 0, magnitude = 0;
+      double expected_sum = 1.5, magnitude = 1.5;
       for (size_t i = 0; i < result.size(); ++i) {
+        const size_t row = i / static_cast<size_t>(n);
         const double x = g.values[i];
-        double e = factors[i / static_cast<size_t>(n)] * std::exp(x - 31);
+        double e = factors[row] * std::exp(x - 31);
         if (both) e += 0.5 * std::exp(x - 30.5);
-        EXPECT_NEAR(result[i], e, bound() * e + 1e-37);
         expected_sum += e * x;
         magnitude += std::fabs(e * x);
+        if (right.place(row, n) == static_cast<int64_t>(i) % n) e = right.values[row];
+        EXPECT_NEAR(result[i], e, bound() * std::fabs(e) + 1e-37);
       }
-      EXPECT_NEAR(sum, expected_sum, bound() * magnitude);
+      EXPECT_NEAR(to_doubles(sum)[0], expected_sum, bound() * magnitude);
     }
   }
 }
@@ -98,21 +129,97 @@ TEST_P(ContrastiveTest, SoftmaxGradient) {
 TEST_P(ContrastiveTest, Sigmoid) {
   for (const auto& [m, n] : {std::pair<int64_t, int64_t>{9, 45}, {1, 1}, {3, 600}}) {
     Tile g = logits(m, n, 60, 0.2);
-    const SigmoidSums sums = contrastive_sigmoid(g.tensor, -5, vector(m, 0.125));
+    const Right right(m, n, device());
+    Tensor results = sums(3, 0.5);
+    contrastive_sigmoid(g.tensor, -5, 0.125, right.view, results);
     const Doubles result = to_doubles(g.tensor);
-    double loss = 0, gradient = 0, gradient_z = 0, magnitude = 0;
+    Doubles expected(3, 0.5), magnitude(3, 0.5);
     for (size_t i = 0; i < result.size(); ++i) {
+      const size_t row = i / static_cast<size_t>(n);
+      const double weight = right.columns[row] < 0 ? 0 : 0.125;
+      const auto add = [&](double x, double loss, double e) {
+        const double terms[3] = {loss, e, e * x};
+        for (size_t k = 0; k < 3; ++k) {
+          expected[k] += terms[k];
+          magnitude[k] += std::fabs(terms[k]);
+        }
+      };
       const double x = g.values[i], s = x - 5;
-      const double e = 0.125 / (1 + std::exp(-s));
-      EXPECT_NEAR(result[i], e, bound() * e + 1e-37);
-      loss += 0.125 * (s > 0 ? s + std::log1p(std::exp(-s)) : std::log1p(std::exp(s)));
-      gradient += e;
-      gradient_z += e * x;
-      magnitude += std::fabs(e * x);
+      double e = weight / (1 + std::exp(-s));
+      add(x, weight * (s > 0 ? s + std::log1p(std::exp(-s)) : std::log1p(std::exp(s))), e);
+      if (right.place(row, n) == static_cast<int64_t>(i) % n) {
+        const double z = right.values[row];
+        e = -weight / (1 + std::exp(z - 5));
+        add(z, weight * std::log1p(std::exp(5 - z)), e);
+      }
+      EXPECT_NEAR(result[i], e, bound() * std::fabs(e) + 1e-37);
     }
-    EXPECT_NEAR(sums.loss, loss, bound() * loss);
-    EXPECT_NEAR(sums.gradient, gradient, bound() * gradient);
-    EXPECT_NEAR(sums.gradient_z, gradient_z, bound() * magnitude);
+    for (size_t k = 0; k < 3; ++k)
+      EXPECT_NEAR(to_doubles(results)[k], expected[k], bound() * magnitude[k]) << k;
+  }
+}
+
+// Own, masked and right entries, in tiles whose edges cut through the ranges.
+TEST_P(ContrastiveTest, Exclude) {
+  const int64_t rows = 37, columns = 900;
+  const RandomKey key = RandomKey(23).fold(1);
+  std::vector<int64_t> positive, self, first_range{0}, ranges;
+  std::vector<int32_t> named;
+  std::vector<std::set<int64_t>> masked(rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    const auto u = static_cast<uint64_t>(i);
+    const auto pick = [&](uint64_t k) {
+      return static_cast<int64_t>(key.fold(u).uniform(k) * static_cast<double>(columns));
+    };
+    positive.push_back(i % 6 == 5 ? -1 : pick(0));
+    self.push_back(i % 3 == 0 ? -1 : pick(1));
+    // Rows with no range, with short ones, with one longer than a block has threads; they overlap.
+    for (uint64_t r = 0; r < u % 4; ++r) {
+      std::set<int64_t> range;
+      for (uint64_t k = 0; k < (u % 7 == 2 ? 600u : 5u); ++k)
+        range.insert(pick(10 + r % 2 * 3 + k));
+      if (r == 1 && positive.back() >= 0) range.insert(positive.back());
+      ranges.push_back(std::ssize(named));
+      for (const int64_t c : range) named.push_back(static_cast<int32_t>(c));
+      ranges.push_back(std::ssize(named));
+      masked[u].insert(range.begin(), range.end());
+    }
+    first_range.push_back(std::ssize(ranges) / 2);
+  }
+  const Tensor tensors[] = {integers(positive), integers(self), integers(first_range),
+                            integers(ranges), integers(named)};
+  const LogitExclusions exclusions{tensors[0], tensors[1], tensors[2],
+                                   tensors[3].view().reshape({std::ssize(ranges) / 2, 2}),
+                                   tensors[4]};
+  for (const auto& [m, n] : {std::pair<int64_t, int64_t>{37, 900}, {10, 64}, {1, 300}}) {
+    Tensor count = sums(1, 2), taken = sums(rows, -7);
+    double expected_count = 2;
+    Doubles expected_taken(rows, -7);
+    for (int64_t i = 0; i < rows; i += m) {
+      for (int64_t j = 0; j < columns; j += n) {
+        const int64_t height = std::min(m, rows - i), width = std::min(n, columns - j);
+        Tile z = logits(height, width, 20, 0);
+        const bool first = i + j == 0;
+        contrastive_exclude(z.tensor, {i, j}, exclusions, taken.view().slice(i, height),
+                            first ? count.view() : TensorView());
+        const Doubles result = to_doubles(z.tensor);
+        for (int64_t a = 0; a < height; ++a) {
+          for (int64_t b = 0; b < width; ++b) {
+            const auto row = static_cast<size_t>(i + a);
+            double& x = z.values[static_cast<size_t>(a * width + b)];
+            if (positive[row] == j + b) expected_taken[row] = x;
+            const bool right = positive[row] == j + b, own = self[row] == j + b;
+            const bool out = masked[row].contains(j + b);
+            if (right || own || out) x = static_cast<double>(kMaskedLogit);
+            if (first && out && !right && !own) ++expected_count;
+          }
+        }
+        // The masked value in the type of the tile.
+        expect_near(result, z.values, 1e-6, "entries");
+      }
+    }
+    EXPECT_EQ(to_doubles(taken), expected_taken);
+    EXPECT_EQ(to_doubles(count)[0], expected_count);
   }
 }
 
@@ -127,8 +234,10 @@ TEST_P(ContrastiveTest, SameBitsForAnyNumberOfThreads) {
     r.push_back(maxima(n));
     r.push_back(sums(n));
     contrastive_statistics(z.tensor, r[0], r[1], r[2], r[3]);
-    const double sum = contrastive_softmax_gradient(z.tensor, r[0], vector(m, 1), {}, {});
-    r.push_back(filled({1}, DType::f64, sum));
+    r.push_back(sums(1));
+    contrastive_softmax_gradient(z.tensor, r[0], vector(m, 1), {}, {}, Right(m, n, device()).view,
+                                 r[4]);
+    r.push_back(std::move(z.tensor));
     return r;
   });
 }

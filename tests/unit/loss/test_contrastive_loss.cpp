@@ -11,6 +11,7 @@
 #include "src/core/random.h"
 #include "src/train/loss/contrastive_loss.h"
 #include "src/train/loss/reference_loss.h"
+#include "tests/support/devices.h"
 #include "tests/unit/loss/dp_group.h"
 
 namespace amur {
@@ -102,15 +103,15 @@ struct Local {
 };
 
 template <class T>
-Tensor to_tensor(const ReferenceRows& m, size_t first, size_t count) {
+Tensor to_tensor(const ReferenceRows& m, size_t first, size_t count, Device device) {
   Tensor t({static_cast<int64_t>(count), kWidth}, dtype_of<T>);
   for (size_t i = 0; i < count * kWidth; ++i)
     t.as<T>()[i] = static_cast<T>(m.values[first * kWidth + i]);
-  return t;
+  return on_device(std::move(t), device);
 }
 
 template <class T>
-Local local_part(const Global& global, const std::vector<int>& counts, int rank) {
+Local local_part(const Global& global, const std::vector<int>& counts, int rank, Device device) {
   const ReferenceBatch& b = global.batch;
   Local l;
   for (int r = 0; r < rank; ++r)
@@ -119,10 +120,10 @@ Local local_part(const Global& global, const std::vector<int>& counts, int rank)
   const size_t end = l.first_query + queries;
   l.first_document = global.first_document[l.first_query];
   const size_t documents = global.first_document[end] - l.first_document;
-  l.queries = to_tensor<T>(b.queries, l.first_query, queries);
-  l.documents = to_tensor<T>(b.documents, l.first_document, documents);
-  l.dq = Tensor(l.queries.shape(), dtype_of<T>);
-  l.dk = Tensor(l.documents.shape(), dtype_of<T>);
+  l.queries = to_tensor<T>(b.queries, l.first_query, queries, device);
+  l.documents = to_tensor<T>(b.documents, l.first_document, documents, device);
+  l.dq = Tensor(l.queries.shape(), dtype_of<T>, device);
+  l.dk = Tensor(l.documents.shape(), dtype_of<T>, device);
   for (size_t d = 0; d < documents; ++d)
     l.document_ids.push_back(b.document_ids[l.first_document + d]);
   for (size_t i = l.first_query; i < end; ++i) {
@@ -138,8 +139,9 @@ struct Squares {
   double difference = 0, reference = 0;
 };
 template <class T>
-void compare(const Tensor& mine, const std::vector<double>& reference, size_t first,
+void compare(const Tensor& gradient, const std::vector<double>& reference, size_t first,
              Squares& squares) {
+  const Tensor mine = copy_on(Device::cpu(), gradient);
   for (int64_t i = 0; i < mine.elements(); ++i) {
     const double x = reference[first * kWidth + static_cast<size_t>(i)];
     const double y = static_cast<double>(mine.as<T>()[i]);
@@ -186,11 +188,21 @@ std::vector<Case> kinds() {
   return cases;
 }
 
+// On every device of this machine.
+class ContrastiveLoss : public ::testing::TestWithParam<Device> {
+ protected:
+  Device device() const { return GetParam(); }
+  template <class T>
+  void expect_equal(const Case& c, const Global& global, const std::vector<int>& counts,
+                    double bound) const;
+};
+INSTANTIATE_TEST_SUITE_P(All, ContrastiveLoss, ::testing::ValuesIn(test_devices()), name_of_device);
+
 template <class T>
-void expect_equal(const Case& c, const Global& global, const std::vector<int>& counts,
-                  double bound) {
+void ContrastiveLoss::expect_equal(const Case& c, const Global& global,
+                                   const std::vector<int>& counts, double bound) const {
   Communicator& dp = dp_group();
-  Local l = local_part<T>(global, counts, dp.rank());
+  Local l = local_part<T>(global, counts, dp.rank(), device());
   const ReferenceLoss expected = reference_of(c, global.batch);
   const ContrastiveOutput out =
       contrastive_loss(c.config, c.log_scale, c.bias, l.input(), l.dq, l.dk, dp);
@@ -206,10 +218,11 @@ void expect_equal(const Case& c, const Global& global, const std::vector<int>& c
   EXPECT_EQ(out.documents, global.batch.documents.rows);
 }
 
-TEST(ContrastiveLoss, EqualsTheWholeMatrix) {
+TEST_P(ContrastiveLoss, EqualsTheWholeMatrix) {
   const int ranks = dp_group().size();
   const Content contents[] = {{}, {true, 0, false}, {false, 3, false}, {true, 2, true}};
-  const std::pair<int64_t, int64_t> tiles[] = {{256, 1024}, {7, 5}, {3, 40}};
+  std::vector<std::pair<int64_t, int64_t>> tiles = {{256, 1024}, {7, 5}, {3, 40}};
+  if (device() != Device::cpu()) tiles = {{256, 1024}, {1, 2}, {2, 1}};  // eight times that
   for (const Content& content : contents) {
     for (Case c : kinds()) {
       for (const bool mask : {true, false}) {
@@ -235,16 +248,17 @@ TEST(ContrastiveLoss, EqualsTheWholeMatrix) {
   }
 }
 
-TEST(ContrastiveLoss, SameBitsWhenRepeated) {
+TEST_P(ContrastiveLoss, SameBitsWhenRepeated) {
   Communicator& dp = dp_group();
   const Global global = make_batch(40, {true, 2, true}, 11);
   for (const Case& c : kinds()) {
-    Local a = local_part<float>(global, split(Split::uneven, 40, dp.size()), dp.rank());
-    Local b = local_part<float>(global, split(Split::uneven, 40, dp.size()), dp.rank());
+    Local a = local_part<float>(global, split(Split::uneven, 40, dp.size()), dp.rank(), device());
+    Local b = local_part<float>(global, split(Split::uneven, 40, dp.size()), dp.rank(), device());
     const auto x = contrastive_loss(c.config, 3, -2, a.input(), a.dq, a.dk, dp);
     const auto y = contrastive_loss(c.config, 3, -2, b.input(), b.dq, b.dk, dp);
     EXPECT_EQ(x.loss, y.loss) << c.name;
     EXPECT_EQ(x.scale_gradient, y.scale_gradient) << c.name;
+    for (Tensor* t : {&a.dq, &b.dq, &a.dk, &b.dk}) *t = on_device(std::move(*t), Device::cpu());
     EXPECT_EQ(std::memcmp(a.dq.view().raw(), b.dq.view().raw(), a.dq.bytes()), 0) << c.name;
     EXPECT_EQ(std::memcmp(a.dk.view().raw(), b.dk.view().raw(), a.dk.bytes()), 0) << c.name;
     // And the same loss on every rank.
@@ -253,13 +267,13 @@ TEST(ContrastiveLoss, SameBitsWhenRepeated) {
 }
 
 // The bound must reject what other schemes compute.
-TEST(ContrastiveLoss, WrongSchemesFailTheBound) {
+TEST_P(ContrastiveLoss, WrongSchemesFailTheBound) {
   Communicator& dp = dp_group();
   const int queries = 30;
   const Global global = make_batch(queries, {}, 3);
   Case c = kinds()[1];
   const std::vector<int> counts = split(Split::even, queries, dp.size());
-  Local l = local_part<double>(global, counts, dp.rank());
+  Local l = local_part<double>(global, counts, dp.rank(), device());
   contrastive_loss(c.config, c.log_scale, c.bias, l.input(), l.dq, l.dk, dp);
   EXPECT_LE(gradient_error<double>(l, reference_of(c, global.batch), dp), kBound64);
 
@@ -294,14 +308,14 @@ TEST(ContrastiveLoss, WrongSchemesFailTheBound) {
   EXPECT_GT(gradient_error<double>(l, naive_sum, dp), 1e-2);
 }
 
-TEST(ContrastiveLoss, ScaleAndBiasGradientsAreDifferences) {
+TEST_P(ContrastiveLoss, ScaleAndBiasGradientsAreDifferences) {
   Communicator& dp = dp_group();
   const Global global = make_batch(23, {true, 2, true}, 8);
   const std::vector<int> counts = split(Split::uneven, 23, dp.size());
   const double h = 1e-5;
   for (const Case& c : kinds()) {
     const auto run = [&](double log_scale, double bias) {
-      Local l = local_part<double>(global, counts, dp.rank());
+      Local l = local_part<double>(global, counts, dp.rank(), device());
       return contrastive_loss(c.config, log_scale, bias, l.input(), l.dq, l.dk, dp);
     };
     const ContrastiveOutput at = run(c.log_scale, c.bias);
@@ -315,7 +329,7 @@ TEST(ContrastiveLoss, ScaleAndBiasGradientsAreDifferences) {
 }
 
 // A batch that is nearly solved, at the largest scale: 1 - P must not be lost to rounding.
-TEST(ContrastiveLoss, KeepsRelativePrecisionWhenSolved) {
+TEST_P(ContrastiveLoss, KeepsRelativePrecisionWhenSolved) {
   Communicator& dp = dp_group();
   Global global = make_batch(8, {}, 21, 0);
   for (size_t i = 0; i < 8; ++i) {
@@ -329,12 +343,12 @@ TEST(ContrastiveLoss, KeepsRelativePrecisionWhenSolved) {
   const std::vector<int> counts = split(Split::even, 8, dp.size());
   expect_equal<float>(c, global, counts, 2e-6);
   // Further out even the double reference cancels: every row has seven equal wrong candidates.
-  Local l = local_part<float>(global, counts, dp.rank());
+  Local l = local_part<float>(global, counts, dp.rank(), device());
   const auto out = contrastive_loss(c.config, std::log(60.0), 0, l.input(), l.dq, l.dk, dp);
   EXPECT_NEAR(out.loss / (7 * std::exp(-60.0)), 1, 1e-6);
 }
 
-TEST(ContrastiveLoss, NothingToTellApartGivesZero) {
+TEST_P(ContrastiveLoss, NothingToTellApartGivesZero) {
   Communicator& dp = dp_group();
   // One query with one document; then many copies of one pair: every other entry is masked.
   for (int queries : {1, 12}) {
@@ -343,56 +357,64 @@ TEST(ContrastiveLoss, NothingToTellApartGivesZero) {
     for (Case c : kinds()) {
       if (c.config.kind == LossKind::siglip) continue;
       for (uint64_t& id : global.batch.query_ids) id = 8;
-      Local l = local_part<float>(global, split(Split::empty, queries, dp.size()), dp.rank());
+      Local l =
+          local_part<float>(global, split(Split::empty, queries, dp.size()), dp.rank(), device());
       const auto out = contrastive_loss(c.config, c.log_scale, 0, l.input(), l.dq, l.dk, dp);
       EXPECT_EQ(out.loss, 0) << c.name;
       EXPECT_EQ(out.scale_gradient, 0) << c.name;
-      for (const Tensor* g : {&l.dq, &l.dk})
-        for (int64_t i = 0; i < g->elements(); ++i) ASSERT_EQ(g->as<float>()[i], 0) << c.name;
+      for (const Tensor* there : {&l.dq, &l.dk}) {
+        const Tensor g = copy_on(Device::cpu(), *there);
+        for (int64_t i = 0; i < g.elements(); ++i) ASSERT_EQ(g.as<float>()[i], 0) << c.name;
+      }
     }
   }
 }
 
-TEST(ContrastiveLoss, EmptyGlobalBatch) {
+TEST_P(ContrastiveLoss, EmptyGlobalBatch) {
   Communicator& dp = dp_group();
   const Global global = make_batch(0, {}, 4);
   for (const Case& c : kinds()) {
-    Local l = local_part<float>(global, split(Split::even, 0, dp.size()), dp.rank());
+    Local l = local_part<float>(global, split(Split::even, 0, dp.size()), dp.rank(), device());
     const auto out = contrastive_loss(c.config, 1, 0, l.input(), l.dq, l.dk, dp);
     EXPECT_EQ(out.loss, 0);
     EXPECT_EQ(out.queries, 0);
   }
 }
 
-TEST(ContrastiveLoss, NotFiniteIsSeenByAllRanks) {
+TEST_P(ContrastiveLoss, NotFiniteIsSeenByAllRanks) {
   Communicator& dp = dp_group();
   const Global global = make_batch(24, {false, 1, false}, 4);
   for (const Case& c : kinds()) {
     for (const float bad :
          {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-      Local l = local_part<float>(global, split(Split::even, 24, dp.size()), dp.rank());
-      if (dp.rank() == dp.size() - 1) l.queries.as<float>()[3] = bad;
+      Local l = local_part<float>(global, split(Split::even, 24, dp.size()), dp.rank(), device());
+      if (dp.rank() == dp.size() - 1) {
+        l.queries = on_device(std::move(l.queries), Device::cpu());
+        l.queries.as<float>()[3] = bad;
+        l.queries = on_device(std::move(l.queries), device());
+      }
       const auto out = contrastive_loss(c.config, 1, 0, l.input(), l.dq, l.dk, dp);
       EXPECT_FALSE(std::isfinite(out.loss)) << c.name << " " << bad;
     }
   }
 }
 
-TEST(ContrastiveLoss, MemoryIsLinearInTheBatch) {
+TEST_P(ContrastiveLoss, MemoryIsLinearInTheBatch) {
   Communicator& dp = dp_group();
   for (Case c : kinds()) {
-    c.config.tile_rows = 32;
-    c.config.tile_columns = 64;
+    c.config.tile_rows = device() == Device::cpu() ? 32 : 4;  // eight times that
+    c.config.tile_columns = device() == Device::cpu() ? 64 : 8;
     double bytes[3];
     for (int k = 0; k < 3; ++k) {
       const int queries = 480 << k;
       // Many duplicates: a list of masked entries would grow with the square.
       const Global global = make_batch(queries, {true, 0, false}, 2);
-      Local l = local_part<float>(global, split(Split::even, queries, dp.size()), dp.rank());
-      const size_t before = memory_use(Device::cpu()).now;
+      Local l =
+          local_part<float>(global, split(Split::even, queries, dp.size()), dp.rank(), device());
+      const size_t before = memory_use(device()).now;
       bytes[k] = static_cast<double>(
           contrastive_loss(c.config, 1, -1, l.input(), l.dq, l.dk, dp).peak_bytes);
-      EXPECT_EQ(memory_use(Device::cpu()).now, before) << c.name;
+      EXPECT_EQ(memory_use(device()).now, before) << c.name;
     }
     const double first = bytes[1] - bytes[0], second = bytes[2] - bytes[1];
     EXPECT_GT(first, 480 * 8.0) << c.name;

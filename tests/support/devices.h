@@ -1,0 +1,39 @@
+// The devices on which a test runs: the CPU, and a GPU only where there is a usable one, since a
+// test that cannot run does not exist.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "src/core/gpu.h"
+#include "src/core/tensor.h"
+
+namespace amur {
+
+// Whether a GPU can be used. Its back end lies beside the program, not beside the tests.
+inline bool gpu_is_there() {
+  const auto here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  static const bool found =
+      find_gpus(here / "../../../src/app/libamur_cuda.so", "libcuda.so.1", false).usable();
+  return found;
+}
+inline std::vector<Device> test_devices() {
+  std::vector<Device> devices{Device::cpu()};
+  if (gpu_is_there()) devices.push_back(Device::cuda());
+  return devices;
+}
+// Cases of a GPU are known by this name.
+inline std::string name_of_device(const ::testing::TestParamInfo<Device>& info) {
+  return info.param == Device::cpu() ? "cpu" : "cuda";
+}
+
+inline Tensor copy_on(Device device, ConstTensorView t) {
+  Tensor there(t.shape(), t.dtype(), device);
+  copy(there, t);
+  return there;
+}
+
+}  // namespace amur
