@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/check.h"
@@ -18,13 +19,21 @@ void require_qkv(const char* op, const PackedSequences& packed, ConstTensorView 
   AMUR_CHECK(packed.longest <= 65535, "{}: a sequence of {} tokens", op, packed.longest);
 }
 
+// The half-width that the kernels take: one that reaches to both ends of the longest sequence,
+// where all of it is wanted.
+int64_t reach(const char* op, const PackedSequences& packed, int64_t window) {
+  AMUR_CHECK(window >= 0, "{}: a window of {}", op, window);
+  return window == 0 ? packed.longest : std::min(window, packed.longest);
+}
+
 template <class T>
 cpu::AttentionProblem<T> problem(const PackedSequences& packed, ConstTensorView qkv, double scale,
-                                 const DropoutSite& dropout) {
+                                 const DropoutSite& dropout, int64_t window) {
   return {packed.sequences(),
           qkv.shape()[2],
           qkv.shape()[3],
           packed.longest,
+          window,
           packed.cu_seqlens.as<int32_t>(),
           static_cast<AccumulateType<T>>(scale),
           dropout.probability > 0 ? packed.dropout_keys.as<int64_t>() : nullptr,
@@ -35,7 +44,8 @@ cpu::AttentionProblem<T> problem(const PackedSequences& packed, ConstTensorView 
 }  // namespace
 
 void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
-                       DropoutSite dropout, TensorView o, TensorView lse, Stream stream) {
+                       DropoutSite dropout, TensorView o, TensorView lse, int64_t window,
+                       Stream stream) {
   const char* op = "attention_forward";
   require_device(op, {qkv, o, lse, packed.cu_seqlens, packed.dropout_keys});
   require_qkv(op, packed, qkv);
@@ -43,18 +53,20 @@ void attention_forward(const PackedSequences& packed, ConstTensorView qkv, doubl
   const int64_t heads = qkv.shape()[2], size = qkv.shape()[3];
   require_matrix(op, "o", o, qkv.rows(), heads * size, qkv.dtype());
   require_matrix(op, "lse", lse, qkv.rows(), heads, parameter_dtype(qkv.dtype()));
+  window = reach(op, packed, window);
   if (qkv.elements() == 0) return;
   if (on_gpu(qkv))
-    return device_kernels().attention_forward(packed, qkv, scale, dropout, o, lse, stream);
+    return device_kernels().attention_forward(packed, qkv, scale, dropout, o, lse, window, stream);
   dispatch_float(qkv.dtype(), op, [&]<class T>() {
-    cpu::kernels<cpu::AttentionKernels<T>>().forward(problem<T>(packed, qkv, scale, dropout),
-                                                     o.as<T>(), lse.as<AccumulateType<T>>());
+    cpu::kernels<cpu::AttentionKernels<T>>().forward(
+        problem<T>(packed, qkv, scale, dropout, window), o.as<T>(), lse.as<AccumulateType<T>>());
   });
 }
 
 void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
                         ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
-                        double scale, DropoutSite dropout, TensorView dqkv, Stream stream) {
+                        double scale, DropoutSite dropout, TensorView dqkv, int64_t window,
+                        Stream stream) {
   const char* op = "attention_backward";
   require_device(op, {qkv, d_output, output, lse, dqkv, packed.cu_seqlens, packed.dropout_keys});
   require_qkv(op, packed, qkv);
@@ -64,14 +76,15 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
   require_matrix(op, "output", output, qkv.rows(), heads * size, qkv.dtype());
   require_matrix(op, "lse", lse, qkv.rows(), heads, parameter_dtype(qkv.dtype()));
   require_matrix(op, "dqkv", dqkv, qkv.rows(), qkv.columns(), qkv.dtype());
+  window = reach(op, packed, window);
   if (qkv.elements() == 0) return;
   if (on_gpu(qkv))
     return device_kernels().attention_backward(packed, d_output, qkv, lse, scale, dropout, dqkv,
-                                               stream);
+                                               window, stream);
   dispatch_float(qkv.dtype(), op, [&]<class T>() {
-    cpu::kernels<cpu::AttentionKernels<T>>().backward(problem<T>(packed, qkv, scale, dropout),
-                                                      d_output.as<T>(), lse.as<AccumulateType<T>>(),
-                                                      dqkv.as<T>());
+    cpu::kernels<cpu::AttentionKernels<T>>().backward(
+        problem<T>(packed, qkv, scale, dropout, window), d_output.as<T>(),
+        lse.as<AccumulateType<T>>(), dqkv.as<T>());
   });
 }
 

@@ -97,13 +97,14 @@ class DeviceKernels : public DeviceBackend {
   virtual void move_rows(ConstTensorView from, std::span<const int32_t> from_index,
                          std::span<const int32_t> to_index, TensorView to, Stream stream) = 0;
 
-  // kernels/attention.h
+  // kernels/attention.h; a window is that of the longest sequence where all is seen
   virtual void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
                                  const DropoutSite& dropout, TensorView o, TensorView lse,
-                                 Stream stream) = 0;
+                                 int64_t window, Stream stream) = 0;
   virtual void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
                                   ConstTensorView qkv, ConstTensorView lse, double scale,
-                                  const DropoutSite& dropout, TensorView dqkv, Stream stream) = 0;
+                                  const DropoutSite& dropout, TensorView dqkv, int64_t window,
+                                  Stream stream) = 0;
   virtual void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
                       TensorView qkv, Stream stream) = 0;
 

@@ -5,6 +5,9 @@
 // that), the products with values, keys and queries are vectors over the head's dimensions. Queries
 // go in groups of four, which share the loads. Padded keys get probability 0, padded queries are
 // not written.
+//
+// Under a window a group goes over the keys that one of its queries sees, and those that a query
+// does not see get probability 0 there: what a query gives does not depend on its group.
 #include "kernels/cpu/attention.h"
 
 #include <vector>
@@ -20,6 +23,33 @@ constexpr int kGroup = 4;  // queries
 
 constexpr int64_t round_up(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
+}
+
+constexpr int64_t round_down(int64_t n, int64_t step) {
+  return n / step * step;
+}
+
+// Keys [first, end) of a sequence.
+struct Keys {
+  int64_t first, end;
+};
+// Of n, those that a query sees.
+inline Keys keys_of(int64_t query, int64_t n, int64_t window) {
+  return {std::max<int64_t>(0, query - window), std::min(n, query + window + 1)};
+}
+// Those that `count` queries from `query` on see, from a place on where vectors and the blocks of
+// dropout lanes begin. Whole vectors are computed, so rows are read up to the end of the last one.
+template <class A>
+Keys keys_of_group(int64_t query, int64_t count, int64_t n, int64_t window) {
+  return {round_down(keys_of(query, n, window).first, std::max(kLanes<A>, 8)),
+          keys_of(query + count - 1, n, window).end};
+}
+// Puts minus infinity in the places of a group's row that one of its queries does not see.
+template <class A>
+void hide(Keys seen, Keys group, A* row) {
+  constexpr A kNothing = -std::numeric_limits<A>::infinity();
+  std::fill(row + group.first, row + seen.first, kNothing);
+  std::fill(row + seen.end, row + round_up(group.end, kLanes<A>), kNothing);
 }
 
 // Scratch of one thread, for sequences of up to `longest` tokens.
@@ -67,11 +97,11 @@ void transpose(const A* tile, int64_t n, int64_t padded, int64_t head_size, int6
   }
 }
 
-// rows [kGroup, padded] = q [kGroup, width] times keys [head_size, padded].
+// rows [kGroup, padded] = q [kGroup, width] times keys [head_size, padded], those of `group`.
 template <class A>
-void dot_rows(const A* q, const A* keys, int64_t head_size, int64_t width, int64_t padded,
-              A* rows) {
-  for (int64_t u = 0; u < padded; u += kLanes<A>) {
+void dot_rows(const A* q, const A* keys, Keys group, int64_t head_size, int64_t width,
+              int64_t padded, A* rows) {
+  for (int64_t u = group.first; u < group.end; u += kLanes<A>) {
     Vec<A> sum[kGroup] = {};
     for (int64_t j = 0; j < head_size; ++j) {
       const Vec<A> key = load(keys + j * padded + u);
@@ -81,13 +111,13 @@ void dot_rows(const A* q, const A* keys, int64_t head_size, int64_t width, int64
   }
 }
 
-// out [kGroup, width] = weights [kGroup, padded] times values [n, width].
+// out [kGroup, width] = weights [kGroup, padded] times values [n, width], those of `group`.
 template <class A>
-void combine_rows(const A* weights, const A* values, int64_t n, int64_t width, int64_t padded,
+void combine_rows(const A* weights, const A* values, Keys group, int64_t width, int64_t padded,
                   A* out) {
   for (int64_t c = 0; c < width; c += kLanes<A>) {
     Vec<A> sum[kGroup] = {};
-    for (int64_t u = 0; u < n; ++u) {
+    for (int64_t u = group.first; u < group.end; ++u) {
       const Vec<A> value = load(values + u * width + c);
       for (int i = 0; i < kGroup; ++i) sum[i] += weights[i * padded + u] * value;
     }
@@ -95,14 +125,14 @@ void combine_rows(const A* weights, const A* values, int64_t n, int64_t width, i
   }
 }
 
-// sums [n, width] += weights [kGroup, padded]^T times rows [kGroup, width].
+// sums [n, width] += weights [kGroup, padded]^T times rows [kGroup, width], at the keys of `group`.
 template <class A>
-void scatter_rows(const A* weights, const A* rows, int64_t n, int64_t width, int64_t padded,
+void scatter_rows(const A* weights, const A* rows, Keys group, int64_t width, int64_t padded,
                   A* sums) {
   for (int64_t c = 0; c < width; c += kLanes<A>) {
     Vec<A> row[kGroup];
     for (int i = 0; i < kGroup; ++i) row[i] = load(rows + i * width + c);
-    for (int64_t u = 0; u < n; ++u) {
+    for (int64_t u = group.first; u < group.end; ++u) {
       Vec<A> sum = load(sums + u * width + c);
       for (int i = 0; i < kGroup; ++i) sum += weights[i * padded + u] * row[i];
       store(sums + u * width + c, sum);
@@ -127,33 +157,40 @@ struct Mask {
     threshold = dropout_threshold(a.dropout.probability);
     factor = static_cast<A>(1 / (1 - a.dropout.probability));
   }
-  void draw(int64_t query, int64_t head, int64_t n, uint16_t* lanes) const {
+  // lanes[i]: of key group.first + i.
+  void draw(int64_t query, int64_t head, Keys group, uint16_t* lanes) const {
     dropout_lanes(key, static_cast<uint64_t>(query),
-                  (first_head + static_cast<uint64_t>(head)) * (65536 / 8), n, lanes);
+                  (first_head + static_cast<uint64_t>(head)) * (65536 / 8) +
+                      static_cast<uint64_t>(group.first / 8),
+                  group.end - group.first, lanes);
+  }
+  Vec<A> apply(const Vec<A>& x, const uint16_t* lanes) const {
+    return dropped<A>(x, lanes, threshold, factor);
   }
 };
 
-// softmax(scale * row) over the first n of `padded` entries, in place; 0 behind them. Returns the
-// log-sum-exp.
+// softmax(scale * row) over the keys that are seen, in place; 0 at the others of the group. Returns
+// the log-sum-exp.
 template <class A>
-A softmax_row(A scale, int64_t n, int64_t padded, A* row) {
-  for (int64_t u = n; u < padded; ++u) row[u] = -std::numeric_limits<A>::infinity();
+A softmax_row(A scale, Keys seen, Keys group, A* row) {
+  hide(seen, group, row);
   Vec<A> most = broadcast(-std::numeric_limits<A>::infinity());
-  for (int64_t u = 0; u < padded; u += kLanes<A>) {
+  for (int64_t u = group.first; u < group.end; u += kLanes<A>) {
     const Vec<A> v = scale * load(row + u);
     store(row + u, v);
     most = v > most ? v : most;
   }
-  for (int64_t u = n; u < padded; ++u) row[u] = -std::numeric_limits<A>::infinity();
+  hide(seen, group, row);
   const A top = max_lanes<A>(most);
   Vec<A> sum{};
-  for (int64_t u = 0; u < padded; u += kLanes<A>) {
+  for (int64_t u = group.first; u < group.end; u += kLanes<A>) {
     const Vec<A> e = exp_of(load(row + u) - top);
     store(row + u, e);
     sum += e;
   }
   const A total = sum_lanes<A>(sum);
-  for (int64_t u = 0; u < padded; u += kLanes<A>) store(row + u, load(row + u) / total);
+  for (int64_t u = group.first; u < group.end; u += kLanes<A>)
+    store(row + u, load(row + u) / total);
   return top + std::log(total);
 }
 
@@ -171,18 +208,20 @@ void forward_head(const AttentionProblem<T>& a, int64_t s, int64_t head, const M
   gather(from + 2 * a.heads * size, stride, n, n, size, width, v);
   transpose(k, n, padded, size, width, keys);
   for (int64_t t = 0; t < n; t += kGroup) {
-    dot_rows(q + t * width, keys, size, width, padded, rows);
     const int64_t count = std::min<int64_t>(kGroup, n - t);
+    const Keys group = keys_of_group<A>(t, count, n, a.window);
+    dot_rows(q + t * width, keys, group, size, width, padded, rows);
     for (int64_t i = 0; i < count; ++i) {
       A* row = rows + i * padded;
-      lse[(begin + t + i) * a.heads + head] = softmax_row(a.scale, n, padded, row);
+      lse[(begin + t + i) * a.heads + head] =
+          softmax_row(a.scale, keys_of(t + i, n, a.window), group, row);
       if (mask.on) {
-        mask.draw(t + i, head, n, tiles.lanes());
-        for (int64_t u = 0; u < padded; u += kLanes<A>)
-          store(row + u, dropped<A>(load(row + u), tiles.lanes() + u, mask.threshold, mask.factor));
+        mask.draw(t + i, head, group, tiles.lanes());
+        for (int64_t u = group.first; u < group.end; u += kLanes<A>)
+          store(row + u, mask.apply(load(row + u), tiles.lanes() + (u - group.first)));
       }
     }
-    combine_rows(rows, v, n, width, padded, out);
+    combine_rows(rows, v, group, width, padded, out);
     for (int64_t i = 0; i < count; ++i)
       for_each_vector<A>(size, [&](auto at) {
         at.store_to(output + ((begin + t + i) * a.heads + head) * size,
@@ -215,40 +254,42 @@ void backward_head(const AttentionProblem<T>& a, int64_t s, int64_t head, const 
   std::memset(dk, 0, static_cast<size_t>(n * width) * sizeof(A));
   std::memset(dv, 0, static_cast<size_t>(n * width) * sizeof(A));  // v is free once transposed
   for (int64_t t = 0; t < n; t += kGroup) {
-    dot_rows(q + t * width, keys, size, width, padded, p);
-    dot_rows(d_out + t * width, values, size, width, padded, dp);
     const int64_t count = std::min<int64_t>(kGroup, n - t);
+    const Keys group = keys_of_group<A>(t, count, n, a.window);
+    dot_rows(q + t * width, keys, group, size, width, padded, p);
+    dot_rows(d_out + t * width, values, group, size, width, padded, dp);
     std::memset(p + count * padded, 0, static_cast<size_t>((kGroup - count) * padded) * sizeof(A));
     for (int64_t i = 0; i < count; ++i) {
       A *p_row = p + i * padded, *dp_row = dp + i * padded;
       const A log_sum = lse[(begin + t + i) * a.heads + head];
-      if (mask.on) mask.draw(t + i, head, n, tiles.lanes());
+      if (mask.on) mask.draw(t + i, head, group, tiles.lanes());
+      const Keys seen = keys_of(t + i, n, a.window);
       Vec<A> along{};
-      for (int64_t u = 0; u < padded; u += kLanes<A>) {
+      for (int64_t u = group.first; u < group.end; u += kLanes<A>) {
         Vec<A> prob = exp_of(a.scale * load(p_row + u) - log_sum);
-        if (u + kLanes < A >> n) {
+        if (u < seen.first || seen.end - u < kLanes<A>) {
           store(p_row + u, prob);
-          for (int64_t l = n; l < padded; ++l) p_row[l] = 0;
+          for (int64_t l = u; l < u + kLanes<A>; ++l)
+            if (l < seen.first || l >= seen.end) p_row[l] = 0;
           prob = load(p_row + u);
         }
         store(p_row + u, prob);
         Vec<A> d = load(dp_row + u);
-        if (mask.on) d = dropped<A>(d, tiles.lanes() + u, mask.threshold, mask.factor);
+        if (mask.on) d = mask.apply(d, tiles.lanes() + (u - group.first));
         store(dp_row + u, d);
         along += prob * d;
       }
       const A sum = sum_lanes<A>(along);
-      for (int64_t u = 0; u < padded; u += kLanes<A>) {
+      for (int64_t u = group.first; u < group.end; u += kLanes<A>) {
         const Vec<A> prob = load(p_row + u);
         store(dp_row + u, a.scale * prob * (load(dp_row + u) - sum));
-        if (mask.on)
-          store(p_row + u, dropped<A>(prob, tiles.lanes() + u, mask.threshold, mask.factor));
+        if (mask.on) store(p_row + u, mask.apply(prob, tiles.lanes() + (u - group.first)));
       }
     }
     std::memset(dp + count * padded, 0, static_cast<size_t>((kGroup - count) * padded) * sizeof(A));
-    scatter_rows(p, d_out + t * width, n, width, padded, dv);
-    scatter_rows(dp, q + t * width, n, width, padded, dk);
-    combine_rows(dp, k, n, width, padded, dq);
+    scatter_rows(p, d_out + t * width, group, width, padded, dv);
+    scatter_rows(dp, q + t * width, group, width, padded, dk);
+    combine_rows(dp, k, group, width, padded, dq);
     for (int64_t i = 0; i < count; ++i)
       for_each_vector<A>(
           size, [&](auto at) { at.store_to(to + (t + i) * stride, load(dq + i * width + at.at)); });

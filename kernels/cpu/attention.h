@@ -9,6 +9,7 @@ namespace amur::cpu {
 template <class T, class P = AccumulateType<T>>
 struct AttentionProblem {
   int64_t sequences, heads, head_size, longest;
+  int64_t window;  // keys on either side that a query sees
   const int32_t* cu_seqlens;
   P scale;
   const int64_t* dropout_keys;  // null where nothing is dropped

@@ -1,7 +1,8 @@
 // A block takes a tile of one sequence and head: of queries for the output and for dQ, of keys for
 // dK and dV. It goes over the tiles of the other side of the sequence in order and keeps its own
 // result in registers, so no sum is shared between blocks and every one has a fixed order that does
-// not depend on the other sequences of the chunk.
+// not depend on the other sequences of the chunk. Under a window it leaves out the tiles that none
+// of its rows sees.
 //
 // All arithmetic is in the accumulation type; products with a tile are written as fused
 // multiply-adds (the module is compiled without contraction).
@@ -172,6 +173,7 @@ template <class T, class A = AccumulateType<T>>
 struct Problem {
   int64_t sequences, heads;
   int head_size;
+  int64_t window;  // keys on either side that a query sees
   const int32_t* cu;
   A scale;
   Dropout<A> dropout;
@@ -185,6 +187,22 @@ struct Problem {
   }
   __device__ int64_t output_at(int64_t token, int64_t head) const {
     return (token * heads + head) * head_size;
+  }
+  __device__ bool sees(int64_t query, int64_t key) const {
+    return query - key <= window && key - query <= window;
+  }
+};
+
+// Of a tile of `rows` rows from `first` on, in a sequence of n tokens: the places of the other side
+// that it sees or is seen from, in whole tiles.
+struct OtherTiles {
+  int64_t first, end;
+
+  __device__ OtherTiles(int64_t own_first, int64_t rows, int64_t n, int64_t window) {
+    const int64_t lowest = own_first - window;
+    first = lowest > 0 ? lowest / rows * rows : 0;
+    const int64_t highest = own_first + rows + window;
+    end = highest < n ? highest : n;
   }
 };
 
@@ -215,7 +233,8 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* 
     total[i] = 0;
     for (A& x : sums[i]) x = 0;
   }
-  for (int64_t first = 0; first < n; first += Tile::kRows) {
+  const OtherTiles others(at.first, Tile::kRows, n, a.window);
+  for (int64_t first = others.first; first < others.end; first += Tile::kRows) {
     __syncthreads();  // the tiles before have been read
     load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 1, head), a.qkv_stride(), n - first,
                     a.head_size, k);
@@ -225,17 +244,20 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* 
     A p[Tile::kOwn][Tile::kOther];
     multiply<Tile>(q, k, p);
     for (int i = 0; i < Tile::kOwn; ++i) {
+      const int64_t row = at.first + place.own_first + i;
       A top = most[i];
       for (int j = 0; j < Tile::kOther; ++j) {
-        p[i][j] = first + place.other_first + j < n ? a.scale * p[i][j] : nothing;
+        const int64_t key = first + place.other_first + j;
+        p[i][j] = key < n && a.sees(row, key) ? a.scale * p[i][j] : nothing;
         top = p[i][j] > top ? p[i][j] : top;
       }
       top = max_across(top);
-      const A shrink = exp(most[i] - top);
+      const A shift = top == nothing ? A(0) : top;  // nothing: the row has seen no key yet
+      const A shrink = exp(most[i] - shift);
       most[i] = top;
       A part = 0;
       for (int j = 0; j < Tile::kOther; ++j) {
-        p[i][j] = exp(p[i][j] - top);
+        p[i][j] = exp(p[i][j] - shift);
         part += p[i][j];
       }
       total[i] = total[i] * shrink + sum_across(part);
@@ -287,9 +309,10 @@ __global__ void __launch_bounds__(kTileThreads)
     for (A& x : dq[i]) x = 0;
   }
   A p[Tile::kOwn][Tile::kOther], dp[Tile::kOwn][Tile::kOther];
-  const int64_t tiles = (n + Tile::kRows - 1) / Tile::kRows;
+  const OtherTiles others(at.first, Tile::kRows, n, a.window);
+  const int64_t tiles = (others.end - others.first + Tile::kRows - 1) / Tile::kRows;
   for (int64_t step = 0; step < 2 * tiles; ++step) {
-    const int64_t first = (step < tiles ? step : 2 * tiles - 1 - step) * Tile::kRows;
+    const int64_t first = others.first + (step < tiles ? step : 2 * tiles - 1 - step) * Tile::kRows;
     if (step != tiles) {
       __syncthreads();  // the tiles before have been read
       load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 1, head), a.qkv_stride(), n - first,
@@ -300,9 +323,12 @@ __global__ void __launch_bounds__(kTileThreads)
       multiply<Tile>(q, k, p);
       multiply<Tile>(d_out, v, dp);
       for (int i = 0; i < Tile::kOwn; ++i) {
-        for (int j = 0; j < Tile::kOther; ++j)
-          p[i][j] = first + place.other_first + j < n ? exp(a.scale * p[i][j] - log_sum[i]) : A(0);
-        mask.apply(at.first + place.own_first + i, first + place.other_first, dp[i]);
+        const int64_t row = at.first + place.own_first + i;
+        for (int j = 0; j < Tile::kOther; ++j) {
+          const int64_t key = first + place.other_first + j;
+          p[i][j] = key < n && a.sees(row, key) ? exp(a.scale * p[i][j] - log_sum[i]) : A(0);
+        }
+        mask.apply(row, first + place.other_first, dp[i]);
       }
     }
     if (step < tiles) {
@@ -352,7 +378,8 @@ __global__ void __launch_bounds__(kTileThreads)
   A dk[Tile::kOwn][Tile::kColumns], dv[Tile::kOwn][Tile::kColumns];
   for (int i = 0; i < Tile::kOwn; ++i)
     for (int c = 0; c < Tile::kColumns; ++c) dk[i][c] = dv[i][c] = 0;
-  for (int64_t first = 0; first < n; first += Tile::kRows) {
+  const OtherTiles others(at.first, Tile::kRows, n, a.window);
+  for (int64_t first = others.first; first < others.end; first += Tile::kRows) {
     __syncthreads();  // the tiles before have been read
     load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 0, head), a.qkv_stride(), n - first,
                     a.head_size, q);
@@ -371,7 +398,8 @@ __global__ void __launch_bounds__(kTileThreads)
       for (A& x : masked) x = 1;
       mask.apply(row, at.first + place.own_first, masked);
       for (int i = 0; i < Tile::kOwn; ++i) {
-        const A p = there ? exp(a.scale * s[i][j] - log_sum) : A(0);
+        const bool seen = there && a.sees(row, at.first + place.own_first + i);
+        const A p = seen ? exp(a.scale * s[i][j] - log_sum) : A(0);
         const int to = (place.own_first + i) * Tile::kWeightStride + place.other_first + j;
         p_weights[to] = p * masked[i];
         s_weights[to] = a.scale * p * (dp[i][j] * masked[i] - sum);
@@ -422,12 +450,13 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, class A = AccumulateType<T>>
 Problem<T> problem_of(const PackedSequences& packed, ConstTensorView qkv, double scale,
-                      const DropoutSite& site) {
+                      const DropoutSite& site, int64_t window) {
   const bool drops = site.probability > 0;
   return {
       packed.sequences(),
       qkv.shape()[2],
       static_cast<int>(qkv.shape()[3]),
+      window,
       packed.cu_seqlens.as<int32_t>(),
       static_cast<A>(scale),
       {drops ? packed.dropout_keys.as<int64_t>() : nullptr, site.layer, site.site, site.first_head,
@@ -471,7 +500,7 @@ void dispatch(ConstTensorView qkv, const char* op, F&& f) {
 
 void CudaBackend::attention_forward(const PackedSequences& packed, ConstTensorView qkv,
                                     double scale, const DropoutSite& dropout, TensorView o,
-                                    TensorView lse, Stream stream) {
+                                    TensorView lse, int64_t window, Stream stream) {
   const cudaStream_t s = enter(qkv.device(), stream);
   dispatch(qkv, "attention_forward", [&]<class T, int width>() {
     using A = AccumulateType<T>;
@@ -480,21 +509,22 @@ void CudaBackend::attention_forward(const PackedSequences& packed, ConstTensorVi
     static_assert(bytes <= kMostSharedMemory);
     allow_shared_memory(forward_kernel<T, width>, bytes);
     forward_kernel<T, width><<<grid_for<Tile>(packed, qkv), kTileThreads, bytes, s>>>(
-        problem_of<T>(packed, qkv, scale, dropout), o.as<T>(), lse.as<A>());
+        problem_of<T>(packed, qkv, scale, dropout, window), o.as<T>(), lse.as<A>());
   });
   check_launch();
 }
 
 void CudaBackend::attention_backward(const PackedSequences& packed, ConstTensorView d_output,
                                      ConstTensorView qkv, ConstTensorView lse, double scale,
-                                     const DropoutSite& dropout, TensorView dqkv, Stream stream) {
+                                     const DropoutSite& dropout, TensorView dqkv, int64_t window,
+                                     Stream stream) {
   const cudaStream_t s = enter(qkv.device(), stream);
   dispatch(qkv, "attention_backward", [&]<class T, int width>() {
     using A = AccumulateType<T>;
     using Tile = Tiling<A, width>;
     const Scratch along(lse.bytes(), qkv.device(), stream);
     const dim3 grid = grid_for<Tile>(packed, qkv);
-    const Problem<T> problem = problem_of<T>(packed, qkv, scale, dropout);
+    const Problem<T> problem = problem_of<T>(packed, qkv, scale, dropout, window);
     constexpr size_t query_bytes = Tile::bytes(4, 1), key_bytes = Tile::bytes(4, 2);
     static_assert(key_bytes <= kMostSharedMemory);
     allow_shared_memory(backward_queries_kernel<T, width>, query_bytes);

@@ -195,11 +195,12 @@ class CudaBackend final : public DeviceKernels {
 
   // attention.cu
   void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
-                         const DropoutSite& dropout, TensorView o, TensorView lse,
+                         const DropoutSite& dropout, TensorView o, TensorView lse, int64_t window,
                          Stream stream) override;
   void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
                           ConstTensorView qkv, ConstTensorView lse, double scale,
-                          const DropoutSite& dropout, TensorView dqkv, Stream stream) override;
+                          const DropoutSite& dropout, TensorView dqkv, int64_t window,
+                          Stream stream) override;
   void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
               TensorView qkv, Stream stream) override;
 

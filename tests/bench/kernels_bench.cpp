@@ -185,6 +185,31 @@ void attention(benchmark::State& state) {
 }
 BENCHMARK(attention)->ArgsProduct({{0, 1}, {0, 1}})->UseRealTime();
 
+// Texts of that many tokens, of which a query sees so many on either side (0: all).
+void attention_of_long_texts(benchmark::State& state) {
+  const int64_t length = state.range(1), window = state.range(2), heads = 4, size = 64;
+  const auto step = static_cast<int32_t>(length);
+  std::vector<int32_t> starts;
+  for (int32_t t = 0; t <= kTokens; t += step) starts.push_back(t);
+  PackedSequences packed;
+  packed.cu_seqlens =
+      ConstTensorView(starts.data(), {static_cast<int64_t>(starts.size())}, DType::i32);
+  packed.longest = length;
+  const Tensor qkv = random_tensor({kTokens, 3, heads, size}, DType::f32);
+  Tensor o({kTokens, heads, size}, DType::f32), lse({kTokens, heads}, DType::f32);
+  Tensor d_qkv({kTokens, 3, heads, size}, DType::f32);
+  attention_forward(packed, qkv, 0.125, {}, o, lse, window);
+  if (state.range(0) == 0)
+    measure(state, bytes_of({qkv, o}),
+            [&] { attention_forward(packed, qkv, 0.125, {}, o, lse, window); });
+  else
+    measure(state, bytes_of({qkv, o, d_qkv}),
+            [&] { attention_backward(packed, o, qkv, o, lse, 0.125, {}, d_qkv, window); });
+}
+BENCHMARK(attention_of_long_texts)
+    ->ArgsProduct({{0, 1}, {512, 2048, 8192}, {0, 64}})
+    ->UseRealTime();
+
 void dropout(benchmark::State& state) {
   const DType dtype = dtype_of_state(state);
   const Texts texts;

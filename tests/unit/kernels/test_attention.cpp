@@ -14,8 +14,10 @@ struct Oracle {
   Doubles output, lse, d_qkv;
 };
 
+// `window`: how far a query sees; 0: to the ends.
 Oracle oracle(const Sequences& sequences, int64_t heads, int64_t size, const Doubles& qkv,
-              double scale, const DropoutSite& dropout, const Doubles& d_output) {
+              double scale, const DropoutSite& dropout, const Doubles& d_output,
+              size_t window = 0) {
   const size_t h_count = static_cast<size_t>(heads), hd = static_cast<size_t>(size);
   const size_t tokens = static_cast<size_t>(sequences.tokens());
   Oracle o{Doubles(tokens * h_count * hd), Doubles(tokens * h_count), Doubles(qkv.size())};
@@ -31,6 +33,7 @@ Oracle oracle(const Sequences& sequences, int64_t heads, int64_t size, const Dou
         Doubles p(n), mask(n, 1.0), dp(n);
         double sum = 0;
         for (size_t u = 0; u < n; ++u) {
+          if (window > 0 && (u > t + window || t > u + window)) continue;  // p[u] stays 0
           double score = 0;
           for (size_t j = 0; j < hd; ++j)
             score += qkv[at(begin + t, 0, h) + j] * qkv[at(begin + u, 1, h) + j];
@@ -93,6 +96,85 @@ TEST_P(AttentionTest, MatchesTheDefinition) {
   }
 }
 
+TEST_P(AttentionTest, AWindowMatchesTheDefinition) {
+  const Sequences sequences({1, 7, 2, 33, 130, 64}, 1000, device());
+  const int64_t tokens = sequences.tokens();
+  const DropoutSite drops{0.3, 2, 5};
+  const struct {
+    int64_t heads, size, window;
+    DropoutSite dropout;
+  } cases[] = {{1, 1, 1, drops}, {3, 5, 4, kNoDropout}, {2, 64, 17, drops}, {1, 100, 65, drops}};
+  for (const auto& c : cases) {
+    const Tensor qkv = random_tensor({tokens, 3, c.heads, c.size}, dtype(), 1);
+    const Tensor d_output = random_tensor({tokens, c.heads, c.size}, dtype(), 2);
+    const double scale = 1 / std::sqrt(static_cast<double>(c.size));
+    const Oracle o = oracle(sequences, c.heads, c.size, to_doubles(qkv), scale, c.dropout,
+                            to_doubles(d_output), static_cast<size_t>(c.window));
+    Tensor output = empty({tokens, c.heads, c.size}, dtype()),
+           lse = empty({tokens, c.heads}, parameter());
+    Tensor d_qkv = empty({tokens, 3, c.heads, c.size}, dtype());
+    attention_forward(sequences.packed, qkv, scale, c.dropout, output, lse, c.window);
+    attention_backward(sequences.packed, d_output, qkv, output, lse, scale, c.dropout, d_qkv,
+                       c.window);
+    const double tolerance = (dtype() == DType::bf16 ? 2 : 60) * rounding(dtype());
+    const std::string what = fmt::format("{} heads of {}, window {}", c.heads, c.size, c.window);
+    expect_near(output, o.output, tolerance, what);
+    expect_near(lse, o.lse, 60 * rounding(parameter()), what);
+    expect_near(d_qkv, o.d_qkv, tolerance, what + " gradient");
+  }
+}
+
+struct Results {
+  Tensor output, lse, d_qkv;
+};
+
+TEST_P(AttentionTest, AWindowThatHoldsTheTextGivesTheSameBits) {
+  const int32_t longest = 71;
+  const Sequences sequences({longest, 1, 18, 40}, 1000, device());
+  const int64_t tokens = sequences.tokens(), heads = 2, size = 20;
+  const Tensor qkv = random_tensor({tokens, 3, heads, size}, dtype(), 1);
+  const Tensor d_output = random_tensor({tokens, heads, size}, dtype(), 2);
+  for (const DropoutSite& dropout : {kNoDropout, DropoutSite{0.3, 2, 5}}) {
+    const auto run = [&](int64_t window) {
+      Results r{empty({tokens, heads, size}, dtype()), empty({tokens, heads}, parameter()),
+                empty({tokens, 3, heads, size}, dtype())};
+      attention_forward(sequences.packed, qkv, 0.3, dropout, r.output, r.lse, window);
+      attention_backward(sequences.packed, d_output, qkv, r.output, r.lse, 0.3, dropout, r.d_qkv,
+                         window);
+      return r;
+    };
+    const Results whole = run(0);
+    for (const int64_t window : {longest - 1, longest, 1 << 30}) {
+      const Results r = run(window);
+      EXPECT_TRUE(same_bits(r.output, whole.output)) << window;
+      EXPECT_TRUE(same_bits(r.lse, whole.lse)) << window;
+      EXPECT_TRUE(same_bits(r.d_qkv, whole.d_qkv)) << window;
+    }
+    // One pair fewer shows.
+    EXPECT_FALSE(same_bits(run(longest - 2).lse, whole.lse));
+  }
+}
+
+TEST_P(AttentionTest, WhatLiesOutsideOfTheWindowChangesNothing) {
+  const int64_t n = 90, heads = 1, size = 8, window = 9, moved = 40;
+  const Sequences sequences({static_cast<int32_t>(n)}, 1000, device());
+  Doubles values = random_doubles(n * 3 * heads * size, 1);
+  const auto run = [&] {
+    const Tensor qkv = from_doubles(values, {n, 3, heads, size}, dtype(), device());
+    Results r{empty({n, heads, size}, dtype()), empty({n, heads}, parameter()), {}};
+    attention_forward(sequences.packed, qkv, 0.5, kNoDropout, r.output, r.lse, window);
+    return r;
+  };
+  const Results before = run();
+  for (int64_t j = 0; j < 3 * heads * size; ++j)
+    values[static_cast<size_t>(moved * 3 * heads * size + j)] = 50;
+  const Results after = run();
+  for (int64_t t = 0; t < n; ++t)
+    EXPECT_EQ(same_bits(before.output.view().slice(t, 1), after.output.view().slice(t, 1)),
+              std::abs(t - moved) > window)
+        << t;
+}
+
 TEST_P(AttentionTest, SequencesDoNotSeeEachOther) {
   // A sequence gives the same bits alone and among others.
   const int64_t heads = 2, size = 24;
@@ -103,11 +185,13 @@ TEST_P(AttentionTest, SequencesDoNotSeeEachOther) {
   Tensor o_all = empty({all.tokens(), heads, size}, dtype());
   Tensor lse_all = empty({all.tokens(), heads}, parameter());
   Tensor o_one = empty({n, heads, size}, dtype()), lse_one = empty({n, heads}, parameter());
-  attention_forward(all.packed, qkv, 0.2, dropout, o_all, lse_all);
-  attention_forward(alone.packed, ConstTensorView(qkv).slice(begin, n), 0.2, dropout, o_one,
-                    lse_one);
-  EXPECT_TRUE(same_bits(o_all.view().slice(begin, n), o_one));
-  EXPECT_TRUE(same_bits(lse_all.view().slice(begin, n), lse_one));
+  for (const int64_t window : {0, 6, 40}) {
+    attention_forward(all.packed, qkv, 0.2, dropout, o_all, lse_all, window);
+    attention_forward(alone.packed, ConstTensorView(qkv).slice(begin, n), 0.2, dropout, o_one,
+                      lse_one, window);
+    EXPECT_TRUE(same_bits(o_all.view().slice(begin, n), o_one)) << window;
+    EXPECT_TRUE(same_bits(lse_all.view().slice(begin, n), lse_one)) << window;
+  }
 }
 
 TEST_P(AttentionTest, LargeScoresStayFinite) {
@@ -134,15 +218,16 @@ TEST_P(AttentionTest, EmptyAndThreads) {
   const int64_t tokens = sequences.tokens();
   const Tensor qkv = random_tensor({tokens, 3, 2, 20}, dtype(), 1);
   const DropoutSite dropout{0.1, 3, 1};
-  expect_same_for_any_threads([&] {
-    std::vector<Tensor> r;
-    r.push_back(empty({tokens, 2, 20}, dtype()));
-    r.push_back(empty({tokens, 2}, parameter()));
-    r.push_back(empty({tokens, 3, 2, 20}, dtype()));
-    attention_forward(sequences.packed, qkv, 0.3, dropout, r[0], r[1]);
-    attention_backward(sequences.packed, r[0], qkv, r[0], r[1], 0.3, dropout, r[2]);
-    return r;
-  });
+  for (const int64_t window : {0, 3})
+    expect_same_for_any_threads([&] {
+      std::vector<Tensor> r;
+      r.push_back(empty({tokens, 2, 20}, dtype()));
+      r.push_back(empty({tokens, 2}, parameter()));
+      r.push_back(empty({tokens, 3, 2, 20}, dtype()));
+      attention_forward(sequences.packed, qkv, 0.3, dropout, r[0], r[1], window);
+      attention_backward(sequences.packed, r[0], qkv, r[0], r[1], 0.3, dropout, r[2], window);
+      return r;
+    });
 }
 
 TEST_P(AttentionTest, RotaryMatchesTheDefinitionAndTurnsBack) {
@@ -186,17 +271,19 @@ TEST(AttentionDerivative, CentralDifferences) {
   const Doubles weights = random_doubles(tokens * heads * size, 2);
   const Doubles along = random_doubles(tokens * 3 * heads * size, 3);
   const Shape shape{tokens, 3, heads, size};
-  for (const DropoutSite& dropout : {kNoDropout, DropoutSite{0.25, 1, 4}}) {
+  for (const auto& [dropout, window] :
+       {std::pair<DropoutSite, int64_t>{kNoDropout, 0}, {{0.25, 1, 4}, 0}, {{0.25, 1, 4}, 2}}) {
     Tensor output({tokens, heads, size}, DType::f64), lse({tokens, heads}, DType::f64);
-    const auto loss = [&](const Doubles& at) {
+    const auto loss = [&, &dropout = dropout, window = window](const Doubles& at) {
       attention_forward(sequences.packed, from_doubles(at, shape, DType::f64), 0.7, dropout, output,
-                        lse);
+                        lse, window);
       return dot(weights, to_doubles(output));
     };
     loss(qkv);
     Tensor d_qkv(shape, DType::f64);
     attention_backward(sequences.packed, from_doubles(weights, {tokens, heads, size}, DType::f64),
-                       from_doubles(qkv, shape, DType::f64), output, lse, 0.7, dropout, d_qkv);
+                       from_doubles(qkv, shape, DType::f64), output, lse, 0.7, dropout, d_qkv,
+                       window);
     EXPECT_NEAR(dot(to_doubles(d_qkv), along), slope_along(loss, qkv, along), 1e-7);
   }
 }
@@ -224,6 +311,8 @@ TEST(AttentionErrors, WrongBoundariesAreRefused) {
   Tensor fitting = Tensor::zeros({7, 3, 1, 4}, DType::f32), o7({7, 1, 4}, DType::f32),
          lse7({7, 1}, DType::f32);
   EXPECT_THROW(attention_forward(no_keys, fitting, 1, {0.1, 0, 0}, o7, lse7), InternalError);
+  EXPECT_THROW(attention_forward(sequences.packed, fitting, 1, kNoDropout, o7, lse7, -1),
+               InternalError);
 }
 
 }  // namespace
