@@ -1,5 +1,6 @@
 #include "src/model/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -88,10 +89,11 @@ Attention::Attention(const ModelConfig& config, int64_t layer, const std::string
                      ParameterSet& parameters)
     : name_(name),
       layer_(static_cast<uint64_t>(layer)),
+      window_(config.window_of(layer)),
       scale_(1 / std::sqrt(static_cast<double>(config.resolved_head_size()))),
       dropout_(config.attention_dropout),
       rotary_(config.position == PositionKind::rotary),
-      rotary_base_(config.rotary_base),
+      rotary_base_(config.rotary_base_of(layer)),
       rotary_period_(config.resolved_rotary_size()),
       qkv_weight_(&add_qkv_weight(config, name, parameters)),
       qkv_bias_(add_qkv_bias(config, name, parameters)),
@@ -131,7 +133,7 @@ void Attention::forward(const Context& context, ConstTensorView n, TensorView y)
   qkv_.forward(context, n, qkv);
   add_biases(context, qkv);
   if (rotary_) rotary(packed, rotary_base_, rotary_period_, false, qkv, context.stream);
-  attention_forward(packed, qkv, scale_, dropout(context), o, lse, context.stream);
+  attention_forward(packed, qkv, scale_, dropout(context), o, lse, window_, context.stream);
   output_.forward(context, o, y);
 }
 
@@ -146,7 +148,8 @@ void Attention::backward(const Context& context, ConstTensorView n, ConstTensorV
   const TensorView dqkv = scratch.tensor(qkv.shape(), qkv.dtype());
 
   output_.backward(context, o, dy, 0, d_o);
-  attention_backward(packed, d_o, qkv, o, lse, scale_, dropout(context), dqkv, context.stream);
+  attention_backward(packed, d_o, qkv, o, lse, scale_, dropout(context), dqkv, window_,
+                     context.stream);
   if (rotary_) rotary(packed, rotary_base_, rotary_period_, true, dqkv, context.stream);
   accumulate_biases(context, dqkv);
   qkv_.backward(context, n, dqkv, beta, dn);
@@ -195,10 +198,17 @@ size_t Attention::saved_bytes(int64_t tokens, DType dtype) const {
          SavedTensors::rounded_bytes({heads[0], heads[1]}, parameter_dtype(dtype));
 }
 
-double Attention::forward_flops(int64_t tokens, int64_t squared_lengths) const {
+double Attention::forward_flops(std::span<const int64_t> lengths) const {
   const Shape heads = heads_shape(1);
+  int64_t tokens = 0;
+  double pairs = 0;  // of a query and a key that it sees
+  for (const int64_t n : lengths) {
+    tokens += n;
+    const int64_t reach = window_ == 0 ? n : std::min(window_, n);
+    pairs += static_cast<double>(n * n - (n - reach) * (n - reach - 1));  // but two corners
+  }
   return qkv_.flops(tokens) + output_.flops(tokens) +
-         4.0 * static_cast<double>(squared_lengths) * static_cast<double>(heads.elements());
+         4.0 * pairs * static_cast<double>(heads.elements());
 }
 
 }  // namespace amur

@@ -1,6 +1,7 @@
 // Multi-head self-attention inside each packed sequence, as the branch of a residual block.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "src/model/linear.h"
@@ -8,7 +9,8 @@
 
 namespace amur {
 
-// With the heads spread over a tensor-parallel group, each rank attends with its own.
+// With the heads spread over a tensor-parallel group, each rank attends with its own. The layer's
+// number says whether it sees the whole text or a window of it, and its rotary base.
 //
 // Keeps qkv [T, 3, H, hd] (after rotary positions), the output of the heads [T, H, hd] and the
 // log-sum-exp of the scores [T, H].
@@ -24,7 +26,7 @@ class Attention final : public Branch {
   void backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
                 TensorView dn) const override;
   size_t saved_bytes(int64_t tokens, DType dtype) const override;
-  double forward_flops(int64_t tokens, int64_t squared_lengths) const override;
+  double forward_flops(std::span<const int64_t> lengths) const override;
 
   const std::string& name() const { return name_; }
   // Of the scores q.k: 1/sqrt(head size) unless growth has changed the head size.
@@ -39,6 +41,7 @@ class Attention final : public Branch {
 
   std::string name_;
   uint64_t layer_;
+  int64_t window_;  // that a token sees on either side; 0: the whole text
   double scale_;
   double dropout_;
   bool rotary_;

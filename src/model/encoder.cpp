@@ -34,6 +34,12 @@ void check(const ModelConfig& c) {
   if (c.rotary_size % 2 != 0 || c.rotary_size < 0 || c.rotary_size > c.resolved_head_size())
     throw UsageError("model.rotary_size: an even number up to the head size {}, or 0, got {}",
                      c.resolved_head_size(), c.rotary_size);
+  if (c.local_attention < 0 || c.local_attention == 1)
+    throw UsageError("model.local_attention: at least 2, or 0, got {}", c.local_attention);
+  if (c.local_attention > 0 && c.position != PositionKind::rotary)
+    throw UsageError("model.local_attention: local layers need model.position rotary");
+  if (c.global_every < 1)
+    throw UsageError("model.global_every: must be at least 1, got {}", c.global_every);
   if (c.norm_gate && c.norm_position == NormPosition::pre)
     throw UsageError("model.norm_gate: norms behind blocks are those of norm_position post");
   if (c.position == PositionKind::sinusoidal && c.hidden % 2 != 0)
@@ -207,10 +213,9 @@ size_t Encoder::saved_bytes(int64_t tokens, int64_t sequences, DType dtype) cons
   return bytes;
 }
 
-double Encoder::forward_flops(int64_t tokens, int64_t squared_lengths) const {
+double Encoder::forward_flops(std::span<const int64_t> lengths) const {
   double flops = 0;
-  for (const auto& block : parts_->blocks)
-    flops += block->branch().forward_flops(tokens, squared_lengths);
+  for (const auto& block : parts_->blocks) flops += block->branch().forward_flops(lengths);
   return flops;
 }
 

@@ -8,10 +8,13 @@
 // with f attention and feed-forward in turn, and no norm in front of the first block. Both classes
 // are thus one chain of (norm, branch) blocks behind a normalised embedding, and differ in what the
 // residual carries; "post-norm" is the usual name because n_b belongs to the block before it.
+// Under model.local_attention, the attention of all layers but each n-th sees a window around each
+// token, and turns by frequencies of its own (ModernBERT, Warner et al., 2024).
 // With 0 layers there is neither a norm nor a position: h = projection(pool(dropout(tokens))).
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,9 +57,9 @@ class Encoder {
   // Bytes that `forward` leaves in context.saved for a chunk of this size, exactly (on this tp
   // rank, once the parameters are allocated).
   size_t saved_bytes(int64_t tokens, int64_t sequences, DType dtype) const;
-  // FLOPs of the GEMMs and attention of one forward over sequences of these lengths' sums: tokens,
-  // and the sum of squared lengths. Without the projection.
-  double forward_flops(int64_t tokens, int64_t squared_lengths) const;
+  // FLOPs of the GEMMs and attention of one forward over sequences of these lengths. Without the
+  // projection.
+  double forward_flops(std::span<const int64_t> lengths) const;
   int64_t embedding_size() const;
   // The token table: its rows are updated lazily.
   Parameter& token_table();

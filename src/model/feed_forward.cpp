@@ -1,5 +1,6 @@
 #include "src/model/feed_forward.h"
 
+#include <numeric>
 #include <utility>
 
 namespace amur {
@@ -78,7 +79,8 @@ size_t FeedForward::saved_bytes(int64_t tokens, DType dtype) const {
   return SavedTensors::rounded_bytes({tokens, up_.outputs()}, dtype);
 }
 
-double FeedForward::forward_flops(int64_t tokens, int64_t /*squared_lengths*/) const {
+double FeedForward::forward_flops(std::span<const int64_t> lengths) const {
+  const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
   return up_.flops(tokens) + down_.flops(tokens);
 }
 

@@ -1,6 +1,7 @@
 // The feed-forward network, plain or gated, as the branch of a residual block.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "src/model/linear.h"
@@ -20,7 +21,7 @@ class FeedForward final : public Branch {
   void backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
                 TensorView dn) const override;
   size_t saved_bytes(int64_t tokens, DType dtype) const override;
-  double forward_flops(int64_t tokens, int64_t squared_lengths) const override;
+  double forward_flops(std::span<const int64_t> lengths) const override;
 
  private:
   ActivationKind activation_;

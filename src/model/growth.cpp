@@ -63,8 +63,9 @@ void Growth::resolve() {
   if (options_.head_growth == HeadGrowth::copies && head != old_head)
     to_.rotary_size = old_head;   // as many frequencies as before
   else if (head % old_head != 0)  // old pair j keeps its own: base^(-2j/h) = base'^(-2j/h')
-    to_.rotary_base =
-        std::pow(from_.rotary_base, static_cast<double>(head) / static_cast<double>(old_head));
+    for (double* base : {&to_.rotary_base, &to_.local_rotary_base})
+      if (*base != 0)
+        *base = std::pow(*base, static_cast<double>(head) / static_cast<double>(old_head));
 }
 
 void Growth::check() const {
@@ -142,15 +143,22 @@ std::vector<std::string> Growth::warnings() const {
 }
 
 int64_t Growth::place_of_layer(int64_t old_layer) const {
-  return old_layer * to_.layers / from_.layers;
+  const int64_t period = from_.layer_period();
+  const int64_t turns = (from_.layers + period - 1) / period;
+  const int64_t more = (to_.layers - from_.layers) / period;
+  return old_layer / period * (turns + more) / turns * period + old_layer % period;
 }
 
 Growth::LayerSource Growth::source_of_layer(int64_t layer) const {
+  const int64_t period = from_.layer_period();
+  int64_t last = from_.layers - 1;  // of the same place in a turn, where there is one
   for (int64_t old = 0; old < from_.layers; ++old) {
     const int64_t place = place_of_layer(old);
+    if (place % period != layer % period) continue;
     if (place >= layer) return {old, place > layer};
+    last = old;
   }
-  return {from_.layers - 1, true};
+  return {last, true};
 }
 
 std::string Growth::old_name(const std::string& name) const {

@@ -93,7 +93,9 @@ class Growth {
   std::vector<std::string> warnings() const;
 
   // Where an old layer stands in the grown model, and the old layer that one of it comes from; a
-  // new layer takes its inner weights from the old one behind it.
+  // new layer takes its inner weights from the old one behind it. Where layers are local and global
+  // by turns, whole turns are put between the old ones and what is left over stands at the end, so
+  // that every layer stays of its kind; a new one takes its weights from the same place of a turn.
   int64_t place_of_layer(int64_t old_layer) const;
   struct LayerSource {
     int64_t layer;

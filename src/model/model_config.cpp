@@ -14,6 +14,13 @@ int64_t ModelConfig::resolved_ffn() const {
   return (8 * hidden + 3 * kUnit - 1) / (3 * kUnit) * kUnit;
 }
 
+std::string ModelConfig::attention_text() const {
+  if (local_attention == 0 || global_every == 1 || layers <= 1) return "over the whole text";
+  return fmt::format(
+      "layers 0, {}, {}, .. over the whole text, the others over {} tokens to either side",
+      global_every, 2 * global_every, local_attention / 2);
+}
+
 void ModelConfig::require_shares(int64_t tp) const {
   const auto require = [&](const char* what, int64_t count) {
     if (count < tp)

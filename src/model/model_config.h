@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "kernels/activation.h"
 #include "kernels/embedding.h"
@@ -29,6 +30,10 @@ struct ModelConfig {
   PositionKind position = PositionKind::learned;
   double rotary_base = 10000;
   int64_t rotary_size = 0;  // elements of a head behind which the frequencies repeat; 0: its size
+  // Local layers: a token sees those at most half so many places away. 0: there are none.
+  int64_t local_attention = 0;
+  int64_t global_every = 3;      // layers 0, n, 2n, .. see the whole text, the others are local
+  double local_rotary_base = 0;  // of local layers; 0: rotary_base
   PoolingKind pooling = PoolingKind::mean;
   int64_t projection = 0;  // 0: none; else the width of the embedding
   TowerKind towers = TowerKind::shared;
@@ -47,6 +52,15 @@ struct ModelConfig {
   int64_t resolved_head_size() const { return head_size ? head_size : hidden / heads; }
   int64_t resolved_rotary_size() const { return rotary_size ? rotary_size : resolved_head_size(); }
   int64_t resolved_ffn() const;
+  // Layers behind which the kinds of layers repeat.
+  int64_t layer_period() const { return local_attention > 0 ? global_every : 1; }
+  bool is_local(int64_t layer) const { return layer % layer_period() != 0; }
+  // How far a token of a layer sees to either side; 0: to the ends of the text.
+  int64_t window_of(int64_t layer) const { return is_local(layer) ? local_attention / 2 : 0; }
+  double rotary_base_of(int64_t layer) const {
+    return is_local(layer) && local_rotary_base != 0 ? local_rotary_base : rotary_base;
+  }
+  std::string attention_text() const;  // what the layers see, for people
   int64_t resolved_positions() const { return positions ? positions : max_length; }
   // Standard deviation of the projections that write into the residual stream.
   double residual_std() const;

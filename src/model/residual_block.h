@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "src/model/norm.h"
 
@@ -19,7 +20,8 @@ class Branch {
   virtual void backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
                         TensorView dn) const = 0;
   virtual size_t saved_bytes(int64_t tokens, DType dtype) const = 0;
-  virtual double forward_flops(int64_t tokens, int64_t squared_lengths) const = 0;
+  // Of sequences of these lengths.
+  virtual double forward_flops(std::span<const int64_t> lengths) const = 0;
 };
 
 class ResidualBlock {

@@ -234,6 +234,7 @@ void Trainer::print_model() {
       "model: {} layers, width {}, vocabulary {}, {:.2f} M parameters; for Hugging Face tools: {}",
       config_.model.layers, config_.model.hidden, config_.model.vocab,
       static_cast<double>(parameters) * 1e-6, interchange_class(config_.model));
+  if (config_.model.local_attention > 0) Log::info("attention: {}", config_.model.attention_text());
   size_t weights = 0;
   for (const Parameter& p : model_->parameters()) weights += p.value.bytes();
   Log::info("training state of a rank: {:.1f} MB of weights, {:.1f} MB of {}",

@@ -109,15 +109,12 @@ BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& t
     forward(planned, planned.keep);
     result.tokens += planned.chunk.tokens;
     if (!planned.keep) ++result.recomputed;
-    int64_t squares = 0;
-    for (int32_t unit : planned.chunk.units) {
-      const int64_t length = unit < static_cast<int32_t>(batch.queries.size())
-                                 ? batch.queries[unit].length
-                                 : batch.documents[unit - batch.queries.size()].length;
-      squares += length * length;
-    }
-    result.forward_flops +=
-        model_.tower(planned.tower).forward_flops(planned.chunk.tokens, squares);
+    std::vector<int64_t> lengths;
+    for (int32_t unit : planned.chunk.units)
+      lengths.push_back(unit < static_cast<int32_t>(batch.queries.size())
+                            ? batch.queries[unit].length
+                            : batch.documents[unit - batch.queries.size()].length);
+    result.forward_flops += model_.tower(planned.tower).forward_flops(lengths);
     if (!stop_requested_) continue;
     stop = stop_requested_();
     // The next chunk has collectives within the tp group.

@@ -45,6 +45,7 @@ class Checker {
       if (m.rotary_size % 2 != 0 || m.rotary_size > head)
         report("model.rotary_size", "{}: an even number, at most the {} of a head, or 0",
                m.rotary_size, head);
+      local_layers();
       if (m.positions > 0 && m.positions < m.max_length)
         report("model.positions", "{} are fewer than the model.max_length of {}", m.positions,
                m.max_length);
@@ -60,6 +61,9 @@ class Checker {
       if (m.pooling == PoolingKind::cls)
         report("model.pooling",
                "with model.layers 0 the first token of every text is the same marker: use mean");
+      if (m.local_attention != 0)
+        report("model.local_attention", "{}, but model.layers is 0: leave it out",
+               m.local_attention);
       if (m.token_type)
         report("model.token_type",
                "with model.layers 0 every embedding would move by the same vector: leave it out");
@@ -70,6 +74,27 @@ class Checker {
     if (m.max_length < 3)
       report("model.max_length", "{} leaves no room for a text between its two markers",
              m.max_length);
+  }
+
+  void local_layers() {
+    const ModelConfig& m = c_.model;
+    if (m.local_attention == 0) {
+      if (m.local_rotary_base != 0)
+        report("model.local_rotary_base",
+               "{}, but no layer is local: set model.local_attention, or leave it out",
+               m.local_rotary_base);
+      return;
+    }
+    if (m.position != PositionKind::rotary)
+      report("model.local_attention", "{}: local layers need model.position rotary",
+             m.local_attention);
+    if (m.local_attention == 1)
+      report("model.local_attention", "1 lets a token see itself alone: take at least 2, or 0");
+    if (m.global_every == 1)
+      report("model.global_every",
+             "1 makes every layer see the whole text: set model.local_attention to 0");
+    if (m.local_rotary_base != 0 && m.local_rotary_base <= 1)
+      report("model.local_rotary_base", "{}: a number above 1, or 0", m.local_rotary_base);
   }
 
   void data() {

@@ -49,6 +49,15 @@ void declare_model(Group& group) {
   key.whole("rotary_size", &M::rotary_size, between(0, 1024),
             "elements of a head behind which the rotary frequencies repeat; 0: the head's size",
             kFixed);
+  key.whole("local_attention", &M::local_attention, between(0, 1 << 21),
+            "rotary: a token of a local layer sees those at most half so many places away, as in "
+            "ModernBERT; 0: every layer sees the whole text",
+            kFixed);
+  key.whole("global_every", &M::global_every, between(1, 1024),
+            "with local_attention: layers 0, n, 2n, .. see the whole text, the others are local",
+            kFixed);
+  key.real("local_rotary_base", &M::local_rotary_base, at_least(0),
+           "base of the rotary frequencies of local layers; 0: rotary_base", kFixed);
   key.words("pooling", &M::pooling, {{"mean", PoolingKind::mean}, {"cls", PoolingKind::cls}},
             "embedding of a text: mean over its tokens, or its first token", kFixed);
   key.whole("projection", &M::projection, between(0, 65536),

@@ -279,6 +279,67 @@ TEST_F(GrowthFunction, DepthOfPreNorm) {
   EXPECT_EQ(silent, 4);
 }
 
+// Layers that see a window between those that see the whole text: each stays of its kind.
+TEST_F(GrowthFunction, LocalLayers) {
+  const auto local = [](ModelConfig& c) {
+    rotary(c);
+    c.layers = 4;
+    c.local_attention = 4;
+    c.local_rotary_base = 30;  // the others have 10000
+  };
+  for (const int64_t layers : {5, 7, 11})
+    expect_same_function(
+        {fmt::format("local, {} layers", layers), sizes(0, 0, 0, 0, layers), local});
+  for (const HeadGrowth way : {HeadGrowth::extend, HeadGrowth::copies}) {
+    GrowthOptions all = sizes(72, 9, 8, 100, 8);  // a head of 6 becomes one of 8: other bases
+    all.head_growth = way;
+    expect_same_function({"local, everything", all, local});
+  }
+  // With one layer in two global in place of one in three, it is another function.
+  ModelConfig config = test::small_config();
+  local(config);
+  TestModel from(config, DType::f64);
+  TestModel exact = test::grow(from, sizes(0, 0, 0, 0, 7));
+  ModelConfig other = exact.config.model;
+  other.global_every = 2;
+  TestModel mixed(other, DType::f64);
+  mixed.model.assign_from(exact.model);
+  const TestChunk chunk = test::probe_chunk(config);
+  const std::vector<double> before = from.forward(chunk);
+  EXPECT_LE(test::cosine_difference(before, 10, exact.forward(chunk), 10), 1e-12);
+  EXPECT_GT(test::cosine_difference(before, 10, mixed.forward(chunk), 10), 1e-4);
+}
+
+TEST(GrowthLayers, StayOfTheirKindAndComeFromTheirKind) {
+  ModelConfig config = rotary_config();
+  config.local_attention = 4;
+  for (const int64_t every : {2, 3, 5})
+    for (int64_t layers = 1; layers <= 9; ++layers)
+      for (int64_t more = 1; more <= 9; ++more) {
+        config.global_every = every;
+        config.layers = layers;
+        const Growth growth(config, sizes(0, 0, 0, 0, layers + more));
+        int64_t before = -1;
+        for (int64_t i = 0; i < layers; ++i) {
+          const int64_t place = growth.place_of_layer(i);
+          EXPECT_GT(place, before);
+          EXPECT_LT(place, layers + more);
+          EXPECT_EQ(growth.to().is_local(place), config.is_local(i));
+          const Growth::LayerSource source = growth.source_of_layer(place);
+          EXPECT_EQ(source.layer, i);
+          EXPECT_FALSE(source.is_new);
+          before = place;
+        }
+        int64_t fresh = 0;
+        for (int64_t i = 0; i < layers + more; ++i) {
+          const Growth::LayerSource source = growth.source_of_layer(i);
+          fresh += source.is_new;
+          if (layers >= every) EXPECT_EQ(growth.to().is_local(i), config.is_local(source.layer));
+        }
+        EXPECT_EQ(fresh, more);
+      }
+}
+
 // A new layer adds nothing and its norms are gated away: the very same numbers.
 TEST_F(GrowthFunction, DepthOfPostNorm) {
   for (const int64_t layers : {3, 4, 7})

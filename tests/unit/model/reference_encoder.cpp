@@ -50,19 +50,21 @@ class Reference {
 
   static double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
 
-  void rotate(Row& head, size_t position) const {
+  void rotate(Row& head, size_t position, double base) const {
     const size_t half = head.size() / 2;
     for (size_t j = 0; j < half; ++j) {
       const double angle =
           static_cast<double>(position) *
-          std::pow(c_.rotary_base, -2 * static_cast<double>(j) / static_cast<double>(head.size()));
+          std::pow(base, -2 * static_cast<double>(j) / static_cast<double>(head.size()));
       const double a = head[j], b = head[j + half];
       head[j] = a * std::cos(angle) - b * std::sin(angle);
       head[j + half] = b * std::cos(angle) + a * std::sin(angle);
     }
   }
 
-  Matrix attention(const std::string& name, const Matrix& x, bool rotary) const {
+  // base 0: no rotation; a token sees those up to `window` places away.
+  Matrix attention(const std::string& name, const Matrix& x, double base,
+                   size_t window = 1u << 30) const {
     const auto heads = static_cast<size_t>(c_.heads);
     const auto size = static_cast<size_t>(c_.resolved_head_size());
     const Row weight = values(name + ".qkv.weight"), bias = values(name + ".qkv.bias");
@@ -76,16 +78,17 @@ class Reference {
           y.push_back(affine(weight, (part * heads + h) * size, size, x[t]));
           for (size_t j = 0; j < size && !b.empty(); ++j)
             y[t][j] += b[(b_part * heads + h) * size + j];
-          if (rotated) rotate(y[t], t);
+          if (rotated && base != 0) rotate(y[t], t, base);
         }
         return y;
       };
-      const Matrix q = project(0, bias, 0, rotary), k = project(1, key_bias, 0, rotary);
+      const Matrix q = project(0, bias, 0, true), k = project(1, key_bias, 0, true);
       const Matrix v = project(2, bias, 1, false);
       for (size_t t = 0; t < x.size(); ++t) {
         Row p(x.size());
         double total = 0;
         for (size_t u = 0; u < x.size(); ++u) {
+          if (u > t + window || t > u + window) continue;
           for (size_t j = 0; j < size; ++j) p[u] += q[t][j] * k[u][j];
           p[u] = std::exp(p[u] / std::sqrt(static_cast<double>(size)));
           total += p[u];
@@ -149,7 +152,7 @@ std::vector<double> bert_embedding(const ModelConfig& config, ParameterSet& para
   }
   for (int64_t i = 0; i < config.layers; ++i) {
     const std::string layer = "layers." + std::to_string(i);
-    const Matrix a = r.attention(layer + ".attention", x, false);
+    const Matrix a = r.attention(layer + ".attention", x, 0);
     for (size_t t = 0; t < x.size(); ++t) {
       x[t] = r.layer_norm(layer + ".attention.norm", Reference::sum(x[t], a[t]));
       Row u = Reference::affine(r.values(layer + ".feed_forward.up.weight"), 0, ffn, x[t],
@@ -176,7 +179,11 @@ std::vector<double> modernbert_embedding(const ModelConfig& config, ParameterSet
     Matrix n = x;
     if (i > 0)
       for (Row& row : n) row = r.layer_norm(layer + ".attention.norm", row);
-    const Matrix a = r.attention(layer + ".attention", n, true);
+    // As modeling_modernbert.py has it: local_attention is the width of the whole window.
+    const bool local = config.local_attention > 0 && i % config.global_every != 0;
+    const Matrix a = local ? r.attention(layer + ".attention", n, config.local_rotary_base,
+                                         static_cast<size_t>(config.local_attention / 2))
+                           : r.attention(layer + ".attention", n, config.rotary_base);
     for (size_t t = 0; t < x.size(); ++t) {
       x[t] = Reference::sum(x[t], a[t]);
       const Row m = r.layer_norm(layer + ".feed_forward.norm", x[t]);

@@ -172,8 +172,17 @@ TEST(Encoder, SavesTenWidthsATokenAndLayer) {
   // qkv 3, heads 1, two outputs of blocks 2, feed-forward 4; and a log-sum-exp a head.
   EXPECT_EQ(encoder.saved_bytes(1024, 32, DType::f32), size_t{6} * 1024 * (10 * 384 + 12) * 4);
   EXPECT_EQ(encoder.saved_bytes(1024, 32, DType::bf16), size_t{6} * 1024 * (10 * 384 * 2 + 12 * 4));
-  EXPECT_EQ(encoder.forward_flops(1000, 40000),
-            6.0 * (2.0 * 1000 * 12 * 384 * 384 + 4.0 * 40000 * 384));
+  EXPECT_EQ(encoder.forward_flops(std::vector<int64_t>{200, 300, 500}),
+            6.0 * (2.0 * 1000 * 12 * 384 * 384 + 4.0 * 380000 * 384));
+  // Two layers see the whole, four see 64 tokens on either side: 129 keys, fewer at both ends.
+  config.position = PositionKind::rotary;
+  config.local_attention = 128;
+  const Encoder local(config, "l", parameters);
+  const double pairs = 2 * (380000) + 4 * (1000 * 129 - 3 * 64 * 65);
+  EXPECT_EQ(local.forward_flops(std::vector<int64_t>{200, 300, 500}),
+            6.0 * (2.0 * 1000 * 12 * 384 * 384) + 4.0 * pairs * 384);
+  EXPECT_EQ(local.forward_flops(std::vector<int64_t>{30, 65}),
+            6.0 * (2.0 * 95 * 12 * 384 * 384 + 4.0 * (900 + 4225) * 384));
 }
 
 TEST(Encoder, AddsToTheSinksWithTheirScales) {
@@ -392,6 +401,12 @@ TEST(Encoder, RefusesOptionsThatDoNotFit) {
             }).find("model.head_size"),
             std::string::npos);
   EXPECT_NE(message([](ModelConfig& c) { c.rotary_size = 6, c.head_size = 4; }).find("rotary_size"),
+            std::string::npos);
+  EXPECT_NE(message([](ModelConfig& c) { c.local_attention = 4; }).find("model.position rotary"),
+            std::string::npos);
+  EXPECT_NE(message([](ModelConfig& c) { c.local_attention = 1; }).find("model.local_attention"),
+            std::string::npos);
+  EXPECT_NE(message([](ModelConfig& c) { c.global_every = 0; }).find("model.global_every"),
             std::string::npos);
   EXPECT_NE(message([](ModelConfig& c) { c.norm_gate = true; }).find("model.norm_gate"),
             std::string::npos);

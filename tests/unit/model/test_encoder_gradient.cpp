@@ -108,6 +108,24 @@ TEST(EncoderGradientEdge, GatedNormsAndRepeatedFrequencies) {
     }
 }
 
+// Layers that see a window between those that see the whole text, with a rotary base of their own.
+TEST(EncoderGradientEdge, LocalLayers) {
+  for (const NormPosition position : {NormPosition::pre, NormPosition::post})
+    for (double dropout : {0.0, 0.2}) {
+      ModelConfig config = tiny_config();
+      config.layers = 3;
+      config.norm_position = position;
+      config.position = PositionKind::rotary;
+      config.activation = ActivationKind::geglu;
+      config.local_attention = 2;
+      config.global_every = 2;
+      config.local_rotary_base = 30;
+      config.dropout = config.attention_dropout = dropout;
+      std::string worst;
+      EXPECT_LT(error_of(config, &worst), kBound) << worst << ": " << describe(config);
+    }
+}
+
 // The check sees an error of one part in a million, in any one tensor.
 TEST(EncoderGradientEdge, TheCheckSeesAWrongGradient) {
   const ModelConfig config = tiny_config();

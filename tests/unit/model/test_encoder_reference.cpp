@@ -1,6 +1,9 @@
 // The encoder against the published formulas.
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <utility>
+
 #include "tests/unit/model/fixture.h"
 #include "tests/unit/model/reference_encoder.h"
 
@@ -66,21 +69,40 @@ TEST_P(EncoderReference, ModernBert) {
   EXPECT_LT(reference_error(config, DType::bf16, modernbert_embedding), 2e-2);
 }
 
+ModelConfig with_local_layers() {
+  ModelConfig config = modernbert();
+  config.layers = 3;
+  config.global_every = 2;
+  config.local_attention = 3;  // one token on either side; texts have up to 6
+  config.local_rotary_base = 10;
+  return config;
+}
+
+TEST_P(EncoderReference, ModernBertWithLocalLayers) {
+  const ModelConfig config = with_options(with_local_layers());
+  EXPECT_LT(reference_error(config, DType::f64, modernbert_embedding), 1e-14);
+  EXPECT_LT(reference_error(config, DType::f32, modernbert_embedding), 2e-6);
+  EXPECT_LT(reference_error(config, DType::bf16, modernbert_embedding), 2e-2);
+}
+
 INSTANTIATE_TEST_SUITE_P(Options, EncoderReference,
                          testing::Combine(testing::Values(PoolingKind::mean, PoolingKind::cls),
                                           testing::Values(0, 5), testing::Bool()));
 
+// How far a change of options moves the embeddings.
+double moved_by(const ModelConfig& base, const std::function<void(ModelConfig&)>& change) {
+  const TestChunk chunk = tiny_chunk(base);
+  TestEncoder before(base, DType::f64);
+  const std::vector<double> h = to_doubles(before.forward(chunk, false, false));
+  ModelConfig config = base;
+  change(config);
+  TestEncoder other(config, DType::f64);
+  return relative_error(to_doubles(other.forward(chunk, false, false)), h);
+}
+
 // Each choice that tells the classes apart moves the embedding by far more than the bound.
 TEST(EncoderReferenceControl, OtherOptionsGiveOtherEmbeddings) {
-  const TestChunk chunk = tiny_chunk(bert());
-  TestEncoder base(bert(), DType::f64);
-  const std::vector<double> h = to_doubles(base.forward(chunk, false, false));
-  const auto moved = [&](auto change) {
-    ModelConfig config = bert();
-    change(config);
-    TestEncoder other(config, DType::f64);
-    return relative_error(to_doubles(other.forward(chunk, false, false)), h);
-  };
+  const auto moved = [](auto change) { return moved_by(bert(), change); };
   EXPECT_GT(moved([](ModelConfig& c) { c.norm_position = NormPosition::pre; }), 1e-2);
   EXPECT_GT(moved([](ModelConfig& c) { c.norm = NormKind::rms; }), 1e-2);
   EXPECT_GT(moved([](ModelConfig& c) { c.activation = ActivationKind::gelu_tanh; }), 1e-7);
@@ -88,6 +110,19 @@ TEST(EncoderReferenceControl, OtherOptionsGiveOtherEmbeddings) {
   EXPECT_GT(moved([](ModelConfig& c) { c.position = PositionKind::sinusoidal; }), 1e-2);
   EXPECT_GT(moved([](ModelConfig& c) { c.norm_eps = 2e-3; }), 1e-5);
   EXPECT_GT(moved([](ModelConfig& c) { c.token_type = true; }), 1e-2);
+}
+
+TEST(EncoderReferenceControl, OtherLocalLayersGiveOtherEmbeddings) {
+  const auto moved = [](auto change) { return moved_by(with_local_layers(), change); };
+  EXPECT_GT(moved([](ModelConfig& c) { c.local_attention = 0; }), 1e-2);
+  EXPECT_GT(moved([](ModelConfig& c) { c.local_attention = 4; }), 1e-3);
+  EXPECT_GT(moved([](ModelConfig& c) { c.global_every = 3; }), 1e-3);
+  EXPECT_GT(moved([](ModelConfig& c) { c.local_rotary_base = 0; }), 1e-3);
+  EXPECT_GT(moved([](ModelConfig& c) { std::swap(c.local_rotary_base, c.rotary_base); }), 1e-3);
+  // A window that holds every text is none.
+  EXPECT_EQ(
+      moved_by(modernbert(), [](ModelConfig& c) { c.local_attention = 10, c.global_every = 2; }),
+      0);
 }
 
 }  // namespace

@@ -201,7 +201,8 @@ TEST(Attention, Gradients) {
         bench.start(0.5);
         SCOPED_TRACE(fmt::format("{} biases, dropout {}", biases, dropout));
         check_branch(bench, attention, chunk);
-        EXPECT_EQ(attention.forward_flops(10, 46), 2 * 10 * 8 * (36 + 12) + 4 * 46 * 12);
+        EXPECT_EQ(attention.forward_flops(std::vector<int64_t>{3, 1, 6}),
+                  2 * 10 * 8 * (36 + 12) + 4 * 46 * 12);
       }
 }
 

@@ -178,6 +178,11 @@ TEST(TensorParallel, EqualsOneRankOverOptions) {
           config.key_bias = biases > 1;
           config.projection = biases == 1 ? 5 : 0;
           config.dropout = config.attention_dropout = dropout ? 0.2 : 0;
+          if (positions == PositionKind::rotary && is_gated(activation)) {
+            config.local_attention = 2;
+            config.global_every = 2;
+            config.local_rotary_base = 50;
+          }
           for (DType dtype : {DType::f64, DType::f32, DType::bf16}) {
             const Errors errors = compare(config, dtype, tp, tp);
             const std::string text =

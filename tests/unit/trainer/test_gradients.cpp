@@ -103,6 +103,13 @@ std::vector<Case> all_cases() {
       {"separate towers", {"model.towers=separate", "train.chunk_tokens=64"}, 23, true});
   cases.push_back({"fewer samples than ranks", {"train.chunk_tokens=64"}, 5, false});
   cases.push_back({"static", {"model.layers=0"}, 23, true});
+  cases.push_back(
+      {"local layers",
+       {"model.layers=2", "model.position=rotary", "model.bias=false", "model.activation=geglu",
+        "model.local_attention=4", "model.global_every=2", "model.local_rotary_base=50",
+        "model.attention_dropout=0.1", "train.chunk_tokens=64", "train.activation_budget=5000"},
+       23,
+       true});
   return cases;
 }
 
