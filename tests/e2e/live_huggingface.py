@@ -11,7 +11,7 @@ import live
 import numpy as np
 import support
 from hard_texts import amur_ids, nasty_texts, real_texts
-from test_exchange import BERT, FIXTURES, MODERNBERT, STATIC
+from test_exchange import BERT, FIXTURES, LOCAL, MODERNBERT, STATIC
 
 NASTY = ["a", "The quick brown fox jumps over the lazy dog.", "na\u00efve caf\u00e9 \u00dcBER Stra\u00dfe",
          "\u4e2d\u6587 and \u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4", "\U0001f42f\U0001f42f tiger \u200d\ufe0f", "x" * 300,
@@ -89,8 +89,8 @@ class HuggingFace(live.Live):
     def test_models_from_scratch(self):
         texts = [text for pair in support.pairs(60, seed=5) for text in pair] + [
             "never seen", "\u00dcBER \u4e2d", "word " * 60, "1 2  3", "a"]
-        for name, values in (("BERT", BERT), ("ModernBERT", MODERNBERT), ("Static", STATIC),
-                             ("plain", {"model.layers": 0})):
+        for name, values in (("BERT", BERT), ("ModernBERT", MODERNBERT), ("Local", LOCAL),
+                             ("Static", STATIC), ("plain", {"model.layers": 0})):
             self.train(name, values | {"train.steps": 20, "eval.every_steps": 0})
             self.amur("export", "hf", name, name + "-out")
             self.assert_same(self.peer(name + "-out", texts), self.ours(name, texts), 2e-6)

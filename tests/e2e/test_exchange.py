@@ -11,6 +11,7 @@ FIXTURES = os.path.join(os.path.dirname(__file__), "..", "unit", "huggingface", 
 BERT = {"model.norm_position": "post", "model.position": "learned"}
 MODERNBERT = {"model.norm_position": "pre", "model.position": "rotary", "model.norm": "layer",
               "model.activation": "geglu", "model.bias": "false"}
+LOCAL = MODERNBERT | {"model.layers": 4, "model.local_attention": 8, "model.local_rotary_base": 500}
 STATIC = {"model.layers": 0, "model.projection": 24}
 
 
@@ -94,7 +95,7 @@ class Exchange(support.EndToEnd):
     def test_models_from_scratch_have_a_class_and_come_back(self):
         for name, values, files in (
                 ("BERT", BERT, {"config.json", "1_Pooling/config.json"}),
-                ("ModernBERT", MODERNBERT, {"config.json", "tokenizer_config.json"}),
+                ("ModernBERT", LOCAL, {"config.json", "tokenizer_config.json"}),
                 ("StaticEmbedding", STATIC, {"2_Dense/config.json", "2_Dense/model.safetensors"})):
             self.train(name, values | {"train.steps": 1, "eval.every_steps": 0})
             out = name + "-out"

@@ -92,6 +92,7 @@ struct Card {
     line("| parameters | {} |", m.parameters);
     line("| layers, width, heads, feed-forward | {}, {}, {}, {} |", c.layers, c.hidden,
          c.layers > 0 ? c.heads : 0, c.layers > 0 ? c.resolved_ffn() : 0);
+    if (c.layers > 0) line("| attention | {} |", c.attention_text());
     line("| tokens of a text | at most {} |", m.config.model.max_length);
     line("| pooling | {} |", c.pooling == PoolingKind::cls ? "first token" : "mean");
     if (c.projection > 0) line("| projection | to {} |", c.projection);

@@ -1,5 +1,6 @@
 #include "src/train/huggingface/model_class.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -118,29 +119,28 @@ HuggingFaceEncoder read_distilbert(const JsonNode& json) {
 constexpr const char* kFullAttention = "full_attention";
 constexpr const char* kSlidingAttention = "sliding_attention";
 
-// Which of both kinds a ModernBERT has: every n-th layer sees the whole text, the others a window;
-// newer versions list the layers.
-struct LayerKinds {
-  bool full = false, sliding = false;
-};
-LayerKinds layer_kinds(const JsonNode& json, int64_t layers) {
-  LayerKinds kinds;
-  if (!json.has("layer_types")) {
-    const int64_t every = json.whole_or("global_attn_every_n_layers", 1, kMaxLayers, 3);
-    kinds.full = true;
-    kinds.sliding = layers > 1 && every > 1;
-    return kinds;
-  }
+// Every how many layers of a ModernBERT one sees the whole text, from the first on; the others see
+// a window. Newer versions list the layers.
+int64_t global_every(const JsonNode& json, int64_t layers) {
+  if (!json.has("layer_types"))
+    return json.whole_or("global_attn_every_n_layers", 1, kMaxLayers, 3);
   const JsonNode types = json["layer_types"];
   if (static_cast<int64_t>(types.list_size()) != layers)
     types.refuse(fmt::format("{} layers are wanted", layers));
+  std::vector<bool> full;
   for (const auto& type : types.json()) {
     if (type != kFullAttention && type != kSlidingAttention)
       types.refuse(
           fmt::format("it must name \"{}\" and \"{}\"", kFullAttention, kSlidingAttention));
-    (type == kFullAttention ? kinds.full : kinds.sliding) = true;
+    full.push_back(type == kFullAttention);
   }
-  return kinds;
+  const auto second = std::find(full.begin() + 1, full.end(), true);
+  const int64_t every = second - full.begin();
+  for (int64_t i = 0; i < layers; ++i)
+    if (full[static_cast<size_t>(i)] != (i % every == 0))
+      types.refuse(fmt::format("layers 0, n, 2n, .. must be \"{}\" and the others \"{}\"",
+                               kFullAttention, kSlidingAttention));
+  return every;
 }
 
 // The base of rotary positions in the layers of a kind.
@@ -178,16 +178,12 @@ HuggingFaceEncoder read_modernbert(const JsonNode& json) {
   m.norm_eps = json.real_or("norm_eps", 1e-30, 1, 1e-5);
   m.dropout = json.real_or("mlp_dropout", 0, kLargestDropout, 0);
   m.attention_dropout = json.real_or("attention_dropout", 0, kLargestDropout, 0);
-  const LayerKinds kinds = layer_kinds(json, m.layers);
-  const double global = rotary_base_of(json, kFullAttention, "global_rope_theta", kGlobalBase);
-  const double local = rotary_base_of(json, kSlidingAttention, "local_rope_theta", kLocalBase);
-  if (kinds.full && kinds.sliding && global != local)
-    throw UsageError(
-        "{}: local_rope_theta {} beside global_rope_theta {} is not supported; the layers must "
-        "have one base of rotary positions",
-        json.origin(), local, global);
-  m.rotary_base = kinds.full ? global : local;
-  if (kinds.sliding) e.window = json.whole_or("local_attention", 2, kMaxPositions, 128) / 2 + 1;
+  m.rotary_base = rotary_base_of(json, kFullAttention, "global_rope_theta", kGlobalBase);
+  const int64_t every = global_every(json, m.layers);
+  if (every == 1 || m.layers == 1) return e;  // no layer is local
+  m.global_every = every;
+  m.local_attention = json.whole_or("local_attention", 2, 2 * kMaxPositions, 128);
+  m.local_rotary_base = rotary_base_of(json, kSlidingAttention, "local_rope_theta", kLocalBase);
   return e;
 }
 
@@ -219,15 +215,43 @@ std::vector<std::string> against(const ModelConfig& m, HuggingFaceClass kind) {
   return why;
 }
 
-// Whether a ModernBERT's config.json gives every layer the whole of the model's texts.
-bool sees_whole(const OrderedJson& json, const ModelConfig& model) {
+// Whether a ModernBERT's config.json says of positions and of each layer's attention what the model
+// has.
+bool says_attention(const OrderedJson& json, const ModelConfig& model) {
   if (json.contains("layer_types") &&
       static_cast<int64_t>(json["layer_types"].size()) != model.layers)
     return false;
   const JsonNode::Json sorted(json);
-  const HuggingFaceEncoder e = read_modernbert(JsonNode(sorted, "config.json"));
-  return e.model.rotary_base == model.rotary_base && e.model.max_length >= model.max_length &&
-         (e.window == 0 || e.window >= model.max_length);
+  const ModelConfig said = read_modernbert(JsonNode(sorted, "config.json")).model;
+  for (int64_t i = 0; i < model.layers; ++i)
+    if (said.window_of(i) != model.window_of(i) ||
+        said.rotary_base_of(i) != model.rotary_base_of(i))
+      return false;
+  return said.max_length >= model.max_length;
+}
+
+// Puts it there, in the spelling of newer versions where that is used, else in the one that all
+// versions read.
+void set_attention(OrderedJson& json, const ModelConfig& m) {
+  const bool local = m.local_attention > 0;
+  const double local_base = m.local_rotary_base != 0 ? m.local_rotary_base : m.rotary_base;
+  json["max_position_embeddings"] = m.max_length;
+  json["local_attention"] = local ? m.local_attention : 2 * m.max_length;
+  if (json.contains("layer_types")) {
+    auto& types = json["layer_types"] = OrderedJson::array();
+    for (int64_t i = 0; i < m.layers; ++i)
+      types.push_back(m.is_local(i) ? kSlidingAttention : kFullAttention);
+  } else {
+    json["global_attn_every_n_layers"] = local ? m.global_every : 1;
+  }
+  if (json.contains("rope_parameters")) {
+    for (const auto& [kind, base] :
+         {std::pair(kFullAttention, m.rotary_base), std::pair(kSlidingAttention, local_base)})
+      json["rope_parameters"][kind] = {{"rope_type", "default"}, {"rope_theta", base}};
+  } else {
+    json["global_rope_theta"] = m.rotary_base;
+    json["local_rope_theta"] = local_base;
+  }
 }
 
 std::string list_of(const std::vector<std::string>& words) {
@@ -356,14 +380,7 @@ std::string encoder_json(const HuggingFaceEncoder& e, const SpecialTokens& token
       json["hidden_activation"] = "gelu";
       json["norm_eps"] = m.norm_eps;
       for (const char* key : {"norm_bias", "attention_bias", "mlp_bias"}) json[key] = false;
-      if (fresh || !sees_whole(json, m)) {
-        json["max_position_embeddings"] = m.max_length;
-        // Every layer sees the whole text; both names of what older and newer versions read.
-        for (const char* key : {"layer_types", "rope_parameters"}) json.erase(key);
-        json["global_attn_every_n_layers"] = 1;
-        json["local_attention"] = 2 * m.max_length;
-        for (const char* key : {"global_rope_theta", "local_rope_theta"}) json[key] = m.rotary_base;
-      }
+      if (fresh || !says_attention(json, m)) set_attention(json, m);
       for (const char* key : {"embedding_dropout", "mlp_dropout"}) json[key] = m.dropout;
       json["attention_dropout"] = m.attention_dropout;
       break;

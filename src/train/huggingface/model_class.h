@@ -15,7 +15,8 @@ namespace amur {
 //   distilbert       the same without token types (DistilBertModel)
 //   roberta, xlm_roberta  as bert, but positions begin behind the number of the padding token
 //                    (RobertaModel, XLMRobertaModel)
-//   modernbert       pre-norm, rotary positions, gated feed-forward (ModernBertModel)
+//   modernbert       pre-norm, rotary positions, gated feed-forward, local layers between global
+//                    ones (ModernBertModel)
 //   static_embedding 0 layers (sentence-transformers StaticEmbedding); has no config.json
 enum class HuggingFaceClass : uint8_t {
   bert,
@@ -35,8 +36,6 @@ struct HuggingFaceEncoder {
   int64_t token_types = 1;  // rows of BERT's table of token types, of which Amur knows the first
   // Rows of the table of positions in front of that of a text's first token, which no text uses.
   int64_t first_position = 0;
-  // Tokens of the longest text that every layer sees whole, where some see a window; 0: any.
-  int64_t window = 0;
 };
 
 // Tokens at which a static embedding model cuts texts where its files name no number.

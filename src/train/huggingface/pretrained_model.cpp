@@ -287,13 +287,6 @@ void PretrainedModel::read_lengths() {
     if (json.has("max_seq_length"))
       length = std::min(longest, json["max_seq_length"].whole(3, kAnyLength));
   }
-  if (encoder_.window > 0 && length > encoder_.window)
-    throw UsageError(
-        "{}: local_attention: some layers see the whole of texts of up to {} tokens only, and texts "
-        "are cut at {}: such layers are not supported. With max_seq_length {} in {} all see the "
-        "whole",
-        origin_of(encoder_folder_ + kConfig), encoder_.window, length, encoder_.window,
-        origin_of(encoder_folder_ + kLengths));
   m.max_length = length;
 }
 

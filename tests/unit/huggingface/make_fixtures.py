@@ -4,7 +4,8 @@ Not run by the tests. With torch, transformers and sentence-transformers (made w
   python make_fixtures.py fixtures [NAME..]
 bert/        laid out as older versions did (all-MiniLM-L6-v2): flags for pooling, a pooler
 distilbert/  as the newest saves it: first token, a projection without bias, prompts, half precision
-modernbert/  with layers whose window holds the longest text
+modernbert/  two of four layers see 4 tokens on either side, of texts of up to 20, and have another
+             rotary base
 roberta/     bytes as tokens; positions behind that of the padding token, one token type
 xlm_roberta/ pieces and SentencePiece's table as tokens
 */expected.json   texts, token ids and embeddings of queries and documents
@@ -135,11 +136,9 @@ def modernbert(folder):
     scratch = folder.with_name("scratch")
     scratch.mkdir()
     vocab = tokenizer(scratch)
-    rope = {"rope_type": "default", "rope_theta": 1000.0}
     model = ModernBertModel(ModernBertConfig(
-        vocab_size=vocab + 2, hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=HEADS,
-        intermediate_size=FFN, max_position_embeddings=POSITIONS, local_attention=40,
-        rope_parameters={"full_attention": dict(rope), "sliding_attention": dict(rope)},
+        vocab_size=vocab + 2, hidden_size=HIDDEN, num_hidden_layers=4, num_attention_heads=HEADS,
+        intermediate_size=FFN, max_position_embeddings=POSITIONS, local_attention=8,
         pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3))
     spread(model, 4)
     model.save_pretrained(scratch)

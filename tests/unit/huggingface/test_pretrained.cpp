@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
@@ -86,12 +87,40 @@ class Pretrained : public ::testing::TestWithParam<const char*> {
     }
   }
 
+  // The largest difference from what sentence-transformers computed of the fixture.
+  double difference_of_documents(const std::string& path) {
+    const std::vector<float> ours = embed(path, 1, grid);
+    const Json& rows = expected["document"];
+    const size_t width = rows[0].size();
+    double largest = 0;
+    for (size_t i = 0; i < ours.size(); ++i)
+      largest = std::max(largest, std::abs(ours[i] - rows[i / width][i % width].get<double>()));
+    return largest;
+  }
+
   std::string imported(const std::string& from, const std::string& name) {
     ImportOptions options;
     options.folder = from;
     options.output = folder.file(name);
     import_pretrained(options, grid, runtime);
     return options.output;
+  }
+  std::string widened(const std::string& from, const GrowthOptions& larger,
+                      const std::string& name) {
+    CheckpointInfo info = Checkpoint::read_info(from);
+    const Config saved = parse_config(info.config_yaml, from, {});
+    const auto tokenizer = tokenizer_of(info, from);
+    Config config = saved;
+    config.model.vocab = tokenizer->vocab_size();
+    const Growth growth(config.model, larger);
+    GrownCheckpoint grown(from, info, config, growth, grid, runtime);
+    GrownCheckpoint::Content with;
+    with.ancestor = ancestor_text(from, growth, 0, 1, 2);
+    with.info = info;
+    with.info.config_yaml = to_yaml(grown_config(saved, growth));
+    const std::string wide = folder.file(name);
+    EXPECT_TRUE(grown.grow(wide, with, probe_pairs(""), *tokenizer, grid).written);
+    return wide;
   }
   std::string exported(const std::string& from, const std::string& name) {
     ExportOptions options;
@@ -160,20 +189,7 @@ TEST_P(Pretrained, AWidenedModelIsHandedOver) {
   larger.heads = 6;
   larger.ffn = 80;
   larger.projection = true;
-  CheckpointInfo info = Checkpoint::read_info(small);
-  const Config saved = parse_config(info.config_yaml, small, {});
-  const auto tokenizer = tokenizer_of(info, small);
-  Config config = saved;
-  config.model.vocab = tokenizer->vocab_size();
-  const Growth growth(config.model, larger);
-  GrownCheckpoint grown(small, info, config, growth, grid, runtime);
-  GrownCheckpoint::Content with;
-  with.ancestor = ancestor_text(small, growth, 0, 1, 2);
-  with.info = info;
-  with.info.config_yaml = to_yaml(grown_config(saved, growth));
-  const std::string wide = folder.file("wide.h5");
-  ASSERT_TRUE(grown.grow(wide, with, probe_pairs(""), *tokenizer, grid).written);
-  const std::string out = exported(wide, "wide");
+  const std::string out = exported(widened(small, larger, "wide.h5"), "wide");
   expect_embeddings(out, grid, 5e-6);
   const std::string back = imported(out, "back.h5");
   expect_embeddings(back, shared, 5e-6);
@@ -194,6 +210,87 @@ TEST_P(Pretrained, NothingIsReplacedUnasked) {
   EXPECT_NO_THROW(export_pretrained(options, world(), runtime));
   EXPECT_FALSE(fs::exists(options.folder + ".amur-tmp"));
   EXPECT_FALSE(fs::exists(options.folder + ".amur-old"));
+}
+
+// A ModernBERT whose local layers see less than its texts and have another rotary base.
+class LocalLayers : public Pretrained {
+ protected:
+  Json config() { return Json::parse(content(fixture(GetParam()) + "/config.json")); }
+  // The fixture with another config.json.
+  std::string changed(const std::string& name, const Json& config) {
+    const std::string path = folder.file(name);
+    if (world().rank() == 0) {
+      fs::copy(fixture(GetParam()), path, fs::copy_options::recursive);
+      std::ofstream(path + "/config.json") << config.dump(2);
+    }
+    world().barrier();
+    return path;
+  }
+};
+
+// As versions before 5 of transformers write it, the published checkpoints among them.
+void spell_as_before(Json& json) {
+  const Json rope = json["rope_parameters"];
+  for (const char* key : {"layer_types", "rope_parameters"}) json.erase(key);
+  json["global_attn_every_n_layers"] = 3;
+  json["global_rope_theta"] = rope["full_attention"]["rope_theta"];
+  json["local_rope_theta"] = rope["sliding_attention"]["rope_theta"];
+}
+
+TEST_P(LocalLayers, AnotherWindowBaseOrKindIsAnotherModel) {
+  ASSERT_LE(difference_of_documents(changed("same", config())), kDifference);
+  const auto difference = [&](const std::string& name, const std::function<void(Json&)>& change) {
+    Json json = config();
+    change(json);
+    return difference_of_documents(changed(name, json));
+  };
+  // The window is left out; it is one token narrower.
+  EXPECT_GT(difference("whole", [](Json& json) { json["local_attention"] = 64; }), 1e-3);
+  EXPECT_GT(difference("narrow", [](Json& json) { json["local_attention"] = 6; }), 1e-3);
+  EXPECT_GT(difference("swapped",
+                       [](Json& json) {
+                         auto& rope = json["rope_parameters"];
+                         std::swap(rope["full_attention"], rope["sliding_attention"]);
+                       }),
+            1e-3);
+  EXPECT_GT(difference("one base",
+                       [](Json& json) {
+                         json["rope_parameters"]["sliding_attention"]["rope_theta"] = 160000;
+                       }),
+            1e-3);
+  EXPECT_GT(difference("other layers",
+                       [](Json& json) {
+                         spell_as_before(json);
+                         json["global_attn_every_n_layers"] = 2;
+                       }),
+            1e-3);
+}
+
+TEST_P(LocalLayers, BothSpellingsComeInGrowDeeperAndGoOut) {
+  for (const bool before : {false, true}) {
+    Json json = config();
+    if (before) spell_as_before(json);
+    const std::string name = before ? "before" : "now";
+    const std::string in = imported(changed(name, json), name + ".h5");
+    expect_embeddings(in, shared);
+    const std::string same = exported(in, name + "-out");
+    const Json out = Json::parse(content(same + "/config.json"));
+    for (const char* key : {"layer_types", "rope_parameters", "global_attn_every_n_layers",
+                            "global_rope_theta", "local_rope_theta", "local_attention"})
+      EXPECT_EQ(out.value(key, Json()), json.value(key, Json())) << key;
+
+    GrowthOptions deeper;
+    deeper.layers = 9;
+    const std::string deep = exported(widened(in, deeper, name + "-deep.h5"), name + "-deep");
+    expect_embeddings(deep, grid, 5e-6);
+    const Json grown = Json::parse(content(deep + "/config.json"));
+    EXPECT_EQ(grown.contains("layer_types"), !before);
+    const ModelConfig model = read_encoder(grown.dump(), "config.json").model;
+    for (int64_t i = 0; i < 9; ++i) {
+      EXPECT_EQ(model.window_of(i), i % 3 == 0 ? 0 : 4);
+      EXPECT_EQ(model.rotary_base_of(i), i % 3 == 0 ? 160000 : 10000);
+    }
+  }
 }
 
 // Files in memory, some of them changed.
@@ -300,7 +397,7 @@ TEST(PretrainedFolder, WhatAmurDoesNotComputeIsRefusedByName) {
   EXPECT_THAT(folder.problem(), HasSubstr("nested deeper than 64"));
 }
 
-TEST(PretrainedFolder, AModernBertIsReadWhereEveryLayerSeesTheWhole) {
+TEST(PretrainedFolder, WhatAModernBertMaySay) {
   const auto problem = [](const std::function<void(Json&)>& change) {
     Folder folder("modernbert");
     Json json = Json::parse(folder.files().at("config.json"));
@@ -308,35 +405,30 @@ TEST(PretrainedFolder, AModernBertIsReadWhereEveryLayerSeesTheWhole) {
     folder.set("config.json", json.dump());
     return folder.problem();
   };
-  const auto old_form = [](Json& json, double base) {
-    json.erase("layer_types");
-    json.erase("rope_parameters");
-    json["global_rope_theta"] = json["local_rope_theta"] = base;
-  };
-  EXPECT_EQ(problem([&](Json& json) { old_form(json, 1000); }), "");
-  EXPECT_THAT(problem([&](Json& json) {
-                old_form(json, 1000);
-                json["local_rope_theta"] = 10000;
-              }),
-              HasSubstr("local_rope_theta 10000 beside global_rope_theta 1000 is not supported"));
-  EXPECT_THAT(problem([](Json& json) {
-                json["rope_parameters"]["sliding_attention"]["rope_theta"] = 10000;
-              }),
-              HasSubstr("local_rope_theta 10000 beside global_rope_theta 1000 is not supported"));
-  // Layers of one kind have one base.
-  EXPECT_EQ(problem([&](Json& json) {
-              old_form(json, 1000);
-              json["local_rope_theta"] = 10000;
-              json["global_attn_every_n_layers"] = 1;
-              json["local_attention"] = 4;
-            }),
-            "");
-  EXPECT_THAT(problem([](Json& json) { json["local_attention"] = 36; }),
-              HasSubstr("local_attention: some layers see the whole of texts of up to 19 tokens "
-                        "only, and texts are cut at 20"));
-  EXPECT_EQ(problem([](Json& json) { json["local_attention"] = 38; }), "");
+  EXPECT_EQ(problem(spell_as_before), "");
+  EXPECT_THAT(problem([](Json& json) { json["local_attention"] = 1; }),
+              HasSubstr("local_attention is no whole number from 2 to"));
   EXPECT_THAT(problem([](Json& json) { json["layer_types"][1] = "chunked_attention"; }),
               HasSubstr("layer_types"));
+  for (const size_t layer : {0, 1})
+    EXPECT_THAT(
+        problem([&](Json& json) {
+          json["layer_types"][layer] = json["layer_types"][layer] == "full_attention"
+                                           ? "sliding_attention"
+                                           : "full_attention";
+        }),
+        HasSubstr("which is not supported: layers 0, n, 2n, .. must be \"full_attention\""));
+  EXPECT_THAT(problem([](Json& json) { json["layer_types"].erase(0); }),
+              HasSubstr("4 layers are wanted"));
+  EXPECT_THAT(problem([](Json& json) { json["rope_parameters"].erase("sliding_attention"); }),
+              HasSubstr("an entry for \"sliding_attention\" is wanted"));
+  // No layer is local: nothing is asked of them.
+  Folder whole("modernbert");
+  whole.set("config.json", "layer_types", Json(4, "full_attention"));
+  EXPECT_EQ(whole.problem(), "");
+  const ModelConfig model = read_encoder(whole.files().at("config.json"), "config.json").model;
+  EXPECT_EQ(model.local_attention, 0);
+  EXPECT_EQ(model.rotary_base, 160000);
   EXPECT_THAT(
       problem([](Json& json) { json["rope_parameters"]["full_attention"]["rope_type"] = "yarn"; }),
       HasSubstr("rope_type is \"yarn\", which is not supported"));
@@ -435,6 +527,8 @@ TEST(PretrainedFolder, DamagedFoldersAreRefusedOrRead) {
   EXPECT_GT(refused, mutations / 3);
   EXPECT_LT(refused, mutations);
 }
+
+INSTANTIATE_TEST_SUITE_P(ModernBert, LocalLayers, ::testing::Values("modernbert"));
 
 INSTANTIATE_TEST_SUITE_P(Families, Pretrained,
                          ::testing::Values("bert", "distilbert", "modernbert", "roberta",
