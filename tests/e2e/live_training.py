@@ -12,6 +12,7 @@ import live
 import numpy as np
 import support
 from peers import write_texts
+from test_exchange import FIXTURES
 
 SCALE, RATE, EPSILON = 20, 2e-5, 1e-8
 PAIRS = 48
@@ -65,12 +66,26 @@ def names(layers):
     return {f"encoder.{a}": b for a, b in found.items()}
 
 
-def gathered(theirs, ours):
+def modernbert_names(layers):
+    """The same of ModernBERT, which has no norm in front of its first attention."""
+    found = {"embeddings.tokens": "embeddings.tok_embeddings.weight",
+             "embeddings.norm.gain": "embeddings.norm.weight", "norm.gain": "final_norm.weight"}
+    for i in range(layers):
+        for a, b in (("attention.norm.gain", "attn_norm"), ("attention.qkv.weight", "attn.Wqkv"),
+                     ("attention.output.weight", "attn.Wo"), ("feed_forward.norm.gain", "mlp_norm"),
+                     ("feed_forward.up.weight", "mlp.Wi"), ("feed_forward.down.weight", "mlp.Wo")):
+            if i > 0 or b != "attn_norm":
+                found[f"layers.{i}.{a}"] = f"layers.{i}.{b}.weight"
+    return {f"encoder.{a}": [b] for a, b in found.items()}
+
+
+def gathered(theirs, ours, known=None):
     """PyTorch's tensors under the names of Amur's and in their order (the first of the token types)."""
     found = {}
-    left = {name for name in ours.keys() - names(6).keys() if not name.endswith("attention.key.bias")}
+    known = known or names(6)
+    left = {name for name in ours.keys() - known.keys() if not name.endswith("attention.key.bias")}
     assert left == {"loss.log_scale"}, left
-    for name, parts in names(6).items():
+    for name, parts in known.items():
         value = np.concatenate([theirs[part].ravel() for part in parts]).astype(np.float64)
         found[name] = value[:ours[name].size]
     return found
@@ -89,12 +104,12 @@ def plain(text):
 
 
 class Training(live.Live):
-    def prepare(self):
-        minilm = self.minilm()
+    def prepare(self, folder=None):
+        folder = folder or self.minilm()
         write_texts(self.path("batch.tsv"), "wordnet", PAIRS)
         self.write("step.yaml", STEP.format(scale=SCALE, rate=RATE, epsilon=EPSILON, pairs=PAIRS))
-        self.amur("import", "hf", minilm, "base.h5")
-        return minilm
+        self.amur("import", "hf", folder, "base.h5")
+        return folder
 
     def tensors(self, run, group):
         run = self.path(run)
@@ -140,6 +155,21 @@ class Training(live.Live):
             for errors in compare(f"on purpose, {values}", values, 1).values():
                 self.assertGreater(errors[0], 1e-4)
                 self.assertGreater(errors[1], 1e-5)
+
+    def test_gradients_of_local_layers(self):
+        # Texts of up to 20 tokens, of which two of four layers see 4 on either side.
+        folder = self.prepare(os.path.join(FIXTURES, "modernbert"))
+        self.ask("peer_training.py", "gradients", folder, "batch.tsv", "peer.npz", SCALE, "fp64")
+        theirs = dict(np.load(self.path("peer.npz")))
+        for i, (ranks, tokens, budget, shared) in enumerate(LAYOUTS[1::3]):
+            loss, ours = self.gradient(f"run-{i}", {
+                "train.chunk_tokens": tokens, "train.activation_budget": budget,
+                "parallel.tp": shared}, ranks)
+            errors = relative_errors(ours, gathered(theirs, ours, modernbert_names(4)))
+            worst = max(errors, key=errors.get)
+            print(f"{ranks} ranks, chunks of {tokens}, tp {shared}: {errors[worst]:.1e} ({worst})")
+            self.assertLessEqual(errors[worst], 1e-5)
+            self.assertLessEqual(abs(loss - theirs["loss"]) / theirs["loss"], 1e-6)
 
     def test_ten_steps_stay_together(self):
         minilm = self.prepare()
