@@ -44,8 +44,10 @@ CollectiveRecord describe_list(std::span<const TensorView> tensors, const char* 
                         tensors[0].device().text()),
             site);
     r.count += t.elements();
-    r.detail =
-        fold(fold(r.detail, static_cast<uint64_t>(t.dtype())), static_cast<uint64_t>(t.elements()));
+    for (const uint64_t part :
+         {static_cast<uint64_t>(t.device().kind), static_cast<uint64_t>(t.dtype()),
+          static_cast<uint64_t>(t.elements())})
+      r.detail = fold(r.detail, part);
   }
   if (!tensors.empty()) r.dtype = tensors[0].dtype();
   return r;
@@ -89,6 +91,7 @@ CollectiveRecord describe_rows(const char* op, ConstTensorView full,
   r.op = op;
   r.dtype = full.dtype();
   r.count = full.elements();
+  r.detail = fold(r.detail, static_cast<uint64_t>(full.device().kind));
   for (int64_t c : counts) r.detail = fold(r.detail, static_cast<uint64_t>(c));
   r.site = site;
   return r;
@@ -120,13 +123,23 @@ void Communicator::run(CollectiveRecord record, Backend&& backend) {
   }
   trace_->throw_if_interrupted();
   trace_->enter(record);
+  goes_on_ = false;
   try {
     if (trace_->check_collectives()) compare_over_group(record);
     backend();
   } catch (const CommError& error) {
     throw CommError("{}.{} at {}: {}", name_, op, site.text(), error.what());
   }
-  trace_->leave();
+  if (!goes_on_) trace_->leave();
+}
+
+uint64_t Communicator::go_on_beside() {
+  goes_on_ = true;
+  return trace_->detach();
+}
+
+bool Communicator::is_side_stream(Stream stream) const {
+  return side_.handle() != nullptr && stream.handle() == side_.handle();
 }
 
 // The check comes when the sum is asked for, by the caller's thread; the sum itself may come later.
@@ -162,7 +175,7 @@ void Communicator::all_reduce(std::span<const TensorView> tensors, ReduceOp op, 
   CollectiveRecord record = describe_list(tensors, all_reduce_name(op), site);
   for (const TensorView& t : tensors)
     require(t.dtype() != DType::u8 || op != ReduceOp::sum, record.op, "u8 has no sum", site);
-  if (stream.handle() != nullptr && stream.device() == Device::cpu() && size_ > 1) {
+  if (is_side_stream(stream)) {
     require(op == ReduceOp::sum, record.op, "the side stream takes sums only", site);
     return start_side_sum(std::move(record), tensors, {});
   }
@@ -211,15 +224,14 @@ void Communicator::all_reduce_rounded(std::span<const TensorView> tensors,
     for (const TensorView& r : residuals) fill_zero(r, stream);
     return;
   }
-  require(stream.handle() != nullptr, record.op, "wants the side stream", site);
+  require(is_side_stream(stream), record.op, "wants the side stream", site);
   start_side_sum(std::move(record), tensors, residuals);
 }
 
 Stream Communicator::side_stream(const SideStreamOptions& options, CallSite site) {
   if (size_ == 1) return {};
-  Stream stream;
-  run(describe("side_stream", -1, site), [&] { stream = do_side_stream(options); });
-  return stream;
+  run(describe("side_stream", -1, site), [&] { side_ = do_side_stream(options); });
+  return side_;
 }
 
 void Communicator::synchronize(Stream stream, CallSite site) {

@@ -11,12 +11,11 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/reduce_op.h"
 #include "src/core/call_site.h"
 #include "src/core/tensor.h"
 
 namespace amur {
-
-enum class ReduceOp : uint8_t { sum, max, min };
 
 // How large sums travel on the side stream of a group.
 struct SideStreamOptions {
@@ -78,6 +77,8 @@ class Communicator {
   // Collective.
   Stream side_stream(const SideStreamOptions& options, CallSite site = CallSite::here());
   virtual SideTraffic side_traffic() const { return {}; }
+  // Whether the side stream takes tensors that lie there.
+  virtual bool overlaps(Device device) const { return device == Device::cpu(); }
   // The one blocking point of the data plane: polls for errors and for the watchdog.
   void synchronize(Stream stream = {}, CallSite site = CallSite::here());
 
@@ -103,6 +104,10 @@ class Communicator {
  protected:
   Communicator(int rank, int size, std::string name, Trace* trace);
   Trace& trace() const { return *trace_; }
+  // For a back end in the midst of an operation of the data plane: it goes on after the call. The
+  // ticket is for Trace::end.
+  uint64_t go_on_beside();
+  bool is_side_stream(Stream stream) const;
 
  private:
   // Data plane: what a back end implements. Arguments are checked; the group has two ranks or more.
@@ -139,6 +144,8 @@ class Communicator {
   std::string name_;
   Trace* trace_;
   uint64_t sequence_ = 0;
+  bool goes_on_ = false;  // the operation that is being called
+  Stream side_;
 };
 
 // All ranks learn of a failure on any of them: call with the error text of this rank ("" if it is

@@ -185,12 +185,21 @@ class Packer {
 }  // namespace
 
 struct MpiCommunicator::Group {
-  MPI_Comm comm = MPI_COMM_NULL;
+  // Takes the handle over.
+  explicit Group(MPI_Comm handle) : comm(handle) {
+    check_mpi(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+    check_mpi(MPI_Comm_rank(comm, &rank), "MPI_Comm_rank");
+    check_mpi(MPI_Comm_size(comm, &size), "MPI_Comm_size");
+  }
+  MPI_Comm comm;
+  int rank = 0, size = 0;
 };
 
-MpiCommunicator::MpiCommunicator(std::unique_ptr<Group> group, int rank, int size, std::string name,
-                                 Trace* trace)
-    : Communicator(rank, size, std::move(name), trace), group_(std::move(group)) {}
+MpiCommunicator::MpiCommunicator(std::unique_ptr<Group> group, std::string name, Trace* trace)
+    : Communicator(group->rank, group->size, std::move(name), trace), group_(std::move(group)) {}
+
+MpiCommunicator::MpiCommunicator(const void* parent, int color, std::string name, Trace* trace)
+    : MpiCommunicator(split_group(parent, color), std::move(name), trace) {}
 
 MpiCommunicator::~MpiCommunicator() {
   side_.reset();
@@ -198,31 +207,28 @@ MpiCommunicator::~MpiCommunicator() {
   if (std::uncaught_exceptions() == 0) MPI_Comm_free(&group_->comm);
 }
 
-std::unique_ptr<MpiCommunicator> MpiCommunicator::adopt(std::unique_ptr<Group> group,
-                                                        std::string name, Trace* trace) {
-  check_mpi(MPI_Comm_set_errhandler(group->comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-  int rank = 0, size = 0;
-  check_mpi(MPI_Comm_rank(group->comm, &rank), "MPI_Comm_rank");
-  check_mpi(MPI_Comm_size(group->comm, &size), "MPI_Comm_size");
-  return std::unique_ptr<MpiCommunicator>(
-      new MpiCommunicator(std::move(group), rank, size, std::move(name), trace));
+std::unique_ptr<MpiCommunicator::Group> MpiCommunicator::split_group(const void* parent,
+                                                                     int color) {
+  const MPI_Comm from = *static_cast<const MPI_Comm*>(parent);
+  MPI_Comm handle = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split(from, color, 0, &handle), "MPI_Comm_split");
+  return std::make_unique<Group>(handle);
 }
 
 std::unique_ptr<MpiCommunicator> MpiCommunicator::split(const void* parent, int color,
                                                         std::string name, Trace* trace) {
-  auto group = std::make_unique<Group>();
-  const MPI_Comm from = *static_cast<const MPI_Comm*>(parent);
-  check_mpi(MPI_Comm_split(from, color, 0, &group->comm), "MPI_Comm_split");
-  return adopt(std::move(group), std::move(name), trace);
+  return std::unique_ptr<MpiCommunicator>(
+      new MpiCommunicator(parent, color, std::move(name), trace));
 }
 
 std::unique_ptr<MpiCommunicator> MpiCommunicator::split_by_node(const void* parent,
                                                                 std::string name, Trace* trace) {
-  auto group = std::make_unique<Group>();
   const MPI_Comm from = *static_cast<const MPI_Comm*>(parent);
-  check_mpi(MPI_Comm_split_type(from, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &group->comm),
+  MPI_Comm handle = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(from, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &handle),
             "MPI_Comm_split_type");
-  return adopt(std::move(group), std::move(name), trace);
+  return std::unique_ptr<MpiCommunicator>(
+      new MpiCommunicator(std::make_unique<Group>(handle), std::move(name), trace));
 }
 
 const void* MpiCommunicator::mpi_handle() const {

@@ -30,11 +30,8 @@ class MpiCommunicator : public Communicator {
   const void* mpi_handle() const override;
   SideTraffic side_traffic() const override;
 
- private:
-  struct Group;  // the MPI_Comm
-  MpiCommunicator(std::unique_ptr<Group> group, int rank, int size, std::string name, Trace* trace);
-  static std::unique_ptr<MpiCommunicator> adopt(std::unique_ptr<Group> group, std::string name,
-                                                Trace* trace);
+ protected:
+  MpiCommunicator(const void* parent, int color, std::string name, Trace* trace);
 
   void do_all_reduce(std::span<const TensorView> tensors, ReduceOp op, Stream stream) override;
   void do_all_gather(ConstTensorView shard, TensorView full, std::span<const int64_t> counts,
@@ -43,6 +40,12 @@ class MpiCommunicator : public Communicator {
                          Stream stream) override;
   void do_broadcast(std::span<const TensorView> tensors, int root, Stream stream) override;
   void do_synchronize(Stream stream) override;
+
+ private:
+  struct Group;  // the MPI_Comm
+  static std::unique_ptr<Group> split_group(const void* parent, int color);
+  MpiCommunicator(std::unique_ptr<Group> group, std::string name, Trace* trace);
+
   void do_side_sum(std::span<const TensorView> tensors, std::span<const TensorView> residuals,
                    uint64_t ticket) override;
   Stream do_side_stream(const SideStreamOptions& options) override;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/nccl_group.h"
 
 namespace amur {
 
@@ -26,13 +27,21 @@ std::vector<std::vector<int>> tp_groups(GridShape shape);
 // machine[r] is equal for world ranks r of one machine.
 std::vector<int> divided_tp_group(GridShape shape, std::span<const int64_t> machine);
 
+// Two ranks that use the same GPU, as "ranks 0 and 2"; empty where each has its own. gpu[r] is what
+// tells the GPUs of the whole job apart.
+std::string ranks_that_share_a_gpu(std::span<const std::string> gpu);
+
+// How tensors on GPUs travel. automatic: by NCCL where that can be had, otherwise through host
+// memory, with one line that says why.
 enum class CommBackend : uint8_t { automatic, mpi, nccl };
 
 class ProcessGrid {
  public:
   // Throws UsageError "5 ranks are not dp 2 x tp 2: ..." on every rank where the shape does not
-  // fit, and where a tp group would reach over several machines.
-  ProcessGrid(Runtime& runtime, GridShape shape, CommBackend backend = CommBackend::automatic);
+  // fit, where a tp group would reach over several machines, and where NCCL is asked for but cannot
+  // be had: all ranks need it, and a GPU each, as NCCL_HOSTID and the machine tell them apart.
+  ProcessGrid(Runtime& runtime, GridShape shape, CommBackend backend = CommBackend::automatic,
+              const GpuOptions& gpu = {});
   ~ProcessGrid();
 
   Communicator& world() { return *world_; }
@@ -46,6 +55,8 @@ class ProcessGrid {
   int tp_rank() const { return tp_->rank(); }
 
  private:
+  std::string nccl_problem(const GpuOptions& gpu);
+
   GridShape shape_;
   std::unique_ptr<Communicator> world_, dp_, tp_, node_;
 };

@@ -135,6 +135,9 @@ Runtime::Runtime(int* argc, char*** argv) : state_(std::make_unique<State>()) {
     const double available = s.quota.value_or(static_cast<double>(s.cores));
     if (launch.local_tasks > std::min(available, static_cast<double>(s.cores)))
       setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+    // Groups of ranks over NCCL share a GPU: their work starts there in the order in which this
+    // program asks for it, which is the same on every rank. Set before there is a second thread.
+    setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);
     check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &s.thread_level), "MPI_Init_thread");
     s.owns_mpi = true;
   } else {

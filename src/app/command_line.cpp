@@ -197,14 +197,15 @@ int RunOptions::gpus() const {
 }
 
 CommBackend RunOptions::comm_backend() const {
-  if (comm == "nccl")
-    throw UsageError("--comm nccl: this build has no NCCL back end; use --comm mpi");
+  if (comm == "nccl") return CommBackend::nccl;
   return comm == "mpi" ? CommBackend::mpi : CommBackend::automatic;
 }
 
 CommBackend RunOptions::backend() const {
   if (device == "cuda")
     throw UsageError("--device cuda: only amur train computes on a GPU; use --device cpu");
+  if (comm == "nccl")
+    throw UsageError("--comm nccl: only amur train has tensors on a GPU; use --comm mpi");
   return comm_backend();
 }
 

@@ -1,6 +1,7 @@
 // `amur doctor`: what the program was built with and what it finds, for reports of problems.
 #include <nlohmann/json.hpp>
 
+#include "comm/nccl_search.h"
 #include "kernels/gemm.h"
 #include "src/app/command_line.h"
 #include "src/app/commands.h"
@@ -72,7 +73,19 @@ nlohmann::ordered_json collect(Runtime& runtime) {
   report["gpu"] = {{"usable", search.usable()}, {"problem", search.problem},
                    {"remedy", search.remedy},   {"gpus", gpus},
                    {"back end", search.module}, {"libraries", search.libraries}};
+  const NcclSearch nccl = find_nccl();
+  report["nccl"] = {{"usable", nccl.usable()},
+                    {"problem", nccl.problem},
+                    {"remedy", nccl.remedy},
+                    {"back end", nccl.module},
+                    {"libraries", nccl.libraries}};
   return report;
+}
+
+std::string nccl_text(const nlohmann::ordered_json& nccl) {
+  const auto word = [&](const char* key) { return nccl[key].get<std::string>(); };
+  return word("problem").empty() ? word("libraries")
+                                 : fmt::format("none: {}; {}", word("problem"), word("remedy"));
 }
 
 // "gpu" in two lines.
@@ -112,7 +125,10 @@ int run_doctor(Runtime& runtime, const std::vector<std::string>& args) {
   if (options.json) return print_text(report.dump(2) + "\n");
   std::string text;
   for (const auto& [name, value] : report.items())
-    text += fmt::format("{:<20} {}\n", name, name == "gpu" ? gpu_text(value) : value_text(value));
+    text += fmt::format("{:<20} {}\n", name,
+                        name == "gpu"    ? gpu_text(value)
+                        : name == "nccl" ? nccl_text(value)
+                                         : value_text(value));
   return print_text(text);
 }
 

@@ -55,7 +55,6 @@ class DeviceBackend {
 // the program's own.
 inline constexpr const char* kInterfaceSymbol = "amur_device_interface";
 inline constexpr const char* kBackendSymbol = "amur_device_backend";
-using InterfaceFunction = const char*();
 using BackendFunction = DeviceBackend*();
 
 }  // namespace amur

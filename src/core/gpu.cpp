@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "src/core/error.h"
+#include "src/core/library.h"
 
 namespace amur {
 namespace {
@@ -17,39 +18,6 @@ GpuSearch& fail(GpuSearch& search, std::string problem, std::string remedy) {
   search.problem = std::move(problem);
   search.remedy = std::move(remedy);
   return search;
-}
-
-std::string beside_the_program(const char* name) {
-  std::error_code failed;
-  const auto program = std::filesystem::read_symlink("/proc/self/exe", failed);
-  return failed ? name : (program.parent_path() / name).string();
-}
-
-template <class Function>
-Function* symbol(void* library, const char* name) {
-  return reinterpret_cast<Function*>(dlsym(library, name));
-}
-
-// The back end in this library; null with the reason in `search`. Libraries stay loaded: device
-// code cannot be unloaded safely.
-DeviceBackend* load(GpuSearch& search) {
-  void* library = dlopen(search.module.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!library) {
-    fail(search, fmt::format("the GPU back end cannot be loaded: {}", dlerror()),
-         "install the CUDA libraries that it names, or put their folder into LD_LIBRARY_PATH");
-    return nullptr;
-  }
-  InterfaceFunction* interface = symbol<InterfaceFunction>(library, kInterfaceSymbol);
-  BackendFunction* backend = symbol<BackendFunction>(library, kBackendSymbol);
-  const std::string theirs = interface ? interface() : "nothing that this program knows";
-  if (!interface || !backend || theirs != AMUR_DEVICE_INTERFACE) {
-    fail(search,
-         fmt::format("{} was built for {}, this program for {}", search.module, theirs,
-                     AMUR_DEVICE_INTERFACE),
-         "build both together");
-    return nullptr;
-  }
-  return backend();
 }
 
 }  // namespace
@@ -64,8 +32,10 @@ GpuSearch find_gpus(const std::string& module, const std::string& driver, bool t
   const bool has_driver = dlopen(driver.c_str(), RTLD_LAZY | RTLD_LOCAL) != nullptr;
   DeviceBackend* backend = nullptr;
   if (has_driver || thorough) {
-    backend = load(search);
-    if (!backend) return search;
+    const LoadedLibrary loaded = load_library(module, "the GPU back end", kInterfaceSymbol,
+                                              AMUR_DEVICE_INTERFACE, kBackendSymbol);
+    if (!loaded.problem.empty()) return fail(search, loaded.problem, loaded.remedy);
+    backend = reinterpret_cast<BackendFunction*>(symbol_of(loaded, kBackendSymbol))();
     search.libraries = backend->library_text();
   }
   if (!has_driver)

@@ -5,7 +5,9 @@
 #include <fstream>
 #include <iterator>
 
+#include "comm/nccl_search.h"
 #include "comm/runtime.h"
+#include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "src/core/log.h"
 #include "src/train/agreement.h"
@@ -14,8 +16,8 @@
 
 namespace amur {
 
-std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend,
-                                        Runtime& runtime) {
+std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend, Runtime& runtime,
+                                        Device device) {
   RuntimeOptions options;
   options.threads = static_cast<int>(config.parallel.threads);
   options.liveness_seconds = config.runtime.liveness_seconds;
@@ -28,7 +30,15 @@ std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backen
   shape.dp = config.parallel.dp > 0 ? static_cast<int>(config.parallel.dp)
                                     : std::max(1, runtime.size() / shape.tp);
   config.model.require_shares(shape.tp);
-  return std::make_unique<ProcessGrid>(runtime, shape, backend);
+  GpuOptions gpu;
+  gpu.device = device;
+  gpu.cast = cast;
+  gpu.limit_seconds = options.progress_seconds;
+  if (device != Device::cpu() && backend != CommBackend::mpi) {
+    const NcclSearch search = find_nccl();
+    if (!search.usable()) gpu.nccl_problem = fmt::format("{}; {}", search.problem, search.remedy);
+  }
+  return std::make_unique<ProcessGrid>(runtime, shape, backend, gpu);
 }
 
 namespace {

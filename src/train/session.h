@@ -15,9 +15,9 @@ namespace amur {
 class Runtime;
 
 // Starts the watchdog and the compute threads as configured and lays the ranks out. UsageError
-// where the ranks or the model do not fit the grid.
-std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend,
-                                        Runtime& runtime);
+// where the ranks or the model do not fit the grid. `device`: where this rank's tensors will be.
+std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend, Runtime& runtime,
+                                        Device device = Device::cpu());
 
 // For load_config: the options of the model and vocabulary that `train.start_from` names. IoError,
 // UsageError.

@@ -34,9 +34,9 @@ class Trainer {
       : config_(std::move(config)),
         options_(options),
         runtime_(runtime),
-        grid_(start_grid(config_, backend, runtime)),
-        device_(options.gpus > 0 ? Device::cuda(grid_->node().rank() % options.gpus)
+        device_(options.gpus > 0 ? Device::cuda(runtime.node_rank() % options.gpus)
                                  : Device::cpu()),
+        grid_(start_grid(config_, backend, runtime, device_)),
         folder_(options.run_dir, *grid_) {}
 
   TrainResult run();
@@ -63,8 +63,8 @@ class Trainer {
   Config config_;
   TrainOptions options_;
   Runtime& runtime_;
-  std::unique_ptr<ProcessGrid> grid_;
   const Device device_;
+  std::unique_ptr<ProcessGrid> grid_;
   RunFolder folder_;
   StopSignal stop_signal_;
   TimeLimit time_limit_;
@@ -168,7 +168,7 @@ void Trainer::build_model() {
   optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
                                config_.loss.scale_learning_rate, model_->tp());
   SyncOptions sync;
-  if (device_ == Device::cpu())  // the side stream takes tensors in host memory
+  if (grid_->dp().overlaps(device_))
     sync.stream = grid_->dp().side_stream(
         {.overlap = config_.parallel.overlap_sync, .through_nodes = config_.parallel.node_sync});
   sync.groups = model_->backward_groups();

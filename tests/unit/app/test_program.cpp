@@ -199,12 +199,19 @@ TEST_F(ProgramWithGpu, UsableGpuIsTakenWhereItIsAskedFor) {
   EXPECT_EQ(gpu["libraries"], "a pretended GPU");
   EXPECT_EQ(gpu["gpus"][0], "Pretender (sm_90, 1.0 GiB)");
   EXPECT_THAT(here("doctor").out, HasSubstr("cpu, cuda:0\n"));
+  // So is NCCL, by a library of its own.
+  EXPECT_THAT(here("doctor").out, HasSubstr("\nnccl                 none: this build has no NCCL"));
+  std::filesystem::copy_file(AMUR_NCCL_STAND_IN, folder_ / "libamur_nccl.so");
+  EXPECT_THAT(here("doctor").out, HasSubstr("\nnccl                 NCCL 2.28.9\n"));
+  EXPECT_EQ(nlohmann::json::parse(here("doctor --json").out)["nccl"]["usable"], true);
   // Training goes on, to the file that is not there; other commands refuse.
   EXPECT_THAT(here("train x.yaml --device cuda").err,
               AllOf(HasSubstr("computing on Pretender"), HasSubstr("x.yaml")));
   const Outcome run = here("verify-grad x.yaml --device cuda");
   EXPECT_EQ(run.code, 2);
   EXPECT_THAT(run.err, HasSubstr("only amur train computes on a GPU"));
+  EXPECT_THAT(here("verify-grad x.yaml --comm nccl").err,
+              HasSubstr("only amur train has tensors on a GPU"));
 }
 
 TEST_F(Program, FullDiskIsAnError) {

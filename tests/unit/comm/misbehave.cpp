@@ -9,14 +9,27 @@
 #include <string>
 #include <thread>
 
+#include "comm/nccl_search.h"
 #include "comm/process_grid.h"
 #include "comm/runtime.h"
+#include "src/core/gpu.h"
 
 namespace amur {
 namespace {
 
 void sleep_seconds(double s) {
   std::this_thread::sleep_for(std::chrono::duration<double>(s));
+}
+
+// A grid over NCCL, or what passes for it, with tensors on what passes for a GPU.
+std::unique_ptr<ProcessGrid> grid_over_nccl(Runtime& runtime) {
+  if (!find_gpus(AMUR_FAKE_GPU, AMUR_FAKE_DRIVER, false).usable() ||
+      !find_nccl(AMUR_NCCL_STAND_IN).usable())
+    throw InternalError("the stand-ins are not there");
+  GpuOptions options;
+  options.device = Device::cuda();
+  return std::make_unique<ProcessGrid>(runtime, GridShape{runtime.size(), 1}, CommBackend::nccl,
+                                       options);
 }
 
 int work(Runtime& runtime, const std::string& kind, double liveness, double progress) {
@@ -30,8 +43,10 @@ int work(Runtime& runtime, const std::string& kind, double liveness, double prog
                             .progress_seconds = progress,
                             .check_collectives = kind == "mismatch"});
   const int size = runtime.size(), rank = runtime.rank(), odd = size - 1;
-  ProcessGrid grid(runtime, {size, 1});
-  Communicator& world = grid.world();
+  const bool nccl = kind.starts_with("nccl");
+  const auto grid =
+      nccl ? grid_over_nccl(runtime) : std::make_unique<ProcessGrid>(runtime, GridShape{size, 1});
+  Communicator& world = grid->world();
   runtime.set_phase("warm-up");
   for (int i = 0; i < 10; ++i) world.barrier();
   runtime.set_phase("pass 1");
@@ -43,10 +58,11 @@ int work(Runtime& runtime, const std::string& kind, double liveness, double prog
     sleep_seconds(0.3 * liveness);  // some heartbeats, so that the others know the phase
     raise(SIGSTOP);
   }
-  if (kind == "side") {
+  if (kind == "side" || nccl) {
     // A sum that one rank never starts.
     const Stream side = world.side_stream({});
-    Tensor values = Tensor::zeros({1000}, DType::f32);
+    Tensor values = Tensor::zeros({1000}, DType::f32, nccl ? Device::cuda() : Device::cpu());
+    if (kind == "nccl-kill" && rank == odd) raise(SIGKILL);
     if (rank != odd) {
       world.all_reduce(values, ReduceOp::sum, side);
       runtime.set_phase("update");
@@ -56,7 +72,7 @@ int work(Runtime& runtime, const std::string& kind, double liveness, double prog
     }
   }
   if (kind == "mismatch" && rank == odd) world.barrier();
-  if (kind == "other-group" && rank == odd) grid.node().barrier();
+  if (kind == "other-group" && rank == odd) grid->node().barrier();
   if ((kind == "loop" || kind == "funneled") && rank == odd)
     for (;;) sleep_seconds(0.01);
   if (kind == "leave" && rank == odd) return 0;
@@ -84,7 +100,7 @@ int work(Runtime& runtime, const std::string& kind, double liveness, double prog
 }  // namespace amur
 
 int main(int argc, char** argv) {
-  if (argc > 1 && argv[1] == std::string("funneled")) {
+  if (argc > 1 && std::string(argv[1]).ends_with("funneled")) {
     // An MPI that does not give what the runtime would ask for.
     int provided = 0;
     MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);

@@ -11,17 +11,31 @@
 #include "src/core/gpu.h"
 #include "src/core/hash.h"
 #include "tests/support/mpi_runtime.h"
+#include "tests/unit/comm/ways.h"
 
 namespace amur {
 namespace {
 
-class Collectives : public ::testing::Test {
+// What does not depend on where tensors are.
+class Groups : public ::testing::Test {
  protected:
-  Collectives() : grid(test_runtime(), {test_runtime().size(), 1}), world(grid.world()) {}
+  Groups() : grid(test_runtime(), {test_runtime().size(), 1}), world(grid.world()) {}
   ProcessGrid grid;
   Communicator& world;
   int rank() const { return world.rank(); }
   int size() const { return world.size(); }
+};
+
+class Collectives : public ::testing::TestWithParam<test::Way> {
+ protected:
+  Collectives()
+      : grid(test::open_grid(GetParam(), {test_runtime().size(), 1})), world(grid->world()) {}
+  std::unique_ptr<ProcessGrid> grid;
+  Communicator& world;
+  int rank() const { return world.rank(); }
+  int size() const { return world.size(); }
+  Device device() const { return GetParam().device; }
+  Tensor there(Tensor tensor) const { return on_device(std::move(tensor), device()); }
 };
 
 // Small integers that differ by rank and place: every sum over up to 8 ranks is exact, also in
@@ -46,11 +60,11 @@ int as_int(T value) {
 }
 
 template <class T>
-Tensor filled(int rank, Shape shape, int64_t first = 0) {
+Tensor filled(int rank, Shape shape, int64_t first = 0, Device device = Device::cpu()) {
   Tensor t(shape, dtype_of<T>);
   for (int64_t i = 0; i < t.elements(); ++i)
     t.as<T>()[i] = as_element<T>(value_of(rank, first + i));
-  return t;
+  return on_device(std::move(t), device);
 }
 
 // What plain MPI makes of the same values as ints.
@@ -62,7 +76,9 @@ std::vector<int> reduced_by_mpi(int rank, int64_t n, MPI_Op op, int64_t first = 
 }
 
 template <class T>
-void expect_equal(ConstTensorView got, const std::vector<int>& want) {
+void expect_equal(ConstTensorView there, const std::vector<int>& want) {
+  Tensor staging;
+  const ConstTensorView got = on_host(there, staging);
   ASSERT_EQ(got.elements(), static_cast<int64_t>(want.size()));
   int64_t wrong = 0;
   for (int64_t i = 0; i < got.elements(); ++i)
@@ -84,34 +100,34 @@ void for_each_type(F&& f) {
 // 1.3 M elements: above 4 MiB in every type of 4 bytes or more, and not a multiple of a piece.
 constexpr int64_t kLarge = 1'300'003;
 
-TEST_F(Collectives, AllReduceOfEveryTypeAndSize) {
+TEST_P(Collectives, AllReduceOfEveryTypeAndSize) {
   for_each_type([&]<class T>() {
     for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{7}, int64_t{70'000}, kLarge}) {
-      Tensor sum = filled<T>(rank(), {n});
+      Tensor sum = there(filled<T>(rank(), {n}));
       world.all_reduce(sum, ReduceOp::sum);
       expect_equal<T>(sum, reduced_by_mpi(rank(), n, MPI_SUM));
     }
-    Tensor most = filled<T>(rank(), {1000}), least = filled<T>(rank(), {1000});
+    Tensor most = there(filled<T>(rank(), {1000})), least = there(filled<T>(rank(), {1000}));
     world.all_reduce(most, ReduceOp::max);
     world.all_reduce(least, ReduceOp::min);
     expect_equal<T>(most, reduced_by_mpi(rank(), 1000, MPI_MAX));
     expect_equal<T>(least, reduced_by_mpi(rank(), 1000, MPI_MIN));
   });
-  Tensor flags = filled<uint8_t>(rank(), {1000});
+  Tensor flags = there(filled<uint8_t>(rank(), {1000}));
   world.all_reduce(flags, ReduceOp::max);
   expect_equal<uint8_t>(flags, reduced_by_mpi(rank(), 1000, MPI_MAX));
   EXPECT_THROW(world.all_reduce(flags, ReduceOp::sum), InternalError);
 }
 
-TEST_F(Collectives, AllReduceOfAMixedList) {
+TEST_P(Collectives, AllReduceOfAMixedList) {
   // Small, empty, large, bf16 and integer tensors in one call.
   std::vector<Tensor> tensors;
-  tensors.push_back(filled<float>(rank(), {3, 5}, 0));
-  tensors.push_back(filled<bf16>(rank(), {kLarge}, 100));
-  tensors.push_back(filled<float>(rank(), {0, 4}, 0));
-  tensors.push_back(filled<float>(rank(), {kLarge}, 200));
-  tensors.push_back(filled<int64_t>(rank(), {9}, 300));
-  tensors.push_back(filled<bf16>(rank(), {2}, 400));
+  tensors.push_back(there(filled<float>(rank(), {3, 5}, 0)));
+  tensors.push_back(there(filled<bf16>(rank(), {kLarge}, 100)));
+  tensors.push_back(there(filled<float>(rank(), {0, 4}, 0)));
+  tensors.push_back(there(filled<float>(rank(), {kLarge}, 200)));
+  tensors.push_back(there(filled<int64_t>(rank(), {9}, 300)));
+  tensors.push_back(there(filled<bf16>(rank(), {2}, 400)));
   std::vector<TensorView> views(tensors.begin(), tensors.end());
   world.all_reduce(views, ReduceOp::sum);
   expect_equal<float>(tensors[0], reduced_by_mpi(rank(), 15, MPI_SUM, 0));
@@ -122,13 +138,15 @@ TEST_F(Collectives, AllReduceOfAMixedList) {
   world.all_reduce(std::span<const TensorView>(), ReduceOp::sum);
 }
 
-TEST_F(Collectives, Bf16SumsAreRoundedOnce) {
+TEST_P(Collectives, Bf16SumsAreRoundedOnce) {
   // 256 + 1 + ... + 1: in bf16 arithmetic every 1 is lost; in float the sum is 256 + (size - 1).
   Tensor t(Shape{4}, DType::bf16);
   for (int i = 0; i < 4; ++i) t.as<bf16>()[i] = bf16(rank() == 0 ? 256.0f : 1.0f);
-  world.all_reduce(t, ReduceOp::sum);
+  Tensor sum = there(std::move(t)), staging;
+  world.all_reduce(sum, ReduceOp::sum);
   const bf16 want(256.0f + static_cast<float>(size() - 1));
-  for (int i = 0; i < 4; ++i) EXPECT_EQ(t.as<bf16>()[i].bits, want.bits);
+  const ConstTensorView got = on_host(sum, staging);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(got.as<bf16>()[i].bits, want.bits);
 }
 
 // Uneven shards with empty ones: rank r has (r * 5 + shift) % 7 rows.
@@ -139,7 +157,8 @@ std::vector<int64_t> uneven(int size, int shift) {
 }
 
 template <class T>
-void gather_and_check(Communicator& world, const std::vector<int64_t>& counts, int64_t columns) {
+void gather_and_check(Communicator& world, Device device, const std::vector<int64_t>& counts,
+                      int64_t columns) {
   const int64_t total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
   const auto me = static_cast<size_t>(world.rank());
   const int64_t first = std::accumulate(counts.begin(), counts.begin() + world.rank(), int64_t{0});
@@ -147,8 +166,8 @@ void gather_and_check(Communicator& world, const std::vector<int64_t>& counts, i
   for (int r = 0; r < world.size(); ++r)
     for (int64_t i = 0; i < counts[static_cast<size_t>(r)] * columns; ++i)
       want.push_back(value_of(r, i));
-  Tensor shard = filled<T>(world.rank(), {counts[me], columns});
-  Tensor full = Tensor::zeros({total, columns}, dtype_of<T>);
+  Tensor shard = filled<T>(world.rank(), {counts[me], columns}, 0, device);
+  Tensor full = Tensor::zeros({total, columns}, dtype_of<T>, device);
   world.all_gather(shard, full, counts);
   expect_equal<T>(full, want);
   // From its own slot.
@@ -159,75 +178,80 @@ void gather_and_check(Communicator& world, const std::vector<int64_t>& counts, i
 }
 
 template <class T>
-void scatter_and_check(Communicator& world, const std::vector<int64_t>& counts, int64_t columns) {
+void scatter_and_check(Communicator& world, Device device, const std::vector<int64_t>& counts,
+                       int64_t columns) {
   const int64_t total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
   const auto me = static_cast<size_t>(world.rank());
   const int64_t first = std::accumulate(counts.begin(), counts.begin() + world.rank(), int64_t{0});
   const auto all = reduced_by_mpi(world.rank(), total * columns, MPI_SUM);
   const std::vector<int> want(all.begin() + first * columns,
                               all.begin() + (first + counts[me]) * columns);
-  Tensor full = filled<T>(world.rank(), {total, columns});
-  Tensor shard(Shape{counts[me], columns}, dtype_of<T>);
+  Tensor full = filled<T>(world.rank(), {total, columns}, 0, device);
+  Tensor shard(Shape{counts[me], columns}, dtype_of<T>, device);
   world.reduce_scatter(full, shard, counts);
   expect_equal<T>(shard, want);
-  full = filled<T>(world.rank(), {total, columns});
+  full = filled<T>(world.rank(), {total, columns}, 0, device);
   world.reduce_scatter(full, full.view().slice(first, counts[me]), counts);
   expect_equal<T>(full.view().slice(first, counts[me]), want);
 }
 
-TEST_F(Collectives, UnevenGatherAndScatter) {
+TEST_P(Collectives, UnevenGatherAndScatter) {
   for (int shift = 0; shift < 3; ++shift) {
     const auto counts = uneven(size(), shift);
     for_each_type([&]<class T>() {
-      gather_and_check<T>(world, counts, 3);
-      scatter_and_check<T>(world, counts, 3);
+      gather_and_check<T>(world, device(), counts, 3);
+      scatter_and_check<T>(world, device(), counts, 3);
     });
-    gather_and_check<uint8_t>(world, counts, 5);
+    gather_and_check<uint8_t>(world, device(), counts, 5);
   }
   // Several pieces: 8 MB in all, most of it on one rank.
   std::vector<int64_t> counts(static_cast<size_t>(size()), 11);
   counts.back() = 10'007;
-  gather_and_check<float>(world, counts, 200);
-  scatter_and_check<float>(world, counts, 200);
-  scatter_and_check<bf16>(world, counts, 200);
+  gather_and_check<float>(world, device(), counts, 200);
+  scatter_and_check<float>(world, device(), counts, 200);
+  scatter_and_check<bf16>(world, device(), counts, 200);
   // Nothing at all.
   const std::vector<int64_t> none(static_cast<size_t>(size()), 0);
-  gather_and_check<float>(world, none, 4);
-  scatter_and_check<float>(world, none, 4);
+  gather_and_check<float>(world, device(), none, 4);
+  scatter_and_check<float>(world, device(), none, 4);
 }
 
-TEST_F(Collectives, SumsHaveTheSameBitsEveryTime) {
+TEST_P(Collectives, SumsHaveTheSameBitsEveryTime) {
   auto fractions = [&](int64_t n) {
     Tensor t(Shape{n}, DType::f32);
     for (int64_t i = 0; i < n; ++i)
       t.as<float>()[i] = 1.0f / static_cast<float>(1 + value_of(rank(), i) * (rank() + 3) + i % 97);
-    return t;
+    return there(std::move(t));
   };
   const int64_t rows = kLarge / size();
   const std::vector<int64_t> counts(static_cast<size_t>(size()), rows);
-  Tensor sum = fractions(kLarge), full = fractions(rows * size()), part(Shape{rows}, DType::f32);
-  world.all_reduce(sum, ReduceOp::sum);
-  world.reduce_scatter(full, part, counts);
+  // The sum and the part of this rank, in host memory.
+  const auto sums = [&] {
+    Tensor sum = fractions(kLarge), full = fractions(rows * size()),
+           part(Shape{rows}, DType::f32, device());
+    world.all_reduce(sum, ReduceOp::sum);
+    world.reduce_scatter(full, part, counts);
+    return std::pair(on_device(std::move(sum), Device::cpu()),
+                     on_device(std::move(part), Device::cpu()));
+  };
+  const auto [sum, part] = sums();
   for (int repeat = 0; repeat < 3; ++repeat) {
-    Tensor again = fractions(kLarge), full2 = fractions(rows * size()),
-           part2(Shape{rows}, DType::f32);
-    world.all_reduce(again, ReduceOp::sum);
-    world.reduce_scatter(full2, part2, counts);
+    const auto [again, part_again] = sums();
     EXPECT_EQ(std::memcmp(again.view().raw(), sum.view().raw(), sum.bytes()), 0);
-    EXPECT_EQ(std::memcmp(part2.view().raw(), part.view().raw(), part.bytes()), 0);
+    EXPECT_EQ(std::memcmp(part_again.view().raw(), part.view().raw(), part.bytes()), 0);
   }
   // And the same bits on every rank.
-  const uint64_t hash = fnv1a({reinterpret_cast<const char*>(sum.view().raw()), sum.bytes()});
+  const uint64_t hash = fnv1a({static_cast<const char*>(sum.view().raw()), sum.bytes()});
   for (int64_t other : world.gather(static_cast<int64_t>(hash)))
     EXPECT_EQ(static_cast<uint64_t>(other), hash);
 }
 
-TEST_F(Collectives, BroadcastFromEveryRoot) {
+TEST_P(Collectives, BroadcastFromEveryRoot) {
   for (int root = 0; root < size(); ++root) {
     std::vector<Tensor> tensors;
-    tensors.push_back(filled<float>(rank(), {kLarge}));
-    tensors.push_back(filled<bf16>(rank(), {0}));
-    tensors.push_back(filled<uint8_t>(rank(), {3}));
+    tensors.push_back(there(filled<float>(rank(), {kLarge})));
+    tensors.push_back(there(filled<bf16>(rank(), {0})));
+    tensors.push_back(there(filled<uint8_t>(rank(), {3})));
     std::vector<TensorView> views(tensors.begin(), tensors.end());
     world.broadcast(views, root);
     std::vector<int> want;
@@ -245,7 +269,7 @@ TEST_F(Collectives, BroadcastFromEveryRoot) {
 }
 
 // On a GPU that pretends: its memory is out of reach but for copies.
-TEST_F(Collectives, TensorsOnAGpuGiveTheBitsOfTheCpu) {
+TEST_F(Groups, TensorsOnAGpuGiveTheBitsOfTheCpu) {
   ASSERT_TRUE(find_gpus(AMUR_FAKE_GPU, AMUR_FAKE_DRIVER, false).usable());
   const auto there = [](const Tensor& here) {
     Tensor t(here.shape(), here.dtype(), Device::cuda());
@@ -284,7 +308,7 @@ TEST_F(Collectives, TensorsOnAGpuGiveTheBitsOfTheCpu) {
   world.synchronize();
 }
 
-TEST_F(Collectives, ControlPlane) {
+TEST_F(Groups, ControlPlane) {
   world.barrier();
   EXPECT_TRUE(world.all_agree(true));
   for (int bad = 0; bad < size(); ++bad) EXPECT_FALSE(world.all_agree(rank() != bad));
@@ -304,7 +328,7 @@ TEST_F(Collectives, ControlPlane) {
   world.synchronize();
 }
 
-TEST_F(Collectives, AFailureAnywhereIsThrownEverywhere) {
+TEST_F(Groups, AFailureAnywhereIsThrownEverywhere) {
   agree_or_throw<IoError>(world, "");
   for (int bad = 0; bad < size(); ++bad) {
     const std::string mine = rank() >= bad ? "disk full on " + std::to_string(rank()) : "";
@@ -317,7 +341,7 @@ TEST_F(Collectives, AFailureAnywhereIsThrownEverywhere) {
   }
 }
 
-TEST_F(Collectives, WrongArgumentsAreNamed) {
+TEST_F(Groups, WrongArgumentsAreNamed) {
   Tensor full(Shape{4, 2}, DType::f32), shard(Shape{4, 2}, DType::f64);
   std::vector<int64_t> counts(static_cast<size_t>(size()), 0);
   counts[0] = 4;
@@ -328,7 +352,7 @@ TEST_F(Collectives, WrongArgumentsAreNamed) {
   EXPECT_THROW(world.reduce_scatter(full, full, counts), InternalError);
 }
 
-TEST_F(Collectives, CheckModeNamesWhoCalledWhat) {
+TEST_P(Collectives, CheckModeNamesWhoCalledWhat) {
   if (size() == 1) {
     // A group of one has no one to disagree with; the call is still recorded.
     world.barrier();
@@ -352,12 +376,17 @@ TEST_F(Collectives, CheckModeNamesWhoCalledWhat) {
   EXPECT_NE(message.find("world.sum #"), std::string::npos) << message;
   EXPECT_NE(message.find("tests/unit/comm/test_collectives.cpp:"), std::string::npos) << message;
   // Counts that differ are found too, before they do harm.
-  Tensor t = Tensor::zeros({rank() == odd ? 5 : 6}, DType::f32);
+  Tensor t = Tensor::zeros({rank() == odd ? 5 : 6}, DType::f32, device());
   EXPECT_THROW(world.all_reduce(t, ReduceOp::sum), CommError);
+  // One rank has the tensor elsewhere.
+  if (device() != Device::cpu()) {
+    Tensor alike = Tensor::zeros({4}, DType::f32, rank() == odd ? Device::cpu() : device());
+    EXPECT_THROW(world.all_reduce(alike, ReduceOp::sum), CommError);
+  }
   world.barrier();
 }
 
-TEST_F(Collectives, GridGroupsMatchThePureFunctions) {
+TEST_F(Groups, GridGroupsMatchThePureFunctions) {
   for (int tp = 1; tp <= size(); ++tp) {
     if (size() % tp != 0) {
       EXPECT_THROW(ProcessGrid(test_runtime(), {size(), tp}), UsageError);
@@ -380,6 +409,8 @@ TEST_F(Collectives, GridGroupsMatchThePureFunctions) {
     EXPECT_EQ(communicator_size, shape.dp);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Ways, Collectives, ::testing::ValuesIn(test::ways()), test::name_of_way);
 
 }  // namespace
 }  // namespace amur

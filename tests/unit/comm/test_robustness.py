@@ -35,6 +35,15 @@ CASES = {
     "side": (4, 10, 2, 20, 3, ["no rank has moved", "rank 3/4",
                                "is not in a collective while the others wait in one",
                                "waiting in world.all_reduce sum #12, f32 x 1000", SITE]),
+    # The same with tensors on GPUs, over what passes for NCCL: it has started, and is not done.
+    "nccl-stall": (4, 10, 2, 20, 3, ["no rank has moved", "rank 3/4",
+                                     "is not in a collective while the others wait in one",
+                                     "waiting in world.all_reduce sum #12, f32 x 1000", SITE]),
+    # There a rank that waits is made to throw: it aborts what it waits for, and says what that was.
+    "nccl-funneled": (3, 10, 2, 25, 3, ["no progress for", "world.synchronize at " + SITE,
+                                        "waiting for world.all_reduce sum #12, f32 x 1000, at "
+                                        + SITE]),
+    "nccl-kill": (4, 10, 10, 15, None, []),
     # Without MPI_THREAD_MULTIPLE every rank watches itself.
     "funneled": (3, 10, 2, 25, 3, ["does not give MPI_THREAD_MULTIPLE", "rank 2/3",
                                    "no progress for", "after world.barrier #10",
@@ -108,9 +117,10 @@ def suspend(mpiexec, program):
 
 def main():
     mpiexec, program, case = sys.argv[1:4]
-    if case == "stop-unwatched":
+    if case.endswith("-unwatched"):
         # The negative control: without the watchdog a stopped rank holds the others for ever.
-        code, output, _ = run(mpiexec, program, "stop", 2, 0, 0, 6)
+        kind = "stop" if case == "stop-unwatched" else "nccl-stall"
+        code, output, _ = run(mpiexec, program, kind, 2, 0, 0, 6)
         if code is not None:
             sys.exit(f"the job ended by itself with {code}\n{output}")
         return
