@@ -93,11 +93,12 @@ class NcclDeviceGroup final : public DeviceGroup {
     std::memcpy(unique.internal, id.data(), id.size());
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
+    config.splitShare = 1;  // asked of the parent, not of the child
     check(ncclCommInitRankConfig(&comm_, size, unique, rank, &config), "ncclCommInitRankConfig");
   }
 
   bool ready() override {
-    // The library sets it when it has come so far; before that, its parent knows of failures.
+    // A child's is set when the split is over; until then its parent knows of failures.
     const ncclComm_t comm = __atomic_load_n(&comm_, __ATOMIC_ACQUIRE);
     if (!comm) {
       if (parent_) parent_->ready();
@@ -113,7 +114,6 @@ class NcclDeviceGroup final : public DeviceGroup {
     auto child = std::make_unique<NcclDeviceGroup>(device_, this);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    config.splitShare = 1;
     check(ncclCommSplit(comm_, color, key, &child->comm_, &config), "ncclCommSplit", comm_);
     return child;
   }

@@ -23,7 +23,10 @@ class Pause {
   void operator()() {
     constexpr int kSpins = 200;
     constexpr auto kNap = std::chrono::microseconds(20);
-    if (++times_ > kSpins) std::this_thread::sleep_for(kNap);
+    if (++times_ > kSpins)
+      std::this_thread::sleep_for(kNap);
+    else
+      std::this_thread::yield();
   }
 
  private:

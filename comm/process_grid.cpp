@@ -47,7 +47,9 @@ std::string ProcessGrid::nccl_problem(const GpuOptions& gpu) {
     return "";
   };
   if (std::string text =
-          first_of(gpu.device == Device::cpu() ? "its tensors are on the CPU" : gpu.nccl_problem);
+          first_of(gpu.device == Device::cpu()
+                       ? "its tensors are on the CPU (--device cuda puts them on a GPU)"
+                       : gpu.nccl_problem);
       !text.empty())
     return text;
   // What NCCL itself takes for a machine.

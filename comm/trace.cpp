@@ -45,6 +45,7 @@ void Trace::enter(CollectiveRecord record) {
   ++collectives_;
   ++events_;
   in_collective_ = true;
+  awaited_ = 0;  // a wait that failed
 }
 
 void Trace::leave() {

@@ -10,7 +10,7 @@ set -eu
 
 case ${1:-} in
   '') part build configure_and_build release amur test_kernels test_contrastive_loss \
-    test_collectives test_nccl ;;
+    test_collectives test_nccl misbehave ;;
   --built) ;;
   -h | --help) sed -n '2,7s/^# //p' "$0"; exit 0 ;;
   *) die "unknown option '$1'; use --built or nothing" ;;
@@ -20,8 +20,9 @@ amur=build/release/src/app/amur
 tests=(build/release/tests/unit/{kernels/test_kernels,loss/test_contrastive_loss})
 collectives=build/release/tests/unit/comm/test_collectives
 side=build/release/tests/unit/comm/test_nccl
+misbehave=build/release/tests/unit/comm/misbehave
 for file in "$amur" "$(dirname "$amur")/libamur_cuda.so" "$(dirname "$amur")/libamur_nccl.so" \
-  "${tests[@]}" "$collectives" "$side"; do
+  "${tests[@]}" "$collectives" "$side" "$misbehave"; do
   [ -e "$file" ] || die "$file is missing: build it where a CUDA compiler is (docs/gpu.md)"
 done
 
@@ -82,6 +83,22 @@ collectives_by() {
   done
 }
 part "collectives, 1 to 4 ranks" collectives_by 1 2 3 4
+
+# A rank that never comes to a sum, and one that is killed on the way, end the job.
+failures_end() {
+  local kind code output
+  for kind in nccl-stall nccl-kill; do
+    code=0
+    output=$(MISBEHAVE_FOLDER=$(dirname "$amur") on_one_gpu 3 "$misbehave" $kind 15 5 2>&1) || code=$?
+    if [ $code = 0 ] || [ $code = 124 ]; then
+      printf '%s\n' "$output" >&2
+      say "$kind ended with $code"
+      return 1
+    fi
+    [ $kind = nccl-kill ] || grep -q 'rank 2/3 .*is not in a collective' <<< "$output" || return
+  done
+}
+part "failures" failures_end
 
 # Eight steps on the CPU, on the GPU by one rank and by several, through host memory and by NCCL, data
 # and tensor parallel, and half on each device: the same losses up to rounding.

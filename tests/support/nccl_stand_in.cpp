@@ -15,6 +15,7 @@
 #include <dlfcn.h>
 #include <mpi.h>
 #include <nccl.h>
+#include <sched.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -147,6 +148,7 @@ struct ncclComm {
   MPI_Comm mpi = MPI_COMM_NULL;
   int rank = 0, size = 0;
   int looks = 2;  // of ncclCommGetAsyncError until it is no longer in progress
+  ncclComm_t child = nullptr, *child_goes_to = nullptr;  // by then
   bool finalized = false;
   ncclResult_t error = ncclSuccess;
   std::string text;
@@ -259,6 +261,7 @@ bool advance(Work& w) {
 void look_at_streams() {
   for (cudaStream_t stream : streams)
     while (!stream->work.empty() && advance(stream->work.front())) stream->work.pop_front();
+  sched_yield();
 }
 
 // Nothing that is waited for will come any more.
@@ -388,17 +391,21 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
 }
 ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t* child, ncclConfig_t*) {
   if (const ncclResult_t state = comm->at_rest("ncclCommSplit"); state != ncclSuccess) return state;
-  *child = new ncclComm;
+  ncclComm_t made = new ncclComm;
   ++counts.groups;
-  MPI_Comm_split(comm->mpi, color, key, &(*child)->mpi);
-  MPI_Comm_rank((*child)->mpi, &(*child)->rank);
-  MPI_Comm_size((*child)->mpi, &(*child)->size);
+  MPI_Comm_split(comm->mpi, color, key, &made->mpi);
+  MPI_Comm_rank(made->mpi, &made->rank);
+  MPI_Comm_size(made->mpi, &made->size);
+  *child = nullptr;
+  comm->child = made;
+  comm->child_goes_to = child;
   comm->looks = 2;
   return ncclInProgress;
 }
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* state) {
   look_at_streams();
-  if (comm->looks > 0) --comm->looks;
+  if (comm->looks > 0 && --comm->looks == 0 && comm->child_goes_to)
+    *std::exchange(comm->child_goes_to, nullptr) = comm->child;
   *state = comm->error;
   if (comm->error == ncclSuccess && (comm->looks > 0 || (comm->finalized && has_work(comm))))
     *state = ncclInProgress;

@@ -21,11 +21,15 @@ void sleep_seconds(double s) {
   std::this_thread::sleep_for(std::chrono::duration<double>(s));
 }
 
-// A grid over NCCL, or what passes for it, with tensors on what passes for a GPU.
+// A grid over what passes for NCCL, with tensors on what passes for a GPU; over the real ones where
+// MISBEHAVE_FOLDER names the folder of their libraries (launch/gpu-check.sh).
 std::unique_ptr<ProcessGrid> grid_over_nccl(Runtime& runtime) {
-  if (!find_gpus(AMUR_FAKE_GPU, AMUR_FAKE_DRIVER, false).usable() ||
-      !find_nccl(AMUR_NCCL_STAND_IN).usable())
-    throw InternalError("the stand-ins are not there");
+  const char* folder = std::getenv("MISBEHAVE_FOLDER");
+  const std::string real = folder ? folder : "";
+  const GpuSearch gpus = folder ? find_gpus(real + "/libamur_cuda.so", "libcuda.so.1", false)
+                                : find_gpus(AMUR_FAKE_GPU, AMUR_FAKE_DRIVER, false);
+  const NcclSearch nccl = find_nccl(folder ? real + "/libamur_nccl.so" : AMUR_NCCL_STAND_IN);
+  if (!gpus.usable() || !nccl.usable()) throw InternalError(gpus.problem + nccl.problem);
   GpuOptions options;
   options.device = Device::cuda();
   return std::make_unique<ProcessGrid>(runtime, GridShape{runtime.size(), 1}, CommBackend::nccl,
