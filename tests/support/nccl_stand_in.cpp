@@ -92,20 +92,6 @@ amur::DeviceBackend& gpu() {
   return *found;
 }
 
-size_t size_of(ncclDataType_t type) {
-  switch (type) {
-    case ncclUint8:
-      return 1;
-    case ncclBfloat16:
-      return 2;
-    case ncclInt32:
-    case ncclFloat32:
-      return 4;
-    default:
-      return 8;
-  }
-}
-
 template <class T>
 void accumulate(std::byte* to, const std::byte* from, size_t count, ncclRedOp_t op) {
   for (size_t i = 0; i < count; ++i) {
@@ -122,21 +108,24 @@ void accumulate(std::byte* to, const std::byte* from, size_t count, ncclRedOp_t 
   }
 }
 
-void accumulate(ncclDataType_t type, std::byte* to, const std::byte* from, size_t count,
-                ncclRedOp_t op) {
+struct Type {
+  size_t size;
+  void (*accumulate)(std::byte* to, const std::byte* from, size_t count, ncclRedOp_t op);
+};
+Type type_of(ncclDataType_t type) {
   switch (type) {
     case ncclUint8:
-      return accumulate<uint8_t>(to, from, count, op);
+      return {1, accumulate<uint8_t>};
     case ncclInt32:
-      return accumulate<int32_t>(to, from, count, op);
+      return {4, accumulate<int32_t>};
     case ncclInt64:
-      return accumulate<int64_t>(to, from, count, op);
+      return {8, accumulate<int64_t>};
     case ncclFloat32:
-      return accumulate<float>(to, from, count, op);
+      return {4, accumulate<float>};
     case ncclFloat64:
-      return accumulate<double>(to, from, count, op);
+      return {8, accumulate<double>};
     case ncclBfloat16:
-      return accumulate<amur::bf16>(to, from, count, op);
+      return {2, accumulate<amur::bf16>};
     default:
       std::abort();
   }
@@ -176,7 +165,7 @@ namespace {
 
 // What this rank sends of an operation.
 size_t bytes_sent(const Operation& o, const ncclComm& comm, int rank) {
-  const size_t one = o.count * size_of(o.type);
+  const size_t one = o.count * type_of(o.type).size;
   if (o.kind == Kind::broadcast) return rank == o.root ? one : 0;
   return o.kind == Kind::reduce_scatter ? one * static_cast<size_t>(comm.size) : one;
 }
@@ -220,7 +209,7 @@ void conclude(Work& w) {
   const ncclComm& comm = *w.comm;
   std::vector<size_t> at(w.first.begin(), w.first.end());
   for (const Operation& o : w.operations) {
-    const size_t one = o.count * size_of(o.type);
+    const size_t one = o.count * type_of(o.type).size;
     const bool reduces = o.kind != Kind::broadcast && o.kind != Kind::all_gather;
     Bytes result;
     for (int r = 0; r < comm.size; ++r) {
@@ -231,7 +220,7 @@ void conclude(Work& w) {
       if (!reduces || r == 0)
         result.insert(result.end(), part, part + (reduces ? one : bytes));
       else
-        accumulate(o.type, result.data(), part, o.count, o.op);
+        type_of(o.type).accumulate(result.data(), part, o.count, o.op);
     }
     if (o.kind != Kind::reduce || comm.rank == o.root)
       gpu().copy(o.to, amur::Device::cuda(), result.data(), amur::Device::cpu(), result.size(), {});
