@@ -13,11 +13,16 @@
 
 namespace amur {
 
-// Whether a GPU can be used. Its back end lies beside the program, not beside the tests.
-inline bool gpu_is_there() {
+// The GPUs of this machine. Libraries that the program loads lie beside it, not beside the tests.
+inline std::string beside_amur(const char* library) {
   const auto here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
-  static const bool found =
-      find_gpus(here / "../../../src/app/libamur_cuda.so", "libcuda.so.1", false).usable();
+  return here / "../../../src/app" / library;
+}
+inline GpuSearch find_gpus_of_amur() {
+  return find_gpus(beside_amur("libamur_cuda.so"), "libcuda.so.1", false);
+}
+inline bool gpu_is_there() {
+  static const bool found = find_gpus_of_amur().usable();
   return found;
 }
 inline std::vector<Device> test_devices() {

@@ -3,11 +3,10 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
-#include <filesystem>
 
 #include "comm/nccl_search.h"
 #include "kernels/elementwise.h"
-#include "src/core/gpu.h"
+#include "tests/support/devices.h"
 #include "tests/support/mpi_runtime.h"
 #include "tests/support/nccl_stand_in.h"
 
@@ -23,13 +22,8 @@ void cast_through_host(ConstTensorView from, TensorView to, Stream stream) {
   copy(to, result);
 }
 
-// The libraries lie beside the program, not beside the tests.
-std::string beside_amur(const char* name) {
-  return std::filesystem::read_symlink("/proc/self/exe").parent_path() / "../../../src/app" / name;
-}
-
 int real_gpus() {
-  const GpuSearch search = find_gpus(beside_amur("libamur_cuda.so"), "libcuda.so.1", false);
+  const GpuSearch search = find_gpus_of_amur();
   return search.usable() ? static_cast<int>(search.gpus.size()) : 0;
 }
 
