@@ -310,36 +310,6 @@ TEST_F(GrowthFunction, LocalLayers) {
   EXPECT_GT(test::cosine_difference(before, 10, mixed.forward(chunk), 10), 1e-4);
 }
 
-TEST(GrowthLayers, StayOfTheirKindAndComeFromTheirKind) {
-  ModelConfig config = rotary_config();
-  config.local_attention = 4;
-  for (const int64_t every : {2, 3, 5})
-    for (int64_t layers = 1; layers <= 9; ++layers)
-      for (int64_t more = 1; more <= 9; ++more) {
-        config.global_every = every;
-        config.layers = layers;
-        const Growth growth(config, sizes(0, 0, 0, 0, layers + more));
-        int64_t before = -1;
-        for (int64_t i = 0; i < layers; ++i) {
-          const int64_t place = growth.place_of_layer(i);
-          EXPECT_GT(place, before);
-          EXPECT_LT(place, layers + more);
-          EXPECT_EQ(growth.to().is_local(place), config.is_local(i));
-          const Growth::LayerSource source = growth.source_of_layer(place);
-          EXPECT_EQ(source.layer, i);
-          EXPECT_FALSE(source.is_new);
-          before = place;
-        }
-        int64_t fresh = 0;
-        for (int64_t i = 0; i < layers + more; ++i) {
-          const Growth::LayerSource source = growth.source_of_layer(i);
-          fresh += source.is_new;
-          EXPECT_TRUE(layers == 1 || growth.to().is_local(i) == config.is_local(source.layer));
-        }
-        EXPECT_EQ(fresh, more);
-      }
-}
-
 // A new layer adds nothing and its norms are gated away: the very same numbers.
 TEST_F(GrowthFunction, DepthOfPostNorm) {
   for (const int64_t layers : {3, 4, 7})

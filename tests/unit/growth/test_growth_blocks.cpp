@@ -93,6 +93,39 @@ TEST(GrowthBlocks, AreThePartsOfTheWhole) {
   expect_parts_of_the_whole("rotary, another base", config, options);
 }
 
+TEST(GrowthLayers, StayOfTheirKindAndComeFromTheirKind) {
+  ModelConfig config = test::small_config();
+  config.position = PositionKind::rotary;
+  GrowthOptions deeper;
+  config.local_attention = 4;
+  for (const int64_t every : {2, 3, 5})
+    for (int64_t layers = 1; layers <= 9; ++layers)
+      for (int64_t more = 1; more <= 9; ++more) {
+        config.global_every = every;
+        config.layers = layers;
+        deeper.layers = layers + more;
+        const Growth growth(config, deeper);
+        int64_t before = -1;
+        for (int64_t i = 0; i < layers; ++i) {
+          const int64_t place = growth.place_of_layer(i);
+          EXPECT_GT(place, before);
+          EXPECT_LT(place, layers + more);
+          EXPECT_EQ(growth.to().is_local(place), config.is_local(i));
+          const Growth::LayerSource source = growth.source_of_layer(place);
+          EXPECT_EQ(source.layer, i);
+          EXPECT_FALSE(source.is_new);
+          before = place;
+        }
+        int64_t fresh = 0;
+        for (int64_t i = 0; i < layers + more; ++i) {
+          const Growth::LayerSource source = growth.source_of_layer(i);
+          fresh += source.is_new;
+          EXPECT_TRUE(layers == 1 || growth.to().is_local(i) == config.is_local(source.layer));
+        }
+        EXPECT_EQ(fresh, more);
+      }
+}
+
 TEST(GrowthBlocks, BoxesEndWhereCopiesBeginAgain) {
   const std::vector<int64_t> cuts = {3, 5};
   for (const Slab& box : boxes_of(Shape{7, 11, 2}, 2, 8, cuts)) {
