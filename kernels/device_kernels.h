@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "kernels/activation.h"
 #include "kernels/contrastive.h"
@@ -19,20 +20,12 @@ namespace amur {
 class DeviceKernels : public DeviceBackend {
  public:
   // kernels/optimizer_update.h
-  virtual void sign_update(ConstTensorView momentum, double rate, double decay, TensorView theta,
-                           Stream stream) = 0;
+  virtual void update_parameters(std::span<const ParameterUpdate> updates, Stream stream) = 0;
   virtual void sign_update_by_row(ConstTensorView momentum, double rate, double rms_floor,
                                   double decay, TensorView theta, Stream stream) = 0;
   virtual void sign_update_of_rows(ConstTensorView momentum, std::span<const int64_t> rows,
                                    std::span<const double> rates, double rms_floor, double decay,
                                    TensorView theta, Stream stream) = 0;
-  virtual void bounded_update(ConstTensorView momentum, double rate, double threshold,
-                              TensorView theta, Stream stream) = 0;
-  virtual void lion_update(ConstTensorView gradient, const LionStep& step, TensorView momentum,
-                           TensorView theta, Stream stream) = 0;
-  virtual void adamw_update(ConstTensorView gradient, const AdamWStep& step,
-                            TensorView first_moment, TensorView second_moment, TensorView theta,
-                            Stream stream) = 0;
 
   // kernels/activation.h
   virtual void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y,
@@ -50,15 +43,15 @@ class DeviceKernels : public DeviceBackend {
                              TensorView gain_sink, TensorView bias_sink, int64_t statistics_width,
                              Stream stream) = 0;
 
-  // kernels/elementwise.h; the two that return a value wait for it
+  // kernels/elementwise.h; the two that return something wait for it
   virtual void cast(ConstTensorView from, TensorView to, Stream stream) = 0;
   virtual void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) = 0;
   virtual void scale(double alpha, TensorView x, Stream stream) = 0;
   virtual void add_bias(ConstTensorView bias, TensorView y, Stream stream) = 0;
   virtual void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
                                       Stream stream) = 0;
-  virtual double sum_of_squares(ConstTensorView x) = 0;
-  virtual bool all_finite(ConstTensorView x) = 0;
+  virtual std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) = 0;
+  virtual size_t first_not_finite(std::span<const ConstTensorView> tensors) = 0;
   // y = residual + dropout(x), forward and backward; residual may be undefined.
   virtual void dropout_add(const PackedSequences& packed, const DropoutSite& site,
                            ConstTensorView x, ConstTensorView residual, TensorView y,
@@ -92,10 +85,15 @@ class DeviceKernels : public DeviceBackend {
   virtual void normalise_backward(ConstTensorView dz, ConstTensorView z, ConstTensorView norm,
                                   TensorView dh, Stream stream) = 0;
 
-  // kernels/rows.h: to[to_index[i], :] = from[from_index[i], :], where an index that is empty is i
-  // itself
+  // kernels/rows.h: to[to_index[i], :] = from[from_index[i], :], where the index that is empty, one
+  // of the two, is i itself
   virtual void move_rows(ConstTensorView from, std::span<const int32_t> from_index,
                          std::span<const int32_t> to_index, TensorView to, Stream stream) = 0;
+  // The others; the two that return a value wait for it.
+  virtual void scale_rows(TensorView x, std::span<const int64_t> rows,
+                          std::span<const double> factors, Stream stream) = 0;
+  virtual double sum_of_squares_of_rows(ConstTensorView x, std::span<const int64_t> rows) = 0;
+  virtual bool all_finite_in_rows(ConstTensorView x, std::span<const int64_t> rows) = 0;
 
   // kernels/attention.h; a window is that of the longest sequence where all is seen
   virtual void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,

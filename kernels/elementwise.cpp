@@ -157,21 +157,61 @@ double root_mean_square(ConstTensorView x) {
 }
 
 double sum_of_squares(ConstTensorView x) {
-  const char* op = "sum_of_squares";
-  if (x.elements() == 0) return 0;
-  if (on_gpu(x)) return device_kernels().sum_of_squares(x);
-  return dispatch_float(x.dtype(), op, [&]<class T>() {
-    return elementwise<T>().sum_of_squares(x.elements(), x.as<T>());
-  });
+  return sums_of_squares({&x, 1})[0];
 }
 
 bool all_finite(ConstTensorView x) {
-  const char* op = "all_finite";
-  if (x.elements() == 0) return true;
-  if (on_gpu(x)) return device_kernels().all_finite(x);
-  return dispatch_float(x.dtype(), op, [&]<class T>() {
-    return elementwise<T>().all_finite(x.elements(), x.as<T>());
-  });
+  return first_not_finite({&x, 1}) == 1;
+}
+
+namespace {
+
+// Those of a list that have elements, for a GPU; empty where it is the CPU's. `place`: in the list.
+std::vector<ConstTensorView> for_gpu(const char* op, std::span<const ConstTensorView> tensors,
+                                     std::vector<size_t>& place) {
+  std::vector<ConstTensorView> some;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].defined() || tensors[i].elements() == 0) continue;
+    some.push_back(tensors[i]);
+    place.push_back(i);
+    require_device(op, {some.front(), some.back()});
+  }
+  if (!some.empty() && !on_gpu(some.front())) some.clear();
+  return some;
+}
+
+}  // namespace
+
+std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) {
+  const char* op = "sums_of_squares";
+  std::vector<double> sums(tensors.size(), 0);
+  std::vector<size_t> place;
+  if (const auto some = for_gpu(op, tensors, place); !some.empty()) {
+    const std::vector<double> found = device_kernels().sums_of_squares(some);
+    for (size_t i = 0; i < found.size(); ++i) sums[place[i]] = found[i];
+    return sums;
+  }
+  for (const size_t i : place)
+    sums[i] = dispatch_float(tensors[i].dtype(), op, [&]<class T>() {
+      return elementwise<T>().sum_of_squares(tensors[i].elements(), tensors[i].as<T>());
+    });
+  return sums;
+}
+
+size_t first_not_finite(std::span<const ConstTensorView> tensors) {
+  const char* op = "first_not_finite";
+  std::vector<size_t> place;
+  if (const auto some = for_gpu(op, tensors, place); !some.empty()) {
+    const size_t found = device_kernels().first_not_finite(some);
+    return found < some.size() ? place[found] : tensors.size();
+  }
+  for (const size_t i : place) {
+    const bool finite = dispatch_float(tensors[i].dtype(), op, [&]<class T>() {
+      return elementwise<T>().all_finite(tensors[i].elements(), tensors[i].as<T>());
+    });
+    if (!finite) return i;
+  }
+  return tensors.size();
 }
 
 void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,

@@ -2,6 +2,9 @@
 // and their gradient sinks are f32 (f64 with f64 activations).
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include "kernels/packed.h"
 #include "src/core/tensor.h"
 
@@ -29,6 +32,11 @@ double root_mean_square(ConstTensorView x);
 double sum_of_squares(ConstTensorView x);
 // True if every element of a floating tensor is finite.
 bool all_finite(ConstTensorView x);
+// The same of many tensors of one device, which a GPU does at once: the sum of each, and the place
+// of the first that holds an element that is not finite, tensors.size() for none. An undefined one
+// is empty.
+std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors);
+size_t first_not_finite(std::span<const ConstTensorView> tensors);
 
 // y = residual + dropout(x); residual may be undefined (0), y may be x or residual.  all [T, n]
 void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,

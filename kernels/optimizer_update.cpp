@@ -21,18 +21,67 @@ void require_like(const char* op, const char* name, ConstTensorView tensor, Cons
 
 }  // namespace
 
-void sign_update(ConstTensorView momentum, double rate, double decay, TensorView theta,
-                 Stream stream) {
-  require_device("sign_update", {theta, momentum});
-  require_like("sign_update", "momentum", momentum, theta);
-  if (theta.elements() == 0) return;
-  if (on_gpu(theta)) return device_kernels().sign_update(momentum, rate, decay, theta, stream);
-  dispatch_f32_f64(theta.dtype(), "sign_update", [&]<class T>() {
-    const auto& kernels = cpu::kernels<OptimizerKernels<T>>();
-    parallel_for(theta.elements(), kGrain, [&](int64_t first, int64_t last) {
-      kernels.sign(momentum.as<T>() + first, last - first, static_cast<T>(rate),
-                   static_cast<T>(decay), theta.as<T>() + first);
+namespace {
+
+template <class T>
+struct OnCpu {
+  const ParameterUpdate& u;
+  const OptimizerKernels<T>& kernels = cpu::kernels<OptimizerKernels<T>>();
+
+  template <class F>
+  void over_elements(const F& f) const {
+    parallel_for(u.theta.elements(), kGrain,
+                 [&](int64_t first, int64_t last) { f(first, last - first); });
+  }
+  void operator()(const SignStep& step) const {
+    over_elements([&](int64_t i, int64_t n) {
+      kernels.sign(u.momentum.as<T>() + i, n, static_cast<T>(step.rate), static_cast<T>(step.decay),
+                   u.theta.as<T>() + i);
     });
+  }
+  void operator()(const BoundedStep& step) const {
+    kernels.bounded(u.momentum.as<T>(), u.theta.elements(), static_cast<T>(step.rate),
+                    static_cast<T>(step.threshold), u.theta.as<T>());
+  }
+  void operator()(const LionStep& step) const {
+    const LionRule<T> rule = step.rule<T>();
+    over_elements([&](int64_t i, int64_t n) {
+      kernels.lion(rule, u.gradient.as<T>() + i, n, u.momentum.as<T>() + i, u.theta.as<T>() + i);
+    });
+  }
+  void operator()(const AdamWStep& step) const {
+    const AdamWRule<T> rule = step.rule<T>();
+    over_elements([&](int64_t i, int64_t n) {
+      kernels.adamw(rule, u.gradient.as<T>() + i, n, u.momentum.as<T>() + i,
+                    u.second_moment.as<T>() + i, u.theta.as<T>() + i);
+    });
+  }
+};
+
+void check_update(const ParameterUpdate& u, ConstTensorView first) {
+  const char* op = "update_parameters";
+  require_device(op, {first, u.theta, u.momentum, u.gradient, u.second_moment});
+  require_dtype(op, "theta", u.theta, first.dtype());
+  require_like(op, "momentum", u.momentum, u.theta);
+  const auto* bounded = std::get_if<BoundedStep>(&u.step);
+  AMUR_CHECK(!bounded || bounded->threshold > 0, "threshold {}", bounded->threshold);
+  const auto* adamw = std::get_if<AdamWStep>(&u.step);
+  AMUR_CHECK(!adamw || adamw->count >= 1, "update {}", adamw->count);
+  if (adamw || std::holds_alternative<LionStep>(u.step))
+    require_like(op, "gradient", u.gradient, u.theta);
+  if (adamw) require_like(op, "second_moment", u.second_moment, u.theta);
+}
+
+}  // namespace
+
+void update_parameters(std::span<const ParameterUpdate> updates, Stream stream) {
+  if (updates.empty()) return;
+  const ConstTensorView first = updates.front().theta;
+  for (const ParameterUpdate& u : updates) check_update(u, first);
+  if (on_gpu(first)) return device_kernels().update_parameters(updates, stream);
+  dispatch_f32_f64(first.dtype(), "update_parameters", [&]<class T>() {
+    for (const ParameterUpdate& u : updates)
+      if (u.theta.elements() > 0) std::visit(OnCpu<T>{u}, u.step);
   });
 }
 
@@ -74,59 +123,6 @@ void sign_update_of_rows(ConstTensorView momentum, std::span<const int64_t> rows
         kernels.sign_relative(momentum.as<T>() + at, n, rates[static_cast<size_t>(k)], rms_floor,
                               static_cast<T>(decay), theta.as<T>() + at);
       }
-    });
-  });
-}
-
-void bounded_update(ConstTensorView momentum, double rate, double threshold, TensorView theta,
-                    Stream stream) {
-  require_device("bounded_update", {theta, momentum});
-  require_like("bounded_update", "momentum", momentum, theta);
-  AMUR_CHECK(threshold > 0, "threshold {}", threshold);
-  if (theta.elements() == 0) return;
-  if (on_gpu(theta))
-    return device_kernels().bounded_update(momentum, rate, threshold, theta, stream);
-  dispatch_f32_f64(theta.dtype(), "bounded_update", [&]<class T>() {
-    cpu::kernels<OptimizerKernels<T>>().bounded(momentum.as<T>(), theta.elements(),
-                                                static_cast<T>(rate), static_cast<T>(threshold),
-                                                theta.as<T>());
-  });
-}
-
-void lion_update(ConstTensorView gradient, const LionStep& step, TensorView momentum,
-                 TensorView theta, Stream stream) {
-  require_device("lion_update", {theta, gradient, momentum});
-  require_like("lion_update", "gradient", gradient, theta);
-  require_like("lion_update", "momentum", momentum, theta);
-  if (theta.elements() == 0) return;
-  if (on_gpu(theta)) return device_kernels().lion_update(gradient, step, momentum, theta, stream);
-  dispatch_f32_f64(theta.dtype(), "lion_update", [&]<class T>() {
-    const auto& kernels = cpu::kernels<OptimizerKernels<T>>();
-    const LionRule<T> rule = step.rule<T>();
-    parallel_for(theta.elements(), kGrain, [&](int64_t first, int64_t last) {
-      kernels.lion(rule, gradient.as<T>() + first, last - first, momentum.as<T>() + first,
-                   theta.as<T>() + first);
-    });
-  });
-}
-
-void adamw_update(ConstTensorView gradient, const AdamWStep& step, TensorView first_moment,
-                  TensorView second_moment, TensorView theta, Stream stream) {
-  require_device("adamw_update", {theta, gradient, first_moment, second_moment});
-  require_like("adamw_update", "gradient", gradient, theta);
-  require_like("adamw_update", "first_moment", first_moment, theta);
-  require_like("adamw_update", "second_moment", second_moment, theta);
-  AMUR_CHECK(step.count >= 1, "update {}", step.count);
-  if (theta.elements() == 0) return;
-  if (on_gpu(theta))
-    return device_kernels().adamw_update(gradient, step, first_moment, second_moment, theta,
-                                         stream);
-  dispatch_f32_f64(theta.dtype(), "adamw_update", [&]<class T>() {
-    const auto& kernels = cpu::kernels<OptimizerKernels<T>>();
-    const AdamWRule<T> rule = step.rule<T>();
-    parallel_for(theta.elements(), kGrain, [&](int64_t first, int64_t last) {
-      kernels.adamw(rule, gradient.as<T>() + first, last - first, first_moment.as<T>() + first,
-                    second_moment.as<T>() + first, theta.as<T>() + first);
     });
   });
 }

@@ -1,10 +1,11 @@
-// Fused optimizer updates. All tensors of a call share shape and dtype (f32 or f64); results do not
-// depend on the number of threads. Rates and decays are those of kernels/optimizer_rules.h.
+// Fused optimizer updates, f32 or f64; results do not depend on the number of threads. Rates and
+// decays are those of kernels/optimizer_rules.h.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <span>
+#include <variant>
 
 #include "kernels/optimizer_rules.h"
 #include "src/core/tensor.h"
@@ -12,19 +13,13 @@
 namespace amur {
 
 // theta -= rate (sign(m) + decay theta)
-void sign_update(ConstTensorView momentum, double rate, double decay, TensorView theta,
-                 Stream stream = {});
-// The same row by row, with the step size of row r = rate max(RMS(theta[r, :]), rms_floor).
-void sign_update_by_row(ConstTensorView momentum, double rate, double rms_floor, double decay,
-                        TensorView theta, Stream stream = {});
-// The same for the rows rows[k] only, distinct, at rates[k].
-void sign_update_of_rows(ConstTensorView momentum, std::span<const int64_t> rows,
-                         std::span<const double> rates, double rms_floor, double decay,
-                         TensorView theta, Stream stream = {});
+struct SignStep {
+  double rate, decay;
+};
 // theta -= rate clamp(m / threshold, -1, 1)
-void bounded_update(ConstTensorView momentum, double rate, double threshold, TensorView theta,
-                    Stream stream = {});
-
+struct BoundedStep {
+  double rate, threshold;
+};
 struct LionStep {
   double rate, decay, beta1, beta2;
 
@@ -34,9 +29,6 @@ struct LionStep {
             static_cast<T>(beta2)};
   }
 };
-void lion_update(ConstTensorView gradient, const LionStep& step, TensorView momentum,
-                 TensorView theta, Stream stream = {});
-
 struct AdamWStep {
   double rate, decay, beta1, beta2, epsilon;
   int64_t count;  // updates including this one, from 1
@@ -53,7 +45,25 @@ struct AdamWStep {
             static_cast<T>(1 - std::pow(beta2, t))};
   }
 };
-void adamw_update(ConstTensorView gradient, const AdamWStep& step, TensorView first_moment,
-                  TensorView second_moment, TensorView theta, Stream stream = {});
+
+// All tensors have the shape and dtype of theta; those that the step does not have are undefined.
+struct ParameterUpdate {
+  std::variant<SignStep, BoundedStep, LionStep, AdamWStep> step;
+  TensorView theta;
+  TensorView momentum;            // AdamW: the first moment
+  ConstTensorView gradient = {};  // Lion and AdamW; the others read their momentum
+  TensorView second_moment = {};  // AdamW
+};
+// The tensors of different updates are different ones, of one dtype on one device: a GPU makes them
+// all in one launch.
+void update_parameters(std::span<const ParameterUpdate> updates, Stream stream = {});
+
+// A sign step row by row, with the step size of row r = rate max(RMS(theta[r, :]), rms_floor).
+void sign_update_by_row(ConstTensorView momentum, double rate, double rms_floor, double decay,
+                        TensorView theta, Stream stream = {});
+// The same for the rows rows[k] only, distinct, at rates[k].
+void sign_update_of_rows(ConstTensorView momentum, std::span<const int64_t> rows,
+                         std::span<const double> rates, double rms_floor, double decay,
+                         TensorView theta, Stream stream = {});
 
 }  // namespace amur

@@ -17,34 +17,9 @@
 namespace amur::cuda {
 namespace {
 
-constexpr int kTileThreads = 128;
-constexpr int kAcross = 8;  // threads side by side: along the other rows, and along a head
-constexpr int kDown = kTileThreads / kAcross;
-
 // What every device of compute capability 8.0 or newer can give a block.
 constexpr size_t kMostSharedMemory = 99 << 10;
 constexpr size_t kUnaskedSharedMemory = 48 << 10;
-
-// Shared memory and registers for heads of up to `width_` elements; the rest is 0.
-template <class A, int width_>
-struct Tiling {
-  static constexpr int kWidth = width_;
-  static constexpr int kOwn = sizeof(A) == 4 ? 2 : 1;    // own rows of a thread
-  static constexpr int kOther = sizeof(A) == 4 ? 4 : 2;  // other rows of a thread
-  static constexpr int kColumns = kWidth / kAcross;      // of the result, of a thread
-  static constexpr int kRows = kDown * kOwn;             // of a tile of either side
-  static_assert(kRows == kAcross * kOther && kWidth % kAcross == 0);
-  // Odd, so that threads side by side are in different banks.
-  static constexpr int kStride = kWidth + 1;
-  static constexpr int kWeightStride = kRows + 1;
-  static constexpr int kTile = kRows * kStride;           // elements of [kRows, kWidth]
-  static constexpr int kWeights = kRows * kWeightStride;  // elements of [own, other]
-
-  static constexpr size_t bytes(int tiles, int weights) {
-    return static_cast<size_t>(tiles * kTile + weights * kWeights) * sizeof(A);
-  }
-};
-constexpr int kWidest = 128;
 
 // Of a thread: its rows are own_first.. of the tile's own rows and other_first.. of the others, its
 // columns are across, across + kAcross, ...
@@ -215,7 +190,7 @@ __device__ A* shared_memory() {
 // Softmax with a running maximum: the sums so far shrink where it grows.
 template <class T, int width, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* output, A* lse) {
-  using Tile = Tiling<A, width>;
+  using Tile = AttentionTile<A, width>;
   const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
   if (at.empty()) return;
   const int64_t head = blockIdx.y, n = at.length;
@@ -287,7 +262,7 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* 
 template <class T, int width, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kTileThreads)
     backward_queries_kernel(Problem<T> a, const T* d_output, const A* lse, A* along, T* dqkv) {
-  using Tile = Tiling<A, width>;
+  using Tile = AttentionTile<A, width>;
   const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
   if (at.empty()) return;
   const int64_t head = blockIdx.y, n = at.length;
@@ -361,7 +336,7 @@ __global__ void __launch_bounds__(kTileThreads)
 template <class T, int width, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kTileThreads)
     backward_keys_kernel(Problem<T> a, const T* d_output, const A* lse, const A* along, T* dqkv) {
-  using Tile = Tiling<A, width>;
+  using Tile = AttentionTile<A, width>;
   const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
   if (at.empty()) return;
   const int64_t head = blockIdx.y, n = at.length;
@@ -484,15 +459,15 @@ void allow_shared_memory(Kernel* kernel, size_t bytes) {
 template <class F>
 void dispatch(ConstTensorView qkv, const char* op, F&& f) {
   const int64_t size = qkv.shape()[3];
-  if (size > kWidest)
+  if (size > kWidestHead)
     throw UsageError("{}: heads of {} elements, but a GPU takes up to {}; use --device cpu", op,
-                     size, kWidest);
+                     size, kWidestHead);
   dispatch_float(qkv.dtype(), op, [&]<class T>() {
     if constexpr (!std::is_same_v<T, double>) {
       if (size <= 32) return f.template operator()<T, 32>();
       if (size <= 64) return f.template operator()<T, 64>();
     }
-    f.template operator()<T, kWidest>();
+    f.template operator()<T, kWidestHead>();
   });
 }
 
@@ -504,8 +479,8 @@ void CudaBackend::attention_forward(const PackedSequences& packed, ConstTensorVi
   const cudaStream_t s = enter(qkv.device(), stream);
   dispatch(qkv, "attention_forward", [&]<class T, int width>() {
     using A = AccumulateType<T>;
-    using Tile = Tiling<A, width>;
-    constexpr size_t bytes = Tile::bytes(3, 1);
+    using Tile = AttentionTile<A, width>;
+    constexpr size_t bytes = Tile::kForwardBytes;
     static_assert(bytes <= kMostSharedMemory);
     allow_shared_memory(forward_kernel<T, width>, bytes);
     forward_kernel<T, width><<<grid_for<Tile>(packed, qkv), kTileThreads, bytes, s>>>(
@@ -521,11 +496,11 @@ void CudaBackend::attention_backward(const PackedSequences& packed, ConstTensorV
   const cudaStream_t s = enter(qkv.device(), stream);
   dispatch(qkv, "attention_backward", [&]<class T, int width>() {
     using A = AccumulateType<T>;
-    using Tile = Tiling<A, width>;
+    using Tile = AttentionTile<A, width>;
     const Scratch along(lse.bytes(), qkv.device(), stream);
     const dim3 grid = grid_for<Tile>(packed, qkv);
     const Problem<T> problem = problem_of<T>(packed, qkv, scale, dropout, window);
-    constexpr size_t query_bytes = Tile::bytes(4, 1), key_bytes = Tile::bytes(4, 2);
+    constexpr size_t query_bytes = Tile::kQueriesBytes, key_bytes = Tile::kKeysBytes;
     static_assert(key_bytes <= kMostSharedMemory);
     allow_shared_memory(backward_queries_kernel<T, width>, query_bytes);
     allow_shared_memory(backward_keys_kernel<T, width>, key_bytes);
@@ -549,10 +524,9 @@ void CudaBackend::rotary(const PackedSequences& packed, double base, int64_t per
     rotary_table_kernel<P><<<blocks_for(n), kThreads, 0, s>>>(packed.longest, half, base, period,
                                                               inverse, cosines, cosines + n);
     check_launch();
-    const auto blocks = static_cast<unsigned>(std::min(qkv.rows(), kMostBlocks));
-    rotate_kernel<T><<<blocks, kThreads, 0, s>>>(qkv.rows(), heads, half, packed.sequences(),
-                                                 packed.cu_seqlens.as<int32_t>(), cosines,
-                                                 cosines + n, qkv.as<T>());
+    rotate_kernel<T><<<blocks_for_each(qkv.rows()), kThreads, 0, s>>>(
+        qkv.rows(), heads, half, packed.sequences(), packed.cu_seqlens.as<int32_t>(), cosines,
+        cosines + n, qkv.as<T>());
     check_launch();
   });
 }

@@ -7,8 +7,7 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
+#include "kernels/cuda/launch.h"
 #include "kernels/device_kernels.h"
 
 namespace amur::cuda {
@@ -28,13 +27,7 @@ inline void check_launch(CallSite site = CallSite::here()) {
   check(cudaGetLastError(), "kernel launch", site);
 }
 
-// One-dimensional launches with a loop of stride gridDim.x * blockDim.x over the work.
-inline constexpr int kThreads = 256;
-inline constexpr int64_t kMostBlocks = 4096;  // several waves of every device
-inline unsigned blocks_for(int64_t items) {
-  return static_cast<unsigned>(
-      std::clamp((items + kThreads - 1) / kThreads, int64_t{1}, kMostBlocks));
-}
+// Of a launch of blocks_for(items).
 __device__ inline int64_t first_item() {
   return int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
 }
@@ -93,6 +86,7 @@ auto pointer_of(View view) {
 // Work space that lives until the work queued before its end is done.
 class Scratch {
  public:
+  // Throws MemoryError.
   Scratch(size_t bytes, Device device, Stream stream);
   ~Scratch();
   Scratch(const Scratch&) = delete;
@@ -104,7 +98,7 @@ class Scratch {
 
  private:
   cudaStream_t stream_;
-  void* memory_ = nullptr;
+  void* memory_;
 };
 
 class CudaBackend final : public DeviceKernels {
@@ -114,6 +108,7 @@ class CudaBackend final : public DeviceKernels {
   GpuProbe probe() const override;
   void* allocate(size_t bytes, Device device) override;
   void release(void* memory, Device device) noexcept override;
+  size_t peak_bytes(Device device) const override;
   void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes,
             Stream stream) override;
   void fill_zero(void* memory, Device device, size_t bytes, Stream stream) override;
@@ -124,19 +119,12 @@ class CudaBackend final : public DeviceKernels {
   void wait(void* event, Stream stream) override;
 
   // optimizer_update.cu
-  void sign_update(ConstTensorView momentum, double rate, double decay, TensorView theta,
-                   Stream stream) override;
+  void update_parameters(std::span<const ParameterUpdate> updates, Stream stream) override;
   void sign_update_by_row(ConstTensorView momentum, double rate, double rms_floor, double decay,
                           TensorView theta, Stream stream) override;
   void sign_update_of_rows(ConstTensorView momentum, std::span<const int64_t> rows,
                            std::span<const double> rates, double rms_floor, double decay,
                            TensorView theta, Stream stream) override;
-  void bounded_update(ConstTensorView momentum, double rate, double threshold, TensorView theta,
-                      Stream stream) override;
-  void lion_update(ConstTensorView gradient, const LionStep& step, TensorView momentum,
-                   TensorView theta, Stream stream) override;
-  void adamw_update(ConstTensorView gradient, const AdamWStep& step, TensorView first_moment,
-                    TensorView second_moment, TensorView theta, Stream stream) override;
 
   // activation.cu
   void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y,
@@ -160,8 +148,8 @@ class CudaBackend final : public DeviceKernels {
   void add_bias(ConstTensorView bias, TensorView y, Stream stream) override;
   void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
                               Stream stream) override;
-  double sum_of_squares(ConstTensorView x) override;
-  bool all_finite(ConstTensorView x) override;
+  std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) override;
+  size_t first_not_finite(std::span<const ConstTensorView> tensors) override;
   void dropout_add(const PackedSequences& packed, const DropoutSite& site, ConstTensorView x,
                    ConstTensorView residual, TensorView y, Stream stream) override;
   void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream stream) override;
@@ -192,6 +180,10 @@ class CudaBackend final : public DeviceKernels {
   // rows.cu
   void move_rows(ConstTensorView from, std::span<const int32_t> from_index,
                  std::span<const int32_t> to_index, TensorView to, Stream stream) override;
+  void scale_rows(TensorView x, std::span<const int64_t> rows, std::span<const double> factors,
+                  Stream stream) override;
+  double sum_of_squares_of_rows(ConstTensorView x, std::span<const int64_t> rows) override;
+  bool all_finite_in_rows(ConstTensorView x, std::span<const int64_t> rows) override;
 
   // attention.cu
   void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,

@@ -6,10 +6,6 @@
 
 namespace amur::cuda {
 
-inline constexpr int kColumnsOfTile = 32;
-inline constexpr int kLinesOfTile = kThreads / kColumnsOfTile;
-inline constexpr int64_t kMostRowBlocks = 256;
-
 // partial[block, k, column] = sum over the rows of the block of terms(row, column)[k], k < count
 template <int count, class P, class Terms>
 __global__ void __launch_bounds__(kThreads)
@@ -62,13 +58,11 @@ template <int count, class P, class Terms>
 void add_column_sums(int64_t rows, int64_t width, const Terms& terms, P scale,
                      const ColumnSinks<count, P>& sinks, Device device, Stream stream) {
   const cudaStream_t s = enter(device, stream);
-  const int64_t tiles = (width + kColumnsOfTile - 1) / kColumnsOfTile;
-  const int64_t rows_of_block = std::max<int64_t>(64, (rows + kMostRowBlocks - 1) / kMostRowBlocks);
-  const int64_t blocks = (rows + rows_of_block - 1) / rows_of_block;
+  const int64_t blocks = row_blocks(rows);
   const Scratch scratch(static_cast<size_t>(blocks * count * width) * sizeof(P), device, stream);
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(blocks));
+  const dim3 grid(blocks_for_columns(width), row_blocks(rows));
   column_partials_kernel<count, P>
-      <<<grid, kThreads, 0, s>>>(rows, width, rows_of_block, terms, scratch.as<P>());
+      <<<grid, kThreads, 0, s>>>(rows, width, rows_of_block(rows), terms, scratch.as<P>());
   check_launch();
   column_finish_kernel<count, P>
       <<<blocks_for(width), kThreads, 0, s>>>(blocks, width, scale, scratch.as<const P>(), sinks);

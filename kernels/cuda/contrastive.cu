@@ -190,10 +190,6 @@ Positives pointers_of(const TilePositives& positives) {
   return {positives.column.as<int64_t>(), positives.first_column, positives.value.as<double>()};
 }
 
-unsigned blocks_for_each_row(int64_t m) {
-  return static_cast<unsigned>(std::min(m, kMostBlocks));
-}
-
 }  // namespace
 
 void CudaBackend::contrastive_exclude(TensorView logits, TilePlace place,
@@ -208,7 +204,7 @@ void CudaBackend::contrastive_exclude(TensorView logits, TilePlace place,
   const Scratch scratch(static_cast<size_t>(m) * sizeof(double), logits.device(), stream);
   double* of_row = masked.defined() ? scratch.as<double>() : nullptr;
   dispatch_f32_f64(logits.dtype(), "contrastive_exclude", [&]<class T>() {
-    exclude_kernel<T><<<blocks_for_each_row(m), kThreads, 0, s>>>(
+    exclude_kernel<T><<<blocks_for_each(m), kThreads, 0, s>>>(
         m, logits.columns(), place.column, pointers, logits.as<T>(),
         pointer_of<double>(positive_logit), of_row);
   });
@@ -222,12 +218,11 @@ void CudaBackend::contrastive_statistics(ConstTensorView logits, TensorView row_
   const cudaStream_t s = enter(logits.device(), stream);
   const int64_t m = logits.rows(), n = logits.columns();
   dispatch_f32_f64(logits.dtype(), "contrastive_statistics", [&]<class T>() {
-    row_statistics_kernel<T><<<blocks_for_each_row(m), kThreads, 0, s>>>(
+    row_statistics_kernel<T><<<blocks_for_each(m), kThreads, 0, s>>>(
         m, n, logits.as<T>(), row_maximum.as<T>(), row_sum.as<double>());
     check_launch();
     if (!column_maximum.defined()) return;
-    const auto tiles = static_cast<unsigned>((n + kColumnsOfTile - 1) / kColumnsOfTile);
-    column_statistics_kernel<T><<<tiles, kThreads, 0, s>>>(
+    column_statistics_kernel<T><<<blocks_for_columns(n), kThreads, 0, s>>>(
         m, n, logits.as<T>(), column_maximum.as<T>(), column_sum.as<double>());
     check_launch();
   });
@@ -243,7 +238,7 @@ void CudaBackend::contrastive_softmax_gradient(TensorView logits, ConstTensorVie
   const int64_t m = logits.rows();
   const Scratch of_row(static_cast<size_t>(m) * sizeof(double), logits.device(), stream);
   dispatch_f32_f64(logits.dtype(), "contrastive_softmax_gradient", [&]<class T>() {
-    softmax_gradient_kernel<T><<<blocks_for_each_row(m), kThreads, 0, s>>>(
+    softmax_gradient_kernel<T><<<blocks_for_each(m), kThreads, 0, s>>>(
         m, logits.columns(), logits.as<T>(), row_maximum.as<T>(), row_factor.as<T>(),
         pointer_of<T>(column_maximum), pointer_of<T>(column_factor), pointers_of(positives),
         of_row.as<double>());
@@ -259,9 +254,9 @@ void CudaBackend::contrastive_sigmoid(TensorView logits, double bias, double wei
   const int64_t m = logits.rows();
   const Scratch of_row(static_cast<size_t>(3 * m) * sizeof(double), logits.device(), stream);
   dispatch_f32_f64(logits.dtype(), "contrastive_sigmoid", [&]<class T>() {
-    sigmoid_kernel<T><<<blocks_for_each_row(m), kThreads, 0, s>>>(
-        m, logits.columns(), logits.as<T>(), bias, weight, pointers_of(positives),
-        of_row.as<double>());
+    sigmoid_kernel<T><<<blocks_for_each(m), kThreads, 0, s>>>(m, logits.columns(), logits.as<T>(),
+                                                              bias, weight, pointers_of(positives),
+                                                              of_row.as<double>());
   });
   check_launch();
   add_sums(of_row.as<double>(), 3, m, sums.as<double>(), logits.device(), stream);

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/packed.cuh"
+#include "kernels/cuda/pieces.cuh"
 #include "kernels/dropout_math.h"
 
 namespace amur::cuda {
@@ -48,17 +49,37 @@ struct RowTerms {
   }
 };
 
-// One number a block; a last launch adds them up.
+template <class T>
+struct ListedTensor : Pieces {
+  const T* data;
+};
+
+// One number a piece.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    squares_kernel(int64_t n, const T* x, double* of_block) {
-  double sum = 0;
-  for (int64_t i = first_item(); i < n; i += item_stride()) {
-    const double v = static_cast<double>(x[i]);
-    sum += v * v;
+    squares_kernel(int64_t pieces, int64_t count, const ListedTensor<T>* list, double* of_piece) {
+  for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
+    const Piece piece = piece_of(list, count, p);
+    const T* x = list[piece.index].data;
+    double sum = 0;
+    for (int64_t i = piece.first + threadIdx.x; i < piece.end; i += kThreads) {
+      const double v = static_cast<double>(x[i]);
+      sum += v * v;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) of_piece[p] = sum;
   }
+}
+// results[k] = the sum over the pieces of tensor k, k the block
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    squares_finish_kernel(const ListedTensor<T>* list, const double* of_piece, double* results) {
+  const ListedTensor<T>& tensor = list[blockIdx.x];
+  const int64_t pieces = (tensor.elements + kPieceElements - 1) / kPieceElements;
+  double sum = 0;
+  for (int64_t p = threadIdx.x; p < pieces; p += kThreads) sum += of_piece[tensor.first_piece + p];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) of_block[blockIdx.x] = sum;
+  if (threadIdx.x == 0) results[blockIdx.x] = sum;
 }
 // results[k] = the sum of parts[k, :], k the block; with `add`, what was there stays in
 template <bool add>
@@ -70,15 +91,20 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) results[blockIdx.x] = add ? results[blockIdx.x] + sum : sum;
 }
 
-// All who find something write the same.
+// bad[k] = 1 where tensor k is not finite: all who find something write the same.
 template <class T, class A = AccumulateType<T>>
-__global__ void __launch_bounds__(kThreads) finite_kernel(int64_t n, const T* x, int* bad) {
-  bool finite = true;
-  for (int64_t i = first_item(); i < n; i += item_stride()) {
-    const A v = static_cast<A>(x[i]);
-    finite = finite && v - v == A(0);  // infinite minus infinite is NaN
+__global__ void __launch_bounds__(kThreads)
+    finite_kernel(int64_t pieces, int64_t count, const ListedTensor<T>* list, int* bad) {
+  for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
+    const Piece piece = piece_of(list, count, p);
+    const T* x = list[piece.index].data;
+    bool finite = true;
+    for (int64_t i = piece.first + threadIdx.x; i < piece.end; i += kThreads) {
+      const A v = static_cast<A>(x[i]);
+      finite = finite && v - v == A(0);  // infinite minus infinite is NaN
+    }
+    if (!finite) bad[piece.index] = 1;
   }
-  if (!finite) *bad = 1;
 }
 
 template <class T, class A = AccumulateType<T>>
@@ -146,6 +172,19 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *sink += static_cast<P>(scale * sum);
 }
 
+// Calls f(list on the GPU, number of pieces).
+template <class T, class F>
+void with_list(std::span<const ConstTensorView> tensors, Stream stream, const F& f) {
+  std::vector<ListedTensor<T>> list;
+  int64_t pieces = 0;
+  for (const ConstTensorView& t : tensors) {
+    list.push_back({{t.elements(), pieces}, t.as<T>()});
+    pieces += pieces_of(t.elements());
+  }
+  const Uploaded<ListedTensor<T>> there(list, stream.device(), stream);
+  f(there.data(), pieces);
+}
+
 }  // namespace
 
 void sums_to_host(const double* parts, int64_t count, int64_t n, double* results, Device device,
@@ -156,8 +195,7 @@ void sums_to_host(const double* parts, int64_t count, int64_t n, double* results
   sum_kernel<false>
       <<<static_cast<unsigned>(count), kThreads, 0, s>>>(n, parts, scratch.as<double>());
   check_launch();
-  AMUR_CUDA_CHECK(cudaMemcpyAsync(results, scratch.as<double>(), bytes, cudaMemcpyDeviceToHost, s));
-  AMUR_CUDA_CHECK(cudaStreamSynchronize(s));
+  copy_to_host(results, scratch.as<double>(), bytes, device, s);
 }
 
 void add_sums(const double* parts, int64_t count, int64_t n, double* sums, Device device,
@@ -218,36 +256,46 @@ void CudaBackend::accumulate_column_sums(double alpha, ConstTensorView dy, Tenso
   });
 }
 
-double CudaBackend::sum_of_squares(ConstTensorView x) {
-  const Stream stream(x.device());
-  const cudaStream_t s = enter(x.device(), stream);
-  const int64_t n = x.elements();
-  const unsigned blocks = blocks_for(n);
-  const Scratch scratch(blocks * sizeof(double), x.device(), stream);
-  auto* parts = scratch.as<double>();
-  dispatch_float(x.dtype(), "sum_of_squares", [&]<class T>() {
-    squares_kernel<<<blocks, kThreads, 0, s>>>(n, x.as<T>(), parts);
+std::vector<double> CudaBackend::sums_of_squares(std::span<const ConstTensorView> tensors) {
+  const Device device = tensors[0].device();
+  const Stream stream(device);
+  const cudaStream_t s = enter(device, stream);
+  const auto count = static_cast<int64_t>(tensors.size());
+  std::vector<double> results(tensors.size());
+  dispatch_float(tensors[0].dtype(), "sums_of_squares", [&]<class T>() {
+    with_list<T>(tensors, stream, [&](const ListedTensor<T>* list, int64_t pieces) {
+      const Scratch parts(static_cast<size_t>(pieces + count) * sizeof(double), device, stream);
+      double* sums = parts.as<double>() + pieces;
+      squares_kernel<T>
+          <<<blocks_for_each(pieces), kThreads, 0, s>>>(pieces, count, list, parts.as<double>());
+      check_launch();
+      squares_finish_kernel<T>
+          <<<static_cast<unsigned>(count), kThreads, 0, s>>>(list, parts.as<double>(), sums);
+      check_launch();
+      copy_to_host(results.data(), sums, results.size() * sizeof(double), device, s);
+    });
   });
-  check_launch();
-  double result = 0;
-  sums_to_host(parts, 1, blocks, &result, x.device(), stream);
-  return result;
+  return results;
 }
 
-bool CudaBackend::all_finite(ConstTensorView x) {
-  const Stream stream(x.device());
-  const cudaStream_t s = enter(x.device(), stream);
-  const Scratch scratch(sizeof(int), x.device(), stream);
-  auto* bad = scratch.as<int>();
-  fill_zero(bad, x.device(), sizeof(int), stream);
-  const int64_t n = x.elements();
-  dispatch_float(x.dtype(), "all_finite", [&]<class T>() {
-    finite_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, x.as<T>(), bad);
+size_t CudaBackend::first_not_finite(std::span<const ConstTensorView> tensors) {
+  const Device device = tensors[0].device();
+  const Stream stream(device);
+  const cudaStream_t s = enter(device, stream);
+  const auto count = static_cast<int64_t>(tensors.size());
+  std::vector<int> bad(tensors.size());
+  const size_t bytes = bad.size() * sizeof(int);
+  const Scratch there(bytes, device, stream);
+  fill_zero(there.as<int>(), device, bytes, stream);
+  dispatch_float(tensors[0].dtype(), "first_not_finite", [&]<class T>() {
+    with_list<T>(tensors, stream, [&](const ListedTensor<T>* list, int64_t pieces) {
+      finite_kernel<T>
+          <<<blocks_for_each(pieces), kThreads, 0, s>>>(pieces, count, list, there.as<int>());
+      check_launch();
+    });
   });
-  check_launch();
-  int result = 0;
-  copy(&result, Device::cpu(), bad, x.device(), sizeof(result), stream);
-  return result == 0;
+  copy_to_host(bad.data(), there.as<int>(), bytes, device, s);
+  return static_cast<size_t>(std::find(bad.begin(), bad.end(), 1) - bad.begin());
 }
 
 void CudaBackend::dropout_add(const PackedSequences& packed, const DropoutSite& site,
@@ -259,7 +307,7 @@ void CudaBackend::dropout_add(const PackedSequences& packed, const DropoutSite& 
     using A = AccumulateType<T>;
     const T* r = residual.defined() ? residual.as<T>() : nullptr;
     if (site.probability > 0) {
-      dropout_kernel<T><<<static_cast<unsigned>(std::min(rows, kMostBlocks)), kThreads, 0, s>>>(
+      dropout_kernel<T><<<blocks_for_each(rows), kThreads, 0, s>>>(
           rows, x.columns(), packed.sequences(), packed.cu_seqlens.as<int32_t>(),
           packed.dropout_keys.as<int64_t>(), site.layer, site.site,
           dropout_threshold(site.probability), static_cast<A>(1 / (1 - site.probability)),

@@ -8,10 +8,7 @@
 namespace amur::cuda {
 namespace {
 
-// A block takes token after token, or sequence after sequence.
-unsigned blocks_for_each(int64_t n) {
-  return static_cast<unsigned>(std::min(n, kMostBlocks));
-}
+// Blocks take token after token, or sequence after sequence.
 
 template <class T, class P = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)

@@ -1,6 +1,6 @@
 #include <cstdint>
 
-#include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/staging.cuh"
 
 // Set by the build: the headers between program and module, and what the device code is for.
 static_assert(sizeof(AMUR_DEVICE_INTERFACE) > 1 && sizeof(AMUR_CUDA_TARGETS) > 1);
@@ -22,6 +22,31 @@ void keep_freed_memory(int device) {
   AMUR_CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device));
   uint64_t everything = UINT64_MAX;
   AMUR_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything));
+}
+
+size_t pool_bytes(int device, cudaMemPoolAttr attribute) {
+  cudaMemPool_t pool = nullptr;
+  AMUR_CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device));
+  uint64_t bytes = 0;
+  AMUR_CUDA_CHECK(cudaMemPoolGetAttribute(pool, attribute, &bytes));
+  return bytes;
+}
+
+void* allocate_in(cudaStream_t stream, size_t bytes, Device device) {
+  AMUR_CUDA_CHECK(cudaSetDevice(device.index));
+  void* memory = nullptr;
+  const cudaError_t status = cudaMallocAsync(&memory, std::max<size_t>(bytes, 1), stream);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    AMUR_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    // What the pool has kept is free too.
+    free += pool_bytes(device.index, cudaMemPoolAttrReservedMemCurrent) -
+            pool_bytes(device.index, cudaMemPoolAttrUsedMemCurrent);
+    throw MemoryError(device, bytes, free, total);
+  }
+  AMUR_CUDA_CHECK(status);
+  return memory;
 }
 
 }  // namespace
@@ -90,21 +115,11 @@ GpuProbe CudaBackend::probe() const {
 // Blocks come and go in the order of the default stream, which waits for the other streams of the
 // device and they for it.
 void* CudaBackend::allocate(size_t bytes, Device device) {
-  AMUR_CUDA_CHECK(cudaSetDevice(device.index));
-  void* memory = nullptr;
-  const cudaError_t status = cudaMallocAsync(&memory, std::max<size_t>(bytes, 1), nullptr);
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    size_t free = 0, total = 0;
-    AMUR_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    throw UsageError(
-        "{}: {:.3f} GiB were asked for, but only {:.3f} of {:.3f} GiB are free; use a smaller "
-        "train.activation_budget or train.chunk_tokens",
-        device.text(), static_cast<double>(bytes) / (1 << 30),
-        static_cast<double>(free) / (1 << 30), static_cast<double>(total) / (1 << 30));
-  }
-  AMUR_CUDA_CHECK(status);
-  return memory;
+  return allocate_in(nullptr, bytes, device);
+}
+
+size_t CudaBackend::peak_bytes(Device device) const {
+  return pool_bytes(device.index, cudaMemPoolAttrUsedMemHigh);
 }
 
 // Nobody could act on an error here; one of an earlier kernel is seen by the next call.
@@ -114,12 +129,11 @@ void CudaBackend::release(void* memory, Device device) noexcept {
 
 void CudaBackend::copy(void* to, Device to_device, const void* from, Device from_device,
                        size_t bytes, Stream stream) {
-  const bool all_on_gpu =
-      to_device.kind == Device::Kind::cuda && from_device.kind == Device::Kind::cuda;
-  const Device gpu = to_device.kind == Device::Kind::cuda ? to_device : from_device;
-  AMUR_CUDA_CHECK(cudaSetDevice(gpu.index));
-  AMUR_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(stream)));
-  if (!all_on_gpu) AMUR_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
+  const cudaStream_t s = stream_of(stream);
+  if (from_device.kind == Device::Kind::cpu) return copy_to_device(to, from, bytes, to_device, s);
+  if (to_device.kind == Device::Kind::cpu) return copy_to_host(to, from, bytes, from_device, s);
+  AMUR_CUDA_CHECK(cudaSetDevice(to_device.index));
+  AMUR_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s));
 }
 
 void CudaBackend::fill_zero(void* memory, Device device, size_t bytes, Stream stream) {
@@ -153,10 +167,8 @@ void CudaBackend::wait(void* event, Stream stream) {
   AMUR_CUDA_CHECK(cudaStreamWaitEvent(stream_of(stream), static_cast<cudaEvent_t>(event), 0));
 }
 
-Scratch::Scratch(size_t bytes, Device device, Stream stream) : stream_(stream_of(stream)) {
-  AMUR_CUDA_CHECK(cudaSetDevice(device.index));
-  AMUR_CUDA_CHECK(cudaMallocAsync(&memory_, std::max<size_t>(bytes, 1), stream_));
-}
+Scratch::Scratch(size_t bytes, Device device, Stream stream)
+    : stream_(stream_of(stream)), memory_(allocate_in(stream_, bytes, device)) {}
 
 Scratch::~Scratch() {
   cudaFreeAsync(memory_, stream_);

@@ -1,37 +1,92 @@
-// One pass over memory each: a thread reads an element of everything, applies the rule of
+// One pass over memory: a thread reads an element of everything, applies the rule of
 // kernels/optimizer_rules.h and writes back.
 #include "kernels/optimizer_update.h"
 
-#include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/pieces.cuh"
 
 namespace amur::cuda {
 namespace {
 
+// Steps along the momentum, as kernels/optimizer_rules.h has them.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    sign_kernel(const T* m, int64_t n, T rate, T decay, T* theta) {
-  for (int64_t i = first_item(); i < n; i += item_stride())
-    theta[i] = sign_step(theta[i], m[i], rate, decay);
-}
+struct SignRule {
+  T rate, decay;
+  __device__ void operator()(T m, T& theta) const { theta = sign_step(theta, m, rate, decay); }
+};
+template <class T>
+struct BoundedRule {
+  T rate, threshold;
+  __device__ void operator()(T m, T& theta) const {
+    theta = bounded_step(theta, m, rate, threshold);
+  }
+};
+
+enum class RuleKind : int { sign, bounded, lion, adamw };
+
+template <class T>
+struct ListedUpdate : Pieces {
+  T* theta;
+  T* m;
+  T* v;        // AdamW, else null
+  const T* g;  // Lion and AdamW, else null
+  RuleKind kind;
+  union {
+    SignRule<T> sign;
+    BoundedRule<T> bounded;
+    LionRule<T> lion;
+    AdamWRule<T> adamw;
+  };
+};
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    bounded_kernel(const T* m, int64_t n, T rate, T threshold, T* theta) {
-  for (int64_t i = first_item(); i < n; i += item_stride())
-    theta[i] = bounded_step(theta[i], m[i], rate, threshold);
+    update_kernel(int64_t pieces, int64_t count, const ListedUpdate<T>* list) {
+  for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
+    const Piece piece = piece_of(list, count, p);
+    const ListedUpdate<T>& u = list[piece.index];
+    T *const theta = u.theta, *const m = u.m, *const v = u.v;
+    const T* const g = u.g;
+    const auto each = [&](const auto& f) {
+      for (int64_t i = piece.first + threadIdx.x; i < piece.end; i += kThreads) f(i);
+    };
+    switch (u.kind) {
+      case RuleKind::sign:
+        each([&, rule = u.sign](int64_t i) { rule(m[i], theta[i]); });
+        break;
+      case RuleKind::bounded:
+        each([&, rule = u.bounded](int64_t i) { rule(m[i], theta[i]); });
+        break;
+      case RuleKind::lion:
+        each([&, rule = u.lion](int64_t i) { rule(g[i], m[i], theta[i]); });
+        break;
+      case RuleKind::adamw:
+        each([&, rule = u.adamw](int64_t i) { rule(g[i], m[i], v[i], theta[i]); });
+        break;
+    }
+  }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    lion_kernel(LionRule<T> rule, const T* g, int64_t n, T* m, T* theta) {
-  for (int64_t i = first_item(); i < n; i += item_stride()) rule(g[i], m[i], theta[i]);
-}
+struct SetRule {
+  ListedUpdate<T>& u;
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    adamw_kernel(AdamWRule<T> rule, const T* g, int64_t n, T* m, T* v, T* theta) {
-  for (int64_t i = first_item(); i < n; i += item_stride()) rule(g[i], m[i], v[i], theta[i]);
-}
+  void operator()(const SignStep& step) const {
+    u.kind = RuleKind::sign;
+    u.sign = {static_cast<T>(step.rate), static_cast<T>(step.decay)};
+  }
+  void operator()(const BoundedStep& step) const {
+    u.kind = RuleKind::bounded;
+    u.bounded = {static_cast<T>(step.rate), static_cast<T>(step.threshold)};
+  }
+  void operator()(const LionStep& step) const {
+    u.kind = RuleKind::lion;
+    u.lion = step.rule<T>();
+  }
+  void operator()(const AdamWStep& step) const {
+    u.kind = RuleKind::adamw;
+    u.adamw = step.rule<T>();
+  }
+};
 
 // A block takes row after row: its RMS in double, then its step. `rows` and `rates` are null where
 // it is all rows at one rate.
@@ -57,24 +112,37 @@ template <class T>
 void sign_by_row(ConstTensorView momentum, int64_t count, const int64_t* rows, const double* rates,
                  double rate, double rms_floor, double decay, TensorView theta,
                  cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(std::min(count, kMostBlocks));
-  sign_by_row_kernel<<<blocks, kThreads, 0, stream>>>(momentum.as<T>(), count, theta.columns(),
-                                                      rows, rates, rate, rms_floor,
-                                                      static_cast<T>(decay), theta.as<T>());
+  sign_by_row_kernel<<<blocks_for_each(count), kThreads, 0, stream>>>(
+      momentum.as<T>(), count, theta.columns(), rows, rates, rate, rms_floor, static_cast<T>(decay),
+      theta.as<T>());
   check_launch();
 }
 
 }  // namespace
 
-void CudaBackend::sign_update(ConstTensorView momentum, double rate, double decay, TensorView theta,
-                              Stream stream) {
-  const cudaStream_t s = enter(theta.device(), stream);
-  const int64_t n = theta.elements();
-  dispatch_f32_f64(theta.dtype(), "sign_update", [&]<class T>() {
-    sign_kernel<<<blocks_for(n), kThreads, 0, s>>>(momentum.as<T>(), n, static_cast<T>(rate),
-                                                   static_cast<T>(decay), theta.as<T>());
+void CudaBackend::update_parameters(std::span<const ParameterUpdate> updates, Stream stream) {
+  const Device device = updates.front().theta.device();
+  const cudaStream_t s = enter(device, stream);
+  dispatch_f32_f64(updates.front().theta.dtype(), "update_parameters", [&]<class T>() {
+    std::vector<ListedUpdate<T>> list;
+    int64_t pieces = 0;
+    for (const ParameterUpdate& update : updates) {
+      ListedUpdate<T>& u = list.emplace_back();
+      u.elements = update.theta.elements();
+      u.first_piece = pieces;
+      u.theta = update.theta.as<T>();
+      u.m = update.momentum.as<T>();
+      u.v = pointer_of<T>(update.second_moment);
+      u.g = pointer_of<T>(update.gradient);
+      std::visit(SetRule<T>{u}, update.step);
+      pieces += pieces_of(u.elements);
+    }
+    if (pieces == 0) return;
+    const Uploaded<ListedUpdate<T>> there(list, device, stream);
+    update_kernel<T><<<blocks_for_each(pieces), kThreads, 0, s>>>(
+        pieces, static_cast<int64_t>(list.size()), there.data());
+    check_launch();
   });
-  check_launch();
 }
 
 void CudaBackend::sign_update_by_row(ConstTensorView momentum, double rate, double rms_floor,
@@ -89,53 +157,12 @@ void CudaBackend::sign_update_of_rows(ConstTensorView momentum, std::span<const 
                                       std::span<const double> rates, double rms_floor, double decay,
                                       TensorView theta, Stream stream) {
   const cudaStream_t s = enter(theta.device(), stream);
-  const Scratch scratch(rows.size_bytes() + rates.size_bytes(), theta.device(), stream);
-  auto* device_rows = scratch.as<int64_t>();
-  auto* device_rates = reinterpret_cast<double*>(device_rows + rows.size());
-  AMUR_CUDA_CHECK(
-      cudaMemcpyAsync(device_rows, rows.data(), rows.size_bytes(), cudaMemcpyHostToDevice, s));
-  AMUR_CUDA_CHECK(
-      cudaMemcpyAsync(device_rates, rates.data(), rates.size_bytes(), cudaMemcpyHostToDevice, s));
+  const Uploaded<int64_t> rows_there(rows, theta.device(), stream);
+  const Uploaded<double> rates_there(rates, theta.device(), stream);
   dispatch_f32_f64(theta.dtype(), "sign_update_of_rows", [&]<class T>() {
-    sign_by_row<T>(momentum, std::ssize(rows), device_rows, device_rates, 0, rms_floor, decay,
-                   theta, s);
+    sign_by_row<T>(momentum, std::ssize(rows), rows_there.data(), rates_there.data(), 0, rms_floor,
+                   decay, theta, s);
   });
-  AMUR_CUDA_CHECK(cudaStreamSynchronize(s));  // the caller's rows and rates may go now
-}
-
-void CudaBackend::bounded_update(ConstTensorView momentum, double rate, double threshold,
-                                 TensorView theta, Stream stream) {
-  const cudaStream_t s = enter(theta.device(), stream);
-  const int64_t n = theta.elements();
-  dispatch_f32_f64(theta.dtype(), "bounded_update", [&]<class T>() {
-    bounded_kernel<<<blocks_for(n), kThreads, 0, s>>>(momentum.as<T>(), n, static_cast<T>(rate),
-                                                      static_cast<T>(threshold), theta.as<T>());
-  });
-  check_launch();
-}
-
-void CudaBackend::lion_update(ConstTensorView gradient, const LionStep& step, TensorView momentum,
-                              TensorView theta, Stream stream) {
-  const cudaStream_t s = enter(theta.device(), stream);
-  const int64_t n = theta.elements();
-  dispatch_f32_f64(theta.dtype(), "lion_update", [&]<class T>() {
-    lion_kernel<<<blocks_for(n), kThreads, 0, s>>>(step.rule<T>(), gradient.as<T>(), n,
-                                                   momentum.as<T>(), theta.as<T>());
-  });
-  check_launch();
-}
-
-void CudaBackend::adamw_update(ConstTensorView gradient, const AdamWStep& step,
-                               TensorView first_moment, TensorView second_moment, TensorView theta,
-                               Stream stream) {
-  const cudaStream_t s = enter(theta.device(), stream);
-  const int64_t n = theta.elements();
-  dispatch_f32_f64(theta.dtype(), "adamw_update", [&]<class T>() {
-    adamw_kernel<<<blocks_for(n), kThreads, 0, s>>>(step.rule<T>(), gradient.as<T>(), n,
-                                                    first_moment.as<T>(), second_moment.as<T>(),
-                                                    theta.as<T>());
-  });
-  check_launch();
 }
 
 }  // namespace amur::cuda

@@ -24,12 +24,7 @@ __device__ inline int64_t sequence_of(int64_t t, int64_t sequences, const int32_
   return last_not_after(t, sequences, [cu](int64_t s) { return int64_t{cu[s]}; });
 }
 
-// Tiles of at most `rows` tokens of one sequence each. Sequence s has those from cu[s] / rows + s
-// on: enough for its tokens wherever it begins, so the host need not know the boundaries. The last
-// tile of a sequence may be empty.
-inline int64_t tiles_for(int64_t tokens, int64_t sequences, int64_t rows) {
-  return tokens / rows + sequences;
-}
+// Of those that tiles_for counts.
 struct SequenceTile {
   int64_t sequence;
   int64_t begin;   // first token of the sequence

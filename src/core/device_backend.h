@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "src/core/device.h"
+#include "src/core/error.h"
 
 namespace amur {
 
@@ -25,6 +26,20 @@ struct GpuProbe {
   std::string problem, remedy;
 };
 
+// A device has less memory left than was asked for, in bytes.
+class MemoryError : public UsageError {
+ public:
+  MemoryError(Device device, size_t asked, size_t free, size_t total)
+      : UsageError("{}: {:.3f} GiB were asked for, but only {:.3f} of {:.3f} GiB are free",
+                   device.text(), gib(asked), gib(free), gib(total)),
+        free_(free) {}
+  size_t free() const { return free_; }
+
+ private:
+  static double gib(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+  size_t free_;
+};
+
 // Every function throws InternalError with the words of the library where that refuses a call.
 // Streams are those of src/core/device.h: a null handle is the device's default stream.
 class DeviceBackend {
@@ -35,10 +50,13 @@ class DeviceBackend {
   virtual std::string library_text() const = 0;
   virtual GpuProbe probe() const = 0;
 
-  // Throws UsageError that says what was asked and what is free.
+  // Throws MemoryError.
   virtual void* allocate(size_t bytes, Device device) = 0;
   virtual void release(void* memory, Device device) noexcept = 0;
-  // At least one side is a GPU. A side on the CPU may be used again on return.
+  // The most that this process had in use at once, work space of the operations included.
+  virtual size_t peak_bytes(Device device) const = 0;
+  // At least one side is a GPU. A side on the CPU may be used again on return, which is before the
+  // copy is made where it goes to the GPU.
   virtual void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes,
                     Stream stream) = 0;
   virtual void fill_zero(void* memory, Device device, size_t bytes, Stream stream) = 0;

@@ -51,6 +51,7 @@ void StepReporter::add(const StepReport& r, ProcessGrid& grid) {
   const int64_t sync_bytes = world.sum(r.sync.bytes_sent);
   const double seconds = world.max(r.seconds), cpu = world.sum(r.cpu_seconds);
   const double memory = world.max(static_cast<double>(peak_resident_bytes()));
+  const double gpu_memory = world.max(static_cast<double>(r.gpu_bytes));
   const double loss = r.batches > 0 ? r.loss : std::numeric_limits<double>::quiet_NaN();
 
   // One list of columns for metrics.jsonl and the checkpoint's history.
@@ -71,6 +72,7 @@ void StepReporter::add(const StepReport& r, ProcessGrid& grid) {
       {"recomputed_chunks", static_cast<double>(recomputed)},
       {"truncated_texts", static_cast<double>(truncated)},
       {"peak_resident_bytes", memory},
+      {"peak_gpu_bytes", gpu_memory},
       {"seconds", seconds},
       {"cpu_seconds", cpu},
       {"seconds_data", r.times.data},
@@ -114,9 +116,10 @@ void StepReporter::add(const StepReport& r, ProcessGrid& grid) {
       seconds_ / static_cast<double>(steps_) * static_cast<double>(total_steps_ - r.step);
   const std::string text = fmt::format(
       "step {}/{} | loss {:.4f} ({:.4f}) | scale {:.2f} | lr {:.2e} | {:.0f} pairs/s | {:.0f} "
-      "tokens/s | {:.0f} MB | {} left",
+      "tokens/s | {:.0f} MB{} | {} left",
       r.step, total_steps_, loss, smooth_loss_, r.scale, r.learning_rate, pairs / seconds,
-      tokens / seconds, memory * 1e-6, duration_text(left));
+      tokens / seconds, memory * 1e-6,
+      gpu_memory > 0 ? fmt::format(", GPU {:.0f} MB", gpu_memory * 1e-6) : "", duration_text(left));
   Log::progress(text);
   if (!Log::on_terminal() &&
       (r.step % log_every_ == 0 || r.step == total_steps_ || r.step == first_step_ + 1))

@@ -22,8 +22,9 @@ struct StepReport {
   int64_t pairs = 0, tokens = 0, chunks = 0, recomputed = 0, truncated = 0;
   double forward_flops = 0;  // of this rank alone
   int batches = 0;
-  std::string growth;  // JSON: how the model grew right before this step; "": it did not
-  SideTraffic sync;    // of the sum over ranks: seconds that it was under way, bytes of this rank
+  std::string growth;    // JSON: how the model grew right before this step; "": it did not
+  size_t gpu_bytes = 0;  // the most that this rank ever had of its GPU; 0 on the CPU
+  SideTraffic sync;      // of the sum over ranks: seconds that it was under way, bytes of this rank
 
   void add(const BatchGradient& gradient, const LocalBatch& batch);
 };

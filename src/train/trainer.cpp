@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "comm/runtime.h"
+#include "src/core/gpu.h"
 #include "src/core/log.h"
 #include "src/core/process.h"
 #include "src/train/checkpoint/checkpoint_writer.h"
@@ -357,6 +358,7 @@ bool Trainer::step() {
   report.scale = std::exp(model_->log_scale_value());
   report.seconds = whole.elapsed();
   report.cpu_seconds = cpu_seconds() - cpu_before;
+  if (device_ != Device::cpu()) report.gpu_bytes = gpu_backend().peak_bytes(device_);
   time_limit_.step_took(report.seconds);
   record(report);
   return true;

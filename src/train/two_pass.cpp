@@ -8,6 +8,7 @@
 #include "comm/runtime.h"
 #include "kernels/elementwise.h"
 #include "kernels/rows.h"
+#include "src/core/device_backend.h"
 #include "src/train/optimizer/optimizer.h"
 #include "src/train/stopwatch.h"
 
@@ -68,6 +69,34 @@ void TwoPass::plan() {
   }
 }
 
+std::string memory_advice(int64_t tokens, size_t needed, size_t room) {
+  const double fits = static_cast<double>(tokens) * static_cast<double>(room) /
+                      static_cast<double>(std::max<size_t>(needed, 1));
+  if (fits >= 1.1 * static_cast<double>(tokens))
+    return fmt::format("set train.activation_budget to {}MiB at most", (room - needed) >> 20);
+  return fmt::format(
+      "the largest train.chunk_tokens that would fit is about {}, with train.activation_budget=0",
+      static_cast<int64_t>(0.9 * fits));
+}
+
+// What a chunk finds no memory for is told with what would fit in its place. The blocks of both
+// stacks are about as large as these ever were.
+template <class F>
+void TwoPass::with_advice(const PlannedChunk& planned, const F& compute) {
+  try {
+    compute();
+  } catch (const MemoryError& error) {
+    const Chunk& chunk = planned.chunk;
+    const size_t kept =
+        model_.tower(planned.tower)
+            .saved_bytes(chunk.tokens, static_cast<int64_t>(chunk.units.size()), model_.dtype());
+    const size_t scratch = scratch_.peak_bytes();
+    throw UsageError(
+        "{}; {}", error.what(),
+        memory_advice(chunk.tokens, kept + scratch, error.free() + saved_.peak_bytes() + scratch));
+  }
+}
+
 // Embeds one chunk; its unit vectors and norms go to their rows.
 void TwoPass::forward(PlannedChunk& planned, bool keep) {
   auto packed = std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_, model_.device());
@@ -106,7 +135,7 @@ BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& t
     PlannedChunk& planned = chunks_[i];
     runtime_.set_phase(
         fmt::format("step {}, pass 1, chunk {}/{}", step + 1, i + 1, chunks_.size()));
-    forward(planned, planned.keep);
+    with_advice(planned, [&] { forward(planned, planned.keep); });
     result.tokens += planned.chunk.tokens;
     if (!planned.keep) ++result.recomputed;
     std::vector<int64_t> lengths;
@@ -188,6 +217,25 @@ void accumulate_scalar(Parameter* p, double gradient) {
 
 }  // namespace
 
+// From the gradient of its unit vectors; `group_done` where nothing comes behind this chunk.
+void TwoPass::backward(PlannedChunk& planned, const GroupDone& group_done) {
+  ScratchScope scope(scratch_);
+  const auto sequences = static_cast<int64_t>(planned.chunk.units.size());
+  TensorView h = scope.tensor({sequences, model_.embedding_size()}, model_.parameters_dtype());
+  if (!planned.keep) {
+    planned.packed =
+        std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_, model_.device());
+    const ChunkView view = planned.packed->view();
+    model_.tower(planned.tower).forward(context(view, true), h);
+  }
+  const ChunkView view = planned.packed->view();
+  gather_rows(gradients_, planned.chunk.units, h);
+  Context ctx = context(view, true);
+  ctx.group_done = group_done;
+  model_.tower(planned.tower).backward(ctx, h);
+  planned.packed.reset();
+}
+
 void TwoPass::pass2(StepTimes& times, const GroupDone& group_done) {
   Stopwatch watch;
   const size_t count = chunks_.size();
@@ -202,25 +250,13 @@ void TwoPass::pass2(StepTimes& times, const GroupDone& group_done) {
                      });
     runtime_.set_phase(fmt::format("pass 2, chunk {}/{}", count - i, count));
     if (pass2_check_) pass2_check_();
-    ScratchScope scope(scratch_);
-    const auto sequences = static_cast<int64_t>(planned.chunk.units.size());
-    TensorView h = scope.tensor({sequences, model_.embedding_size()}, model_.parameters_dtype());
-    if (!planned.keep) {
-      planned.packed =
-          std::make_unique<PackedChunk>(*batch_, planned.chunk, &*step_key_, model_.device());
-      const ChunkView view = planned.packed->view();
-      model_.tower(planned.tower).forward(context(view, true), h);
-    }
-    const ChunkView view = planned.packed->view();
-    gather_rows(gradients_, planned.chunk.units, h);
-    Context backward = context(view, true);
+    GroupDone done;
     if (group_done && last_of_tower) {
       const bool queries = &model_.tower(planned.tower) == &model_.tower(0);
       const size_t offset = queries ? groups_before_queries : 0;
-      backward.group_done = [&group_done, offset](size_t group) { group_done(offset + group); };
+      done = [&group_done, offset](size_t group) { group_done(offset + group); };
     }
-    model_.tower(planned.tower).backward(backward, h);
-    planned.packed.reset();
+    with_advice(planned, [&] { backward(planned, done); });
   }
   if (dp_.rank() == 0) {
     accumulate_scalar(&model_.log_scale(), scale_gradient_);

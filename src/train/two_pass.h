@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -40,6 +41,10 @@ struct BatchGradient {
   int64_t tokens = 0, texts = 0;       // of this rank
   double forward_flops = 0;            // of one forward, this rank's share
 };
+
+// What to set where a GPU has not enough memory: a chunk of `tokens` takes `needed` bytes, and
+// there are `room`.
+std::string memory_advice(int64_t tokens, size_t needed, size_t room);
 
 class TwoPass {
  public:
@@ -77,6 +82,9 @@ class TwoPass {
   };
   void plan();
   void forward(PlannedChunk& planned, bool keep);
+  void backward(PlannedChunk& planned, const GroupDone& group_done);
+  template <class F>
+  void with_advice(const PlannedChunk& planned, const F& compute);
   void run_loss_stage(BatchGradient& result);
   Context context(const ChunkView& view, bool keep);
 

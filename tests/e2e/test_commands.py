@@ -9,8 +9,8 @@ import support
 SCORES = {"recall@1", "recall@5", "recall@10", "mrr", "ndcg@10", "queries", "documents"}
 FIELDS = {"step", "loss", "scale", "learning_rate", "pairs_per_second", "tokens_per_second", "chunks",
           "recomputed_chunks", "embedding_gradient_norm", "momentum_change", "peak_resident_bytes",
-          "seconds_data", "seconds_pass1", "seconds_loss", "seconds_pass2", "seconds_sync",
-          "seconds_update", "model_flops", "cpu_seconds"}
+          "peak_gpu_bytes", "seconds_data", "seconds_pass1", "seconds_loss", "seconds_pass2",
+          "seconds_sync", "seconds_update", "model_flops", "cpu_seconds"}
 
 
 def read_npy(path):

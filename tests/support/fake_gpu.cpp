@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -53,14 +54,16 @@ class FakeBackend final : public DeviceBackend {
         {{"Pretender", 9, 0, size_t{1} << 30}}, problem ? problem : "", problem ? "mend it" : ""};
   }
   void* allocate(size_t bytes, Device device) override {
-    if (bytes > size_t{1} << 30)
-      throw UsageError("{}: {} bytes are too much", device.text(), bytes);
+    const size_t whole = size_t{1} << 30;
+    if (bytes > whole) throw MemoryError(device, bytes, whole, whole);
     void* memory = mmap(nullptr, bytes + 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw UsageError("{}: no memory", device.text());
+    if (memory == MAP_FAILED) throw MemoryError(device, bytes, 0, whole);
     const std::lock_guard lock(mutex_);
     sizes_[memory] = bytes + 1;
+    peak_ = std::max(peak_, bytes);
     return memory;
   }
+  size_t peak_bytes(Device) const override { return peak_; }
   void release(void* memory, Device) noexcept override {
     const std::lock_guard lock(mutex_);
     munmap(memory, sizes_[memory]);
@@ -87,6 +90,7 @@ class FakeBackend final : public DeviceBackend {
  private:
   std::mutex mutex_;
   std::map<void*, size_t> sizes_;
+  size_t peak_ = 0;  // of one block
 };
 
 }  // namespace

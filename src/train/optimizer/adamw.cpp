@@ -10,16 +10,20 @@ AdamW::AdamW(const OptimizerConfig& config, ParameterSet& parameters, double sca
       first_moments_(zeros_like_parameters()),
       second_moments_(zeros_like_parameters()) {}
 
-void AdamW::update_parameter(size_t i, ConstTensorView gradient, int64_t step, double alpha) {
-  Parameter& p = parameters()[i];
-  adamw_update(gradient,
-               {.rate = rate_of(p, alpha),
-                .decay = decay_of(p),
-                .beta1 = config().beta1,
-                .beta2 = config().beta2,
-                .epsilon = config().epsilon,
-                .count = step + 1},
-               first_moments_[i], second_moments_[i], p.value);
+void AdamW::update_from(std::span<const Tensor> gradients, int64_t step, double alpha) {
+  std::vector<ParameterUpdate> all;
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (!gradients[i].defined()) continue;
+    Parameter& p = parameters()[i];
+    all.push_back({AdamWStep{.rate = rate_of(p, alpha),
+                             .decay = decay_of(p),
+                             .beta1 = config().beta1,
+                             .beta2 = config().beta2,
+                             .epsilon = config().epsilon,
+                             .count = step + 1},
+                   p.value, first_moments_[i], gradients[i], second_moments_[i]});
+  }
+  update_parameters(all);
 }
 
 std::vector<OptimizerSlot> AdamW::slots() {

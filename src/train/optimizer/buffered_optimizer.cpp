@@ -40,12 +40,11 @@ void BufferedOptimizer::set_sync(SyncOptions options) {
 }
 
 void BufferedOptimizer::update(int64_t step, double alpha) {
-  std::vector<double> squares(parameters_.size(), 0);
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    if (!gradients_[i].defined()) continue;
-    squares[i] = sum_of_squares(gradients_[i]);
-    update_parameter(i, gradients_[i], step, alpha);
-  }
+  std::vector<ConstTensorView> defined(parameters_.size());
+  for (size_t i = 0; i < parameters_.size(); ++i)
+    if (gradients_[i].defined()) defined[i] = gradients_[i];
+  std::vector<double> squares = sums_of_squares(defined);
+  update_from(gradients_, step, alpha);
   sync().complete_sums(squares);
   norm_ = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
 }

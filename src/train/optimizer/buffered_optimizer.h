@@ -20,8 +20,9 @@ class BufferedOptimizer : public Optimizer {
   BufferedOptimizer(const OptimizerConfig& config, ParameterSet& parameters,
                     double scalar_learning_rate, Communicator* tp);
 
-  // Updates parameters()[i], which is not frozen, from its summed gradient.
-  virtual void update_parameter(size_t i, ConstTensorView gradient, int64_t step, double alpha) = 0;
+  // Updates the parameters from the summed gradients, one a parameter, undefined where it is
+  // frozen.
+  virtual void update_from(std::span<const Tensor> gradients, int64_t step, double alpha) = 0;
 
   const OptimizerConfig& config() const { return config_; }
   ParameterSet& parameters() { return parameters_; }

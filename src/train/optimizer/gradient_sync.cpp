@@ -4,6 +4,7 @@
 #include <map>
 
 #include "kernels/elementwise.h"
+#include "kernels/rows.h"
 
 namespace amur {
 namespace {
@@ -55,20 +56,22 @@ void GradientSync::start_ready(Communicator& dp) {
   while (started_ < buckets_.size() && ready_[started_]) start(buckets_[started_++], dp);
 }
 
-void GradientSync::note_if_not_finite(size_t index, ConstTensorView view) {
-  if (index < not_finite_ && !all_finite(view)) not_finite_ = index;
-}
-
 void GradientSync::start(const std::vector<size_t>& bucket, Communicator& dp) {
   std::vector<TensorView> sums, residuals;
+  std::vector<size_t> index;
   for (const size_t i : bucket) {
     const Parameter& p = parameters_[i];
     const Part part = part_of_(i);
     if (!p.sink.defined() || part.rows) continue;
-    note_if_not_finite(i, p.sink);
+    index.push_back(i);
     sums.push_back(p.sink);
     residuals.push_back(part.residual);
   }
+  std::sort(index.begin(), index.end());
+  std::vector<ConstTensorView> in_set_order;
+  for (const size_t i : index) in_set_order.push_back(parameters_[i].sink);
+  const size_t bad = first_not_finite(in_set_order);
+  if (bad < index.size()) not_finite_ = std::min(not_finite_, index[bad]);
   if (sums.empty() || dp.size() == 1) return;
   if (options_.rounded)
     dp.all_reduce_rounded(sums, residuals, options_.stream);
@@ -79,7 +82,7 @@ void GradientSync::start(const std::vector<size_t>& bucket, Communicator& dp) {
 void GradientSync::sum_rows(size_t index, const Part& part, Communicator& dp) {
   const TensorView sink = parameters_[index].sink;
   const std::span<const int64_t> rows = *part.rows;
-  for (const int64_t r : rows) note_if_not_finite(index, sink.slice(r, 1));
+  if (index < not_finite_ && !all_finite_in_rows(sink, rows)) not_finite_ = index;
   if (rows.empty() || dp.size() == 1) return;
   const auto row_bytes = static_cast<int64_t>(sink.slice(0, 1).bytes());
   const int64_t at_once =
@@ -88,23 +91,18 @@ void GradientSync::sum_rows(size_t index, const Part& part, Communicator& dp) {
   if (options_.rounded) rounded_away = Tensor(packed.shape(), sink.dtype(), sink.device());
   for (int64_t first = 0; first < std::ssize(rows); first += at_once) {
     const int64_t count = std::min(at_once, std::ssize(rows) - first);
-    const auto each_row = [&](TensorView table, Tensor& buffer, auto&& f) {
-      for (int64_t k = 0; k < count; ++k)
-        f(table.slice(rows[static_cast<size_t>(first + k)], 1).reshape({1, sink.columns()}),
-          buffer.view().slice(k, 1));
-    };
-    const auto unpack = [](TensorView row, TensorView place) { copy(row, place); };
-    each_row(sink, packed, [](TensorView row, TensorView place) { copy(place, row); });
+    const std::vector<int32_t> some(rows.begin() + first, rows.begin() + first + count);
     const TensorView sum = packed.view().slice(0, count);
+    const TensorView rest = options_.rounded ? rounded_away.view().slice(0, count) : TensorView();
+    gather_rows(sink, some, sum);
     if (options_.rounded) {
-      const TensorView rest = rounded_away.view().slice(0, count);
       dp.all_reduce_rounded({&sum, 1}, {&rest, 1}, options_.stream);
     } else {
       dp.all_reduce(sum, ReduceOp::sum, options_.stream);
     }
     dp.synchronize(options_.stream);
-    each_row(sink, packed, unpack);
-    if (options_.rounded) each_row(part.residual, rounded_away, unpack);
+    scatter_rows(sum, some, sink);
+    if (options_.rounded) scatter_rows(rest, some, part.residual);
   }
 }
 

@@ -58,7 +58,6 @@ class GradientSync {
   void start_ready(Communicator& dp);
   void start(const std::vector<size_t>& bucket, Communicator& dp);
   void sum_rows(size_t index, const Part& part, Communicator& dp);
-  void note_if_not_finite(size_t index, ConstTensorView view);
 
   ParameterSet& parameters_;
   Communicator* tp_;

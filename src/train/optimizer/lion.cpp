@@ -10,15 +10,22 @@ Lion::Lion(const OptimizerConfig& config, ParameterSet& parameters, double scala
     : BufferedOptimizer(config, parameters, scalar_learning_rate, tp),
       momenta_(zeros_like_parameters()) {}
 
-void Lion::update_parameter(size_t i, ConstTensorView gradient, int64_t, double alpha) {
-  Parameter& p = parameters()[i];
-  const bool scalar = p.kind == ParamKind::scalar;
-  const LionStep step{.rate = scalar ? 0 : rate_of(p, alpha),
-                      .decay = decay_of(p),
-                      .beta1 = config().beta1,
-                      .beta2 = config().beta2};
-  lion_update(gradient, step, momenta_[i], p.value);
-  if (scalar) bounded_update(momenta_[i], rate_of(p, alpha), kScalarThreshold, p.value);
+void Lion::update_from(std::span<const Tensor> gradients, int64_t, double alpha) {
+  std::vector<ParameterUpdate> all, scalars;
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (!gradients[i].defined()) continue;
+    Parameter& p = parameters()[i];
+    const bool scalar = p.kind == ParamKind::scalar;
+    const LionStep step{.rate = scalar ? 0 : rate_of(p, alpha),
+                        .decay = decay_of(p),
+                        .beta1 = config().beta1,
+                        .beta2 = config().beta2};
+    all.push_back({step, p.value, momenta_[i], gradients[i]});
+    if (scalar)
+      scalars.push_back({BoundedStep{rate_of(p, alpha), kScalarThreshold}, p.value, momenta_[i]});
+  }
+  update_parameters(all);
+  update_parameters(scalars);
 }
 
 std::vector<OptimizerSlot> Lion::slots() {

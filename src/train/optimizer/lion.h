@@ -17,7 +17,7 @@ class Lion : public BufferedOptimizer {
   size_t state_bytes() const override;
 
  private:
-  void update_parameter(size_t i, ConstTensorView gradient, int64_t step, double alpha) override;
+  void update_from(std::span<const Tensor> gradients, int64_t step, double alpha) override;
 
   std::vector<Tensor> momenta_;
 };

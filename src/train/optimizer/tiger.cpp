@@ -6,6 +6,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/optimizer_update.h"
+#include "kernels/rows.h"
 #include "src/train/optimizer/rates.h"
 
 namespace amur {
@@ -87,15 +88,19 @@ void Tiger::begin_step(int64_t step, double weight, std::span<TensorView> touche
 void Tiger::open_rows(State& state, TensorView touched, int64_t step, bool owner) const {
   const uint8_t* bits = touched.as<uint8_t>();
   state.rows.clear();
+  std::vector<double> decays;
   for (int64_t r = 0; r < touched.elements(); ++r) {
     if (bits[r] == 0) continue;
     state.rows.push_back(r);
-    const TensorView row = state.momentum.view().slice(r, 1);
     const int64_t gap = step - state.last_step.as<int64_t>()[r];
     AMUR_CHECK(gap >= 1, "step {} after step {}", step, state.last_step.as<int64_t>()[r]);
-    open_sink(std::pow(config_.beta, static_cast<double>(gap)), row,
-              state.residual.defined() ? state.residual.view().slice(r, 1) : TensorView(), owner);
+    decays.push_back(std::pow(config_.beta, static_cast<double>(gap)));
   }
+  scale_rows(state.momentum, state.rows, owner ? decays : std::vector<double>(decays.size(), 0));
+  if (!state.residual.defined()) return;
+  for (size_t k = 0; k < decays.size(); ++k)
+    axpy(decays[k], state.residual.view().slice(state.rows[k], 1),
+         state.momentum.view().slice(state.rows[k], 1));
 }
 
 void Tiger::set_sync(SyncOptions options) {
@@ -123,24 +128,26 @@ void Tiger::settle(Communicator& dp) {
   }
 }
 
-void Tiger::update_parameter(Parameter& p, State& state, double squares, int64_t step,
-                             double alpha) const {
+void Tiger::update_parameter(Parameter& p, State& state, double squares, int64_t step, double alpha,
+                             std::vector<ParameterUpdate>& fused) const {
   const double rate = alpha * p.learning_rate_multiplier;
   const double decay = config_.weight_decay * p.decay_multiplier;
   switch (p.kind) {
     case ParamKind::weight: {
       const double rms = std::sqrt(squares / static_cast<double>(p.global_elements()));
-      sign_update(state.momentum, rate * std::max(rms, p.rms_floor), decay, p.value);
+      fused.push_back(
+          {SignStep{rate * std::max(rms, p.rms_floor), decay}, p.value, state.momentum});
       break;
     }
     case ParamKind::bias:
     case ParamKind::gain:
-      sign_update(state.momentum, 0.5 * rate, 0, p.value);
+      fused.push_back({SignStep{0.5 * rate, 0}, p.value, state.momentum});
       break;
     case ParamKind::scalar:
-      bounded_update(state.momentum,
-                     scheduled(config_, scalar_learning_rate_, alpha) * p.learning_rate_multiplier,
-                     kScalarThreshold, p.value);
+      fused.push_back({BoundedStep{scheduled(config_, scalar_learning_rate_, alpha) *
+                                       p.learning_rate_multiplier,
+                                   kScalarThreshold},
+                       p.value, state.momentum});
       break;
     case ParamKind::embedding:
       if (!state.lazy()) {
@@ -161,27 +168,25 @@ void Tiger::update_parameter(Parameter& p, State& state, double squares, int64_t
   }
 }
 
-double Tiger::sum_of_squares_of(const State& state) const {
-  if (!state.momentum.defined()) return 0;
-  if (!state.lazy()) return sum_of_squares(state.momentum);
-  double sum = 0;
-  for (int64_t r : state.rows) sum += sum_of_squares(state.momentum.view().slice(r, 1));
-  return sum;
-}
-
 void Tiger::update(int64_t step, double alpha) {
   const size_t n = parameters_.size();
-  std::vector<double> squares(2 * n, 0);  // of the momenta, then of the weights
+  std::vector<ConstTensorView> whole(2 * n);  // momenta, then weights
   for (size_t i = 0; i < n; ++i) {
-    if (!states_[i].momentum.defined()) continue;
-    squares[i] = sum_of_squares_of(states_[i]);
-    if (parameters_[i].kind == ParamKind::weight)
-      squares[n + i] = sum_of_squares(parameters_[i].value);
+    const State& state = states_[i];
+    if (!state.momentum.defined()) continue;
+    if (!state.lazy()) whole[i] = state.momentum;
+    if (parameters_[i].kind == ParamKind::weight) whole[n + i] = parameters_[i].value;
   }
+  std::vector<double> squares = sums_of_squares(whole);
+  for (size_t i = 0; i < n; ++i)
+    if (states_[i].lazy())
+      squares[i] = sum_of_squares_of_rows(states_[i].momentum, states_[i].rows);
   sync().complete_sums(squares);
+  std::vector<ParameterUpdate> fused;
   for (size_t i = 0; i < n; ++i)
     if (states_[i].momentum.defined())
-      update_parameter(parameters_[i], states_[i], squares[n + i], step, alpha);
+      update_parameter(parameters_[i], states_[i], squares[n + i], step, alpha, fused);
+  update_parameters(fused);
   norm_ = std::sqrt(
       std::accumulate(squares.begin(), squares.begin() + static_cast<std::ptrdiff_t>(n), 0.0));
 }

@@ -31,6 +31,7 @@
 
 #include <vector>
 
+#include "kernels/optimizer_update.h"
 #include "src/train/optimizer/optimizer.h"
 
 namespace amur {
@@ -62,10 +63,10 @@ class Tiger : public Optimizer {
   };
 
   void open_rows(State& state, TensorView touched, int64_t step, bool owner) const;
-  // `squares` is the sum over all elements of a weight.
+  // `squares` is the sum over all elements of a weight. Tables are updated at once, the others
+  // added to `fused`.
   void update_parameter(Parameter& parameter, State& state, double squares, int64_t step,
-                        double alpha) const;
-  double sum_of_squares_of(const State& state) const;
+                        double alpha, std::vector<ParameterUpdate>& fused) const;
 
   OptimizerConfig config_;
   ParameterSet& parameters_;

@@ -93,7 +93,14 @@ TEST(GpuMemory, GoesThroughTheBackEnd) {
   EXPECT_EQ(memory_use(gpu).now, 0u);
   EXPECT_EQ(memory_use(gpu).peak, 20u);
   EXPECT_EQ(memory_use(Device::cpu()).now, on_cpu + 20);
-  EXPECT_THROW(Tensor({int64_t{1} << 30}, DType::f32, gpu), UsageError);
+  EXPECT_EQ(gpu_backend().peak_bytes(gpu), 20u);
+  try {
+    Tensor({int64_t{1} << 30}, DType::f32, gpu);
+    ADD_FAILURE() << "4 GiB of 1";
+  } catch (const MemoryError& error) {
+    EXPECT_EQ(error.free(), size_t{1} << 30);
+    EXPECT_THAT(error.what(), HasSubstr("4.000 GiB were asked for, but only 1.000 of 1.000 GiB"));
+  }
   EXPECT_EQ(memory_use(gpu).now, 0u);
   EXPECT_THROW(Tensor({1}, DType::f32, Device::cuda(99)), InternalError);
 }

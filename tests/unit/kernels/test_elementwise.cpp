@@ -127,6 +127,36 @@ TEST_P(ElementwiseTest, AllFinite) {
   }
 }
 
+// Many tensors at once are one after another; empty and undefined ones among them.
+TEST_P(ElementwiseTest, ManyAtOnce) {
+  std::vector<Tensor> tensors;
+  std::vector<ConstTensorView> views(1);
+  for (const int64_t n : {3, 0, 16384, 16385, 1, 70001, 0}) {
+    tensors.push_back(random_tensor({n}, dtype(), tensors.size() + 1));
+    views.push_back(tensors.back());
+  }
+  views.emplace_back();
+  const std::vector<double> sums = sums_of_squares(views);
+  ASSERT_EQ(sums.size(), views.size());
+  for (size_t i = 0; i < views.size(); ++i) {
+    double expected = 0;
+    if (views[i].defined())
+      for (double v : to_doubles(views[i])) expected += v * v;
+    EXPECT_NEAR(sums[i], expected, 1e-12 * expected) << i;
+    EXPECT_EQ(sums[i], views[i].defined() ? sum_of_squares(views[i]) : 0) << i;
+  }
+  EXPECT_EQ(first_not_finite(views), views.size());
+  for (const size_t bad : {size_t{6}, size_t{4}, size_t{1}}) {  // the first of all so far
+    Doubles v = to_doubles(tensors[bad - 1]);
+    v.back() = std::nan("");
+    tensors[bad - 1] = from_doubles(v, tensors[bad - 1].shape(), dtype(), device());
+    views[bad] = tensors[bad - 1];
+    EXPECT_EQ(first_not_finite(views), bad);
+  }
+  EXPECT_TRUE(sums_of_squares({}).empty());
+  EXPECT_EQ(first_not_finite({}), 0u);
+}
+
 TEST_P(ElementwiseTest, DropoutFollowsItsDefinition) {
   const Sequences sequences({3, 1, 9, 30}, 1000, device());
   const int64_t tokens = sequences.tokens();

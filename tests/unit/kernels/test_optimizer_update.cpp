@@ -24,6 +24,10 @@ class OptimizerUpdateTest : public KernelTest {
   }
 };
 
+void update(const ParameterUpdate& one) {
+  update_parameters({&one, 1});
+}
+
 double sign(double x) {
   return (x > 0) - (x < 0);
 }
@@ -34,13 +38,15 @@ TEST_P(OptimizerUpdateTest, Sign) {
     Doubles m = random_doubles(n, 2), expected = to_doubles(theta);
     for (size_t i = 0; i < m.size(); i += 5) m[i] = i % 2 ? 0 : std::nan("");
     for (size_t i = 0; i < m.size(); ++i) expected[i] -= 0.125 * (sign(m[i]) + 0.5 * expected[i]);
-    sign_update(from_doubles(m, {n}, dtype(), device()), 0.125, 0.5, theta);
+    Tensor there = from_doubles(m, {n}, dtype(), device());
+    update({SignStep{0.125, 0.5}, theta, there});
     expect_near(theta, expected, 2 * rounding(dtype()), "sign");
   }
   expect_bits_of_cpu([&](Device where) {
     std::vector<Tensor> r;
     r.push_back(random_on(where, 5003, 1));
-    sign_update(random_on(where, 5003, 2), 0.0123, 0.037, r[0]);
+    r.push_back(random_on(where, 5003, 2));
+    update({SignStep{0.0123, 0.037}, r[0], r[1]});
     return r;
   });
 }
@@ -100,12 +106,12 @@ TEST_P(OptimizerUpdateTest, SignByRow) {
 TEST_P(OptimizerUpdateTest, Bounded) {
   for (const int64_t n : kSizes) {
     Tensor theta = random_tensor({n}, dtype(), 1);
-    const Tensor m = random_tensor({n}, dtype(), 2);
+    Tensor m = random_tensor({n}, dtype(), 2);
     Doubles expected = to_doubles(theta);
     const Doubles direction = to_doubles(m);
     for (size_t i = 0; i < expected.size(); ++i)
       expected[i] -= 0.1 * std::clamp(direction[i] / 0.5, -1.0, 1.0);
-    bounded_update(m, 0.1, 0.5, theta);
+    update({BoundedStep{0.1, 0.5}, theta, m});
     expect_near(theta, expected, 2 * rounding(dtype()), "bounded");
   }
 }
@@ -121,7 +127,7 @@ TEST_P(OptimizerUpdateTest, Lion) {
       t[i] -= 0.01 * (sign(0.9 * v[i] + 0.1 * d[i]) + 0.3 * t[i]);
       v[i] = 0.98 * v[i] + 0.02 * d[i];
     }
-    lion_update(g, step, m, theta);
+    update({step, theta, m, g});
     expect_near(theta, t, 2 * rounding(dtype()), "theta");
     expect_near(m, v, 3 * rounding(dtype()), "momentum");
   }
@@ -129,7 +135,7 @@ TEST_P(OptimizerUpdateTest, Lion) {
     std::vector<Tensor> r;
     r.push_back(random_on(where, 5003, 1));
     r.push_back(random_on(where, 5003, 2));
-    lion_update(random_on(where, 5003, 3), step, r[0], r[1]);
+    update({step, r[1], r[0], random_on(where, 5003, 3)});
     return r;
   });
 }
@@ -151,7 +157,7 @@ TEST_P(OptimizerUpdateTest, AdamW) {
       const double scale = std::sqrt(second[i] / (1 - 0.99 * 0.99 * 0.99)) + 1e-8;
       t[i] -= 0.01 * (corrected / scale + 0.3 * t[i]);
     }
-    adamw_update(g, step, m, v, theta);
+    update({step, theta, m, g, v});
     expect_near(m, first, 4 * rounding(dtype()), "first moment");
     expect_near(v, second, 4 * rounding(dtype()), "second moment");
     expect_near(theta, t, 4 * rounding(dtype()), "theta");
@@ -161,9 +167,41 @@ TEST_P(OptimizerUpdateTest, AdamW) {
     r.push_back(random_on(where, 5003, 1));
     r.push_back(test::filled({5003}, dtype(), 0.3, where));
     r.push_back(random_on(where, 5003, 2));
-    adamw_update(random_on(where, 5003, 3), step, r[0], r[1], r[2]);
+    update({step, r[2], r[0], random_on(where, 5003, 3), r[1]});
     return r;
   });
+}
+
+// All at once is one after another: sizes around the pieces in which a GPU takes them, and none.
+TEST_P(OptimizerUpdateTest, ManyAtOnce) {
+  const int64_t sizes[] = {1, 16384, 0, 16385, 40000, 5, 0};
+  const auto updates = [&](std::vector<Tensor>& all) {
+    std::vector<ParameterUpdate> list;
+    for (size_t i = 0; i < std::size(sizes); ++i) {
+      ParameterUpdate u{SignStep{0.01, 0.1}, all[4 * i], all[4 * i + 1]};
+      if (i % 4 == 1) u.step = BoundedStep{0.01, 0.3};
+      if (i % 4 == 2) u.step = LionStep{0.01, 0.3, 0.9, 0.98};
+      if (i % 4 == 3) u.step = AdamWStep{0.01, 0.3, 0.9, 0.99, 1e-8, 2};
+      if (i % 4 >= 2) u.gradient = all[4 * i + 2];
+      if (i % 4 == 3) u.second_moment = all[4 * i + 3];
+      list.push_back(u);
+    }
+    return list;
+  };
+  const auto tensors = [&](Device where) {
+    std::vector<Tensor> all;
+    for (const int64_t n : sizes)
+      for (uint64_t k = 0; k < 4; ++k)
+        all.push_back(k == 3 ? test::filled({n}, dtype(), 0.3, where)
+                             : random_on(where, n, all.size() + 1));
+    return all;
+  };
+  std::vector<Tensor> together = tensors(device()), apart = tensors(Device::cpu());
+  update_parameters(updates(together));
+  for (const ParameterUpdate& u : updates(apart)) update(u);
+  for (size_t i = 0; i < apart.size(); ++i)
+    EXPECT_TRUE(same_bits(together[i], apart[i])) << "tensor " << i;
+  update_parameters({});
 }
 
 AMUR_KERNEL_CASES(OptimizerUpdateTest, all_targets(), DType::f32, DType::f64);

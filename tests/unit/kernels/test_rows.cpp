@@ -36,6 +36,50 @@ TEST_P(RowsTest, GatherAndScatter) {
   scatter_rows(few.view().slice(0, 0), {}, few);
 }
 
+TEST_P(RowsTest, RowsOfATable) {
+  for (const int64_t width : {1, 5, 300}) {
+    Doubles v = to_doubles(random_tensor({9, width}, dtype(), 1));
+    const auto at = [&](int64_t row, int64_t column) -> double& {
+      return v[static_cast<size_t>(row * width + column)];
+    };
+    const std::vector<int64_t> rows = {7, 0, 3};
+    at(8, 0) = std::nan("");  // not among them
+    Tensor x = from_doubles(v, {9, width}, dtype(), device());
+    double squares = 0;
+    for (const int64_t r : rows)
+      for (int64_t j = 0; j < width; ++j) squares += at(r, j) * at(r, j);
+    EXPECT_NEAR(sum_of_squares_of_rows(x, rows), squares, 1e-12 * squares);
+    EXPECT_EQ(sum_of_squares_of_rows(x, {}), 0);
+    EXPECT_TRUE(all_finite_in_rows(x, rows));
+    EXPECT_TRUE(all_finite_in_rows(x, {}));
+    EXPECT_FALSE(all_finite_in_rows(x, std::vector<int64_t>{0, 8}));
+
+    scale_rows(x, rows, std::vector<double>{0.5, 0, -2});
+    for (int64_t j = 0; j < width; ++j) {
+      at(7, j) *= 0.5;
+      at(0, j) = 0;
+      at(3, j) *= -2;
+      at(8, j) = j == 0 ? 0 : at(8, j);
+    }
+    scale_rows(x, std::vector<int64_t>{8}, std::vector<double>{1});  // as it is
+    Doubles result = to_doubles(x);
+    double& untouched = result[static_cast<size_t>(8 * width)];
+    EXPECT_TRUE(std::isnan(untouched));
+    untouched = 0;
+    expect_near(result, v, rounding(dtype()), "scaled");
+    scale_rows(x, std::vector<int64_t>{8}, std::vector<double>{0});
+    for (int64_t j = 0; j < width; ++j)
+      EXPECT_EQ(to_doubles(x)[static_cast<size_t>(8 * width + j)], 0);
+  }
+  Tensor x = zeros({4, 3}, dtype());
+  for (const std::vector<int64_t>& bad : {std::vector<int64_t>{-1}, {4}}) {
+    EXPECT_THROW(scale_rows(x, bad, std::vector<double>{1}), InternalError);
+    EXPECT_THROW(sum_of_squares_of_rows(x, bad), InternalError);
+    EXPECT_THROW(all_finite_in_rows(x, bad), InternalError);
+  }
+  EXPECT_THROW(scale_rows(x, std::vector<int64_t>{1}, {}), InternalError);
+}
+
 TEST_P(RowsTest, WrongRowsAreRefused) {
   const Tensor many = zeros({4, 3}, dtype());
   Tensor few = zeros({1, 3}, dtype());

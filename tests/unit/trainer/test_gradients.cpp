@@ -8,6 +8,7 @@
 #include "kernels/elementwise.h"
 #include "src/train/session.h"
 #include "src/train/text_embedder.h"
+#include "src/train/two_pass.h"
 #include "src/train/verify_gradient.h"
 #include "tests/support/mpi_runtime.h"
 #include "tests/support/small_data.h"
@@ -269,6 +270,15 @@ TEST_F(GradientTest, MistakesAreCaught) {
     EXPECT_GT(certificate.checks[0].max_relative_error, 1e-3) << static_cast<int>(fault);
     EXPECT_LE(certificate.max_direction_error, certificate.direction_bound);
   }
+}
+
+// A GPU without enough memory: what to set instead.
+TEST(MemoryAdvice, SaysWhatWouldFit) {
+  EXPECT_EQ(memory_advice(1000, size_t{100} << 20, size_t{300} << 20),
+            "set train.activation_budget to 200MiB at most");
+  EXPECT_EQ(memory_advice(1000, size_t{100} << 20, size_t{50} << 20),
+            "the largest train.chunk_tokens that would fit is about 450, with "
+            "train.activation_budget=0");
 }
 
 }  // namespace

@@ -1,0 +1,75 @@
+// How kernels are launched, as plain arithmetic: tests/unit/cuda/test_kernel_launches.cpp holds it
+// against what devices take, without one.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace amur::cuda {
+
+// Threads of a block; where a kernel has other ones, that is told.
+inline constexpr int kThreads = 256;
+inline constexpr int64_t kMostBlocks = 4096;  // several waves of every device
+
+// For loops of stride gridDim.x * blockDim.x over the work.
+inline unsigned blocks_for(int64_t items) {
+  return static_cast<unsigned>(std::clamp((items - 1) / kThreads + 1, int64_t{1}, kMostBlocks));
+}
+// For blocks that take one item (a row, a token, a piece) after another.
+inline unsigned blocks_for_each(int64_t items) {
+  return static_cast<unsigned>(std::clamp(items, int64_t{1}, kMostBlocks));
+}
+
+// Blocks that take some columns of a matrix: the lines of their threads are rows.
+inline constexpr int kColumnsOfTile = 32;
+inline constexpr int kLinesOfTile = kThreads / kColumnsOfTile;
+inline unsigned blocks_for_columns(int64_t columns) {
+  return static_cast<unsigned>((columns + kColumnsOfTile - 1) / kColumnsOfTile);
+}
+// Sums down columns are made of blocks of so many rows first: the y of the grid.
+inline constexpr int64_t kMostRowBlocks = 256;
+inline int64_t rows_of_block(int64_t rows) {
+  return std::max<int64_t>(64, (rows + kMostRowBlocks - 1) / kMostRowBlocks);
+}
+inline unsigned row_blocks(int64_t rows) {
+  return static_cast<unsigned>((rows + rows_of_block(rows) - 1) / rows_of_block(rows));
+}
+
+// Tiles of at most `rows` tokens of one sequence each. Sequence s has those from cu[s] / rows + s
+// on: enough for its tokens wherever it begins, so the host need not know the boundaries. The last
+// tile of a sequence may be empty.
+inline int64_t tiles_for(int64_t tokens, int64_t sequences, int64_t rows) {
+  return tokens / rows + sequences;
+}
+
+// Attention: a block takes a tile of one sequence and head.
+inline constexpr int kTileThreads = 128;
+inline constexpr int kAcross = 8;  // threads side by side: along the other rows, and along a head
+inline constexpr int kDown = kTileThreads / kAcross;
+inline constexpr int kWidestHead = 128;
+
+// Shared memory and registers for heads of up to `width_` elements; the rest is 0.
+template <class A, int width_>
+struct AttentionTile {
+  static constexpr int kWidth = width_;
+  static constexpr int kOwn = sizeof(A) == 4 ? 2 : 1;    // own rows of a thread
+  static constexpr int kOther = sizeof(A) == 4 ? 4 : 2;  // other rows of a thread
+  static constexpr int kColumns = kWidth / kAcross;      // of the result, of a thread
+  static constexpr int kRows = kDown * kOwn;             // of a tile of either side
+  static_assert(kRows == kAcross * kOther && kWidth % kAcross == 0);
+  // Odd, so that threads side by side are in different banks.
+  static constexpr int kStride = kWidth + 1;
+  static constexpr int kWeightStride = kRows + 1;
+  static constexpr int kTile = kRows * kStride;           // elements of [kRows, kWidth]
+  static constexpr int kWeights = kRows * kWeightStride;  // elements of [own, other]
+
+  static constexpr size_t bytes(int tiles, int weights) {
+    return static_cast<size_t>(tiles * kTile + weights * kWeights) * sizeof(A);
+  }
+  static constexpr size_t kForwardBytes = bytes(3, 1);
+  static constexpr size_t kQueriesBytes = bytes(4, 1);  // backward, of dQ
+  static constexpr size_t kKeysBytes = bytes(4, 2);     // backward, of dK and dV
+};
+
+}  // namespace amur::cuda

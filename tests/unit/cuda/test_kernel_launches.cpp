@@ -1,0 +1,135 @@
+// Every launch of the CUDA kernels, for the shapes of every recipe in configs/, against what the
+// devices take. Registers and fixed shared memory are test_device_code.py's.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <limits>
+
+#include "kernels/cuda/launch.h"
+#include "src/train/config/config.h"
+
+namespace amur::cuda {
+namespace {
+
+// CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
+constexpr int64_t kMostX = std::numeric_limits<int32_t>::max(), kMostY = 65535;
+constexpr int kMostThreads = 1024;
+constexpr size_t kSharedMemory[] = {163 << 10, 99 << 10, 227 << 10};  // 8.0; 8.6, 8.9, 12; 9.0, 10
+
+struct Launch {
+  std::string what;
+  int64_t x, y = 1;
+  int threads = kThreads;
+  size_t shared = 0;
+};
+
+std::string problem_of(const Launch& l) {
+  if (l.x < 1 || l.x > kMostX || l.y < 1 || l.y > kMostY)
+    return fmt::format("{}: {} x {} blocks", l.what, l.x, l.y);
+  if (l.threads < 1 || l.threads > kMostThreads || l.threads % 32 != 0)
+    return fmt::format("{}: {} threads", l.what, l.threads);
+  for (const size_t most : kSharedMemory)
+    if (l.shared > most) return fmt::format("{}: {} bytes of shared memory", l.what, l.shared);
+  return "";
+}
+
+template <class A, int width>
+void add_attention(std::vector<Launch>& all, int64_t tokens, int64_t sequences, int64_t heads) {
+  using Tile = AttentionTile<A, width>;
+  const int64_t tiles = tiles_for(tokens, sequences, Tile::kRows);
+  for (const size_t bytes : {Tile::kForwardBytes, Tile::kQueriesBytes, Tile::kKeysBytes})
+    all.push_back({fmt::format("attention of width {}", width), tiles, heads, kTileThreads, bytes});
+}
+
+// What a chunk of so many tokens and texts launches, and what the loss and the update do.
+std::vector<Launch> launches_of(const Config& c, int64_t tokens, int64_t sequences) {
+  const ModelConfig& m = c.model;
+  const int64_t head = m.layers > 0 ? m.resolved_head_size() : 1, ffn = m.resolved_ffn();
+  std::vector<Launch> all;
+  for (const int64_t width : {m.hidden, 3 * m.hidden, 2 * ffn, m.embedding_size()}) {
+    all.push_back({"elements", blocks_for(tokens * width)});
+    all.push_back({"columns", blocks_for_columns(width), row_blocks(tokens)});
+  }
+  for (const int64_t rows : {tokens, sequences, m.vocab, m.max_length, c.train.batch_size})
+    all.push_back({"rows", blocks_for_each(rows)});
+  // On a GPU tiles are larger than configured; no row of scores is longer than all texts are many.
+  all.push_back({"columns of scores", blocks_for_columns(64 * c.loss.tile_columns)});
+  if (m.layers == 0) return all;
+  EXPECT_LE(head, kWidestHead);
+  add_attention<float, 32>(all, tokens, sequences, m.heads);
+  add_attention<float, 64>(all, tokens, sequences, m.heads);
+  add_attention<float, kWidestHead>(all, tokens, sequences, m.heads);
+  add_attention<double, kWidestHead>(all, tokens, sequences, m.heads);
+  return all;
+}
+
+// What recipes start from that name no sizes of their own: all-MiniLM-L6-v2.
+Config minilm(const std::string&) {
+  Config c;
+  c.model.layers = 6;
+  c.model.hidden = 384;
+  c.model.heads = 12;
+  c.model.ffn = 1536;
+  c.model.max_length = 512;
+  c.data.vocab_size = 30522;
+  return c;
+}
+
+TEST(KernelLaunches, EveryRecipeFitsEveryDevice) {
+  int recipes = 0;
+  for (const auto& file : std::filesystem::directory_iterator(AMUR_SOURCE_DIR "/configs")) {
+    Config config = load_config(file.path(), {}, minilm);
+    config.model.vocab = config.data.vocab_size;
+    std::vector<Config> stages = {config};
+    for (const RunGrowth& growth : config.train.growth) {
+      Config grown = stages.back();
+      const GrowthOptions& to = growth.options;
+      for (const auto& [size, value] : {std::pair(&grown.model.hidden, to.hidden),
+                                        {&grown.model.heads, to.heads},
+                                        {&grown.model.head_size, to.head_size},
+                                        {&grown.model.ffn, to.ffn},
+                                        {&grown.model.layers, to.layers}})
+        if (value > 0) *size = value;
+      stages.push_back(grown);
+    }
+    for (const Config& stage : stages) {
+      // One token; one text; as many tokens as a chunk ever has, as one text or as many.
+      const int64_t most = std::max(stage.train.chunk_tokens, stage.model.max_length);
+      for (const auto& [tokens, sequences] : {std::pair<int64_t, int64_t>{1, 1},
+                                              {stage.model.max_length, 1},
+                                              {most, 1},
+                                              {most, most}})
+        for (const Launch& l : launches_of(stage, tokens, sequences))
+          EXPECT_EQ(problem_of(l), "") << file.path() << ", " << tokens << " tokens";
+    }
+    ++recipes;
+  }
+  EXPECT_GE(recipes, 8);
+}
+
+// Far beyond any recipe.
+TEST(KernelLaunches, NoSizeIsTooLarge) {
+  constexpr int64_t kHuge = int64_t{1} << 60;
+  for (const int64_t n : {int64_t{1}, int64_t{255}, int64_t{256}, int64_t{257}, kHuge}) {
+    EXPECT_EQ(problem_of({"elements", blocks_for(n)}), "") << n;
+    EXPECT_EQ(problem_of({"rows", blocks_for_each(n)}), "") << n;
+    EXPECT_EQ(problem_of({"sums", 1, row_blocks(n)}), "") << n;
+    EXPECT_GE(rows_of_block(n) * row_blocks(n), n);
+  }
+  for (const int64_t columns : {1, 32, 33, 1 << 30})
+    EXPECT_GE(int64_t{blocks_for_columns(columns)} * kColumnsOfTile, columns);
+}
+
+TEST(KernelLaunches, ExcessIsSeen) {
+  for (const Launch& l : {Launch{"x", kMostX + 1},
+                          {"none", 0},
+                          {"y", 1, kMostY + 1},
+                          {"threads", 1, 1, 1056},
+                          {"half a warp", 1, 1, 48},
+                          {"memory", 1, 1, 256, (99 << 10) + 1}})
+    EXPECT_NE(problem_of(l), "") << l.what;
+}
+
+}  // namespace
+}  // namespace amur::cuda
