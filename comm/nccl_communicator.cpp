@@ -7,7 +7,7 @@
 namespace amur {
 namespace {
 
-using Kind = DeviceOperation::Kind;
+using OperationKind = DeviceOperation::Kind;
 
 // Widened bf16 travels in pieces of so many elements: 4 MiB of f32.
 constexpr int64_t kWidened = int64_t{1} << 20;
@@ -19,7 +19,7 @@ View part_of(View tensor, int64_t first, int64_t count) {
 }
 
 // In place.
-DeviceOperation operation(Kind kind, TensorView tensor, ReduceOp op, int root = 0) {
+DeviceOperation operation(OperationKind kind, TensorView tensor, ReduceOp op, int root = 0) {
   return {kind, tensor.raw(), tensor.raw(), tensor.elements(), tensor.dtype(), op, root};
 }
 
@@ -83,7 +83,8 @@ void NcclCommunicator::sum_widened(std::span<const TensorView> tensors) {
   const auto flush = [&] {
     if (used == 0) return;
     for (const Slice& s : slices) cast(s.narrow, s.wide);
-    const DeviceOperation sum = operation(Kind::all_reduce, staging.slice(0, used), ReduceOp::sum);
+    const DeviceOperation sum =
+        operation(OperationKind::all_reduce, staging.slice(0, used), ReduceOp::sum);
     group_->enqueue({&sum, 1});
     for (const Slice& s : slices) cast(s.wide, s.narrow);
     slices.clear();
@@ -108,7 +109,7 @@ void NcclCommunicator::reduce(std::span<const TensorView> tensors, ReduceOp op) 
     if (t.dtype() == DType::bf16 && op == ReduceOp::sum)
       narrow.push_back(t);
     else
-      operations.push_back(operation(Kind::all_reduce, t, op));
+      operations.push_back(operation(OperationKind::all_reduce, t, op));
   }
   group_->enqueue(operations);
   sum_widened(narrow);
@@ -127,17 +128,18 @@ void NcclCommunicator::do_all_gather(ConstTensorView shard, TensorView full,
   if (!is_mine(full)) return MpiCommunicator::do_all_gather(shard, full, counts, stream);
   std::vector<DeviceOperation> operations;
   const std::vector<TensorView> blocks = blocks_of(full, counts);
-  const auto add = [&](Kind kind, const void* from, void* to, size_t bytes, int root) {
+  const auto add = [&](OperationKind kind, const void* from, void* to, size_t bytes, int root) {
     if (bytes > 0)
       operations.push_back(
           {kind, from, to, static_cast<int64_t>(bytes), DType::u8, ReduceOp::sum, root});
   };
   if (all_equal(counts)) {
-    add(Kind::all_gather, shard.raw(), full.raw(), shard.bytes(), 0);
+    add(OperationKind::all_gather, shard.raw(), full.raw(), shard.bytes(), 0);
   } else {
     for (int r = 0; r < size(); ++r) {
       const TensorView& block = blocks[static_cast<size_t>(r)];
-      add(Kind::broadcast, r == rank() ? shard.raw() : block.raw(), block.raw(), block.bytes(), r);
+      add(OperationKind::broadcast, r == rank() ? shard.raw() : block.raw(), block.raw(),
+          block.bytes(), r);
     }
   }
   in_order(stream, [&] { group_->enqueue(operations); });
@@ -156,7 +158,7 @@ void NcclCommunicator::do_reduce_scatter(TensorView full, TensorView shard,
           const int64_t count = std::min(kWidened, block.elements() - at);
           const TensorView wide = group_->staging(count);
           cast(part_of(block, at, count), wide);
-          const DeviceOperation sum = operation(Kind::reduce, wide, ReduceOp::sum, r);
+          const DeviceOperation sum = operation(OperationKind::reduce, wide, ReduceOp::sum, r);
           group_->enqueue({&sum, 1});
           if (r == rank()) cast(wide, part_of(shard, at, count));
         }
@@ -165,13 +167,13 @@ void NcclCommunicator::do_reduce_scatter(TensorView full, TensorView shard,
   std::vector<DeviceOperation> operations;
   if (all_equal(counts)) {
     if (shard.elements() > 0)
-      operations.push_back({Kind::reduce_scatter, full.raw(), shard.raw(), shard.elements(),
-                            full.dtype(), ReduceOp::sum, 0});
+      operations.push_back({OperationKind::reduce_scatter, full.raw(), shard.raw(),
+                            shard.elements(), full.dtype(), ReduceOp::sum, 0});
   } else {
     for (int r = 0; r < size(); ++r) {
       const TensorView& block = blocks[static_cast<size_t>(r)];
       if (block.elements() == 0) continue;
-      operations.push_back(operation(Kind::reduce, block, ReduceOp::sum, r));
+      operations.push_back(operation(OperationKind::reduce, block, ReduceOp::sum, r));
       if (r == rank()) operations.back().to = shard.raw();
     }
   }
@@ -184,8 +186,8 @@ void NcclCommunicator::do_broadcast(std::span<const TensorView> tensors, int roo
   std::vector<DeviceOperation> operations;
   for (const TensorView& t : tensors)
     if (t.bytes() > 0)
-      operations.push_back({Kind::broadcast, t.raw(), t.raw(), static_cast<int64_t>(t.bytes()),
-                            DType::u8, ReduceOp::sum, root});
+      operations.push_back({OperationKind::broadcast, t.raw(), t.raw(),
+                            static_cast<int64_t>(t.bytes()), DType::u8, ReduceOp::sum, root});
   in_order(stream, [&] { group_->enqueue(operations); });
 }
 
