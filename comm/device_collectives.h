@@ -25,9 +25,10 @@ struct DeviceOperation {
   enum class Kind : uint8_t { all_reduce, reduce, broadcast, all_gather, reduce_scatter };
   Kind kind = Kind::all_reduce;
   const void* from = nullptr;
-  void* to =
-      nullptr;  // may be `from`; all_gather, reduce_scatter: or its own slot in the larger one
-  int64_t count = 0;  // elements: what a rank brings to all_gather, keeps of reduce_scatter
+  // May be `from`; all_gather, reduce_scatter: or its own slot in the larger one.
+  void* to = nullptr;
+  // Elements: what a rank brings to all_gather, keeps of reduce_scatter.
+  int64_t count = 0;
   DType dtype = DType::u8;
   ReduceOp op = ReduceOp::sum;
   int root = 0;  // of reduce and broadcast

@@ -168,6 +168,20 @@ struct Problem {
   }
 };
 
+// A tile of the sequence's rows from `first` on: of a part of qkv, or of a tensor like the output.
+template <class Tile, class T, class A>
+__device__ void load_part(const Problem<T>& a, const SequenceTile& at, int64_t head, int part,
+                          int64_t first, A* tile) {
+  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, part, head), a.qkv_stride(), at.length - first,
+                  a.head_size, tile);
+}
+template <class Tile, class T, class A>
+__device__ void load_output(const Problem<T>& a, const SequenceTile& at, int64_t head,
+                            const T* output, int64_t first, A* tile) {
+  load_tile<Tile>(output + a.output_at(at.begin + first, head), a.output_stride(),
+                  at.length - first, a.head_size, tile);
+}
+
 // Of a tile of `rows` rows from `first` on, in a sequence of n tokens: the places of the other side
 // that it sees or is seen from, in whole tiles.
 struct OtherTiles {
@@ -200,8 +214,7 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* 
   const Mask<A> mask(a.dropout, at.sequence, head);
   const A nothing = -std::numeric_limits<A>::infinity();
 
-  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + at.first, 0, head), a.qkv_stride(), n - at.first,
-                  a.head_size, q);
+  load_part<Tile>(a, at, head, 0, at.first, q);
   A most[Tile::kOwn], total[Tile::kOwn], sums[Tile::kOwn][Tile::kColumns];
   for (int i = 0; i < Tile::kOwn; ++i) {
     most[i] = nothing;
@@ -211,10 +224,8 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* 
   const OtherTiles others(at.first, Tile::kRows, n, a.window);
   for (int64_t first = others.first; first < others.end; first += Tile::kRows) {
     __syncthreads();  // the tiles before have been read
-    load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 1, head), a.qkv_stride(), n - first,
-                    a.head_size, k);
-    load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 2, head), a.qkv_stride(), n - first,
-                    a.head_size, v);
+    load_part<Tile>(a, at, head, 1, first, k);
+    load_part<Tile>(a, at, head, 2, first, v);
     __syncthreads();
     A p[Tile::kOwn][Tile::kOther];
     multiply<Tile>(q, k, p);
@@ -272,10 +283,8 @@ __global__ void __launch_bounds__(kTileThreads)
   const Place<Tile> place;
   const Mask<A> mask(a.dropout, at.sequence, head);
 
-  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + at.first, 0, head), a.qkv_stride(), n - at.first,
-                  a.head_size, q);
-  load_tile<Tile>(d_output + a.output_at(at.begin + at.first, head), a.output_stride(),
-                  n - at.first, a.head_size, d_out);
+  load_part<Tile>(a, at, head, 0, at.first, q);
+  load_output<Tile>(a, at, head, d_output, at.first, d_out);
   A log_sum[Tile::kOwn], sum[Tile::kOwn], dq[Tile::kOwn][Tile::kColumns];
   for (int i = 0; i < Tile::kOwn; ++i) {
     const int64_t row = at.first + place.own_first + i;
@@ -290,10 +299,8 @@ __global__ void __launch_bounds__(kTileThreads)
     const int64_t first = others.first + (step < tiles ? step : 2 * tiles - 1 - step) * Tile::kRows;
     if (step != tiles) {
       __syncthreads();  // the tiles before have been read
-      load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 1, head), a.qkv_stride(), n - first,
-                      a.head_size, k);
-      load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 2, head), a.qkv_stride(), n - first,
-                      a.head_size, v);
+      load_part<Tile>(a, at, head, 1, first, k);
+      load_part<Tile>(a, at, head, 2, first, v);
       __syncthreads();
       multiply<Tile>(q, k, p);
       multiply<Tile>(d_out, v, dp);
@@ -346,20 +353,16 @@ __global__ void __launch_bounds__(kTileThreads)
   const Place<Tile> place;
   const Mask<A> mask(a.dropout, at.sequence, head);
 
-  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + at.first, 1, head), a.qkv_stride(), n - at.first,
-                  a.head_size, k);
-  load_tile<Tile>(a.qkv + a.qkv_at(at.begin + at.first, 2, head), a.qkv_stride(), n - at.first,
-                  a.head_size, v);
+  load_part<Tile>(a, at, head, 1, at.first, k);
+  load_part<Tile>(a, at, head, 2, at.first, v);
   A dk[Tile::kOwn][Tile::kColumns], dv[Tile::kOwn][Tile::kColumns];
   for (int i = 0; i < Tile::kOwn; ++i)
     for (int c = 0; c < Tile::kColumns; ++c) dk[i][c] = dv[i][c] = 0;
   const OtherTiles others(at.first, Tile::kRows, n, a.window);
   for (int64_t first = others.first; first < others.end; first += Tile::kRows) {
     __syncthreads();  // the tiles before have been read
-    load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, 0, head), a.qkv_stride(), n - first,
-                    a.head_size, q);
-    load_tile<Tile>(d_output + a.output_at(at.begin + first, head), a.output_stride(), n - first,
-                    a.head_size, d_out);
+    load_part<Tile>(a, at, head, 0, first, q);
+    load_output<Tile>(a, at, head, d_output, first, d_out);
     __syncthreads();
     A s[Tile::kOwn][Tile::kOther], dp[Tile::kOwn][Tile::kOther];
     multiply<Tile>(k, q, s);

@@ -36,6 +36,24 @@ std::string small_tsv(int lines);
 // A vocabulary of about a hundred pieces trained on `small_tsv`.
 const Tokenizer& small_tokenizer();
 
+// What f() says when it fails, and whether that is a UsageError; otherwise an IoError. "" where it
+// does not fail.
+struct Refused {
+  std::string message;
+  bool usage = false;
+};
+template <class F>
+Refused refused(F&& f) {
+  try {
+    f();
+    return {};
+  } catch (const UsageError& error) {
+    return {error.what(), true};
+  } catch (const IoError& error) {
+    return {error.what(), false};
+  }
+}
+
 using Ids = std::vector<int32_t>;
 // Of one text, by default whole.
 Ids encoded(const Tokenizer& tokenizer, std::string_view text, int64_t limit = 1 << 20);

@@ -182,16 +182,7 @@ TEST(JsonTokenizer, RefusesByNameWhatItDoesNotDo) {
   for (const Refusal& r : kRefusals) {
     Json file = file_of(r.variant);
     file[Json::json_pointer(r.pointer)] = Json::parse(r.value);
-    std::string message;
-    bool usage = false;
-    try {
-      tokenizer_of(file);
-    } catch (const UsageError& error) {
-      message = error.what();
-      usage = true;
-    } catch (const IoError& error) {
-      message = error.what();
-    }
+    const auto [message, usage] = test::refused([&] { tokenizer_of(file); });
     EXPECT_NE(message.find(r.named), std::string::npos) << r.pointer << ": " << message;
     EXPECT_EQ(usage, r.usage) << message;
   }

@@ -234,16 +234,7 @@ TEST(WordPiece, RefusesByNameWhatItDoesNotDo) {
   for (const Refusal& r : kRefusals) {
     Json file = file_of("uncased");
     file[Json::json_pointer(r.pointer)] = Json::parse(r.value);
-    std::string message;
-    bool usage = false;
-    try {
-      tokenizer_of(file);
-    } catch (const UsageError& error) {
-      message = error.what();
-      usage = true;
-    } catch (const IoError& error) {
-      message = error.what();
-    }
+    const auto [message, usage] = test::refused([&] { tokenizer_of(file); });
     EXPECT_NE(message.find(r.named), std::string::npos) << r.pointer << ": " << message;
     EXPECT_EQ(message.find("tokenizer.json: "), 0u) << message;
     EXPECT_EQ(usage, r.usage) << message;
