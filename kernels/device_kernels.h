@@ -43,7 +43,7 @@ class DeviceKernels : public DeviceBackend {
                              TensorView gain_sink, TensorView bias_sink, int64_t statistics_width,
                              Stream stream) = 0;
 
-  // kernels/elementwise.h; the two that return something wait for it
+  // kernels/elementwise.h; the one that returns something waits for it
   virtual void cast(ConstTensorView from, TensorView to, Stream stream) = 0;
   virtual void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) = 0;
   virtual void scale(double alpha, TensorView x, Stream stream) = 0;
@@ -51,7 +51,8 @@ class DeviceKernels : public DeviceBackend {
   virtual void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
                                       Stream stream) = 0;
   virtual std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) = 0;
-  virtual size_t first_not_finite(std::span<const ConstTensorView> tensors) = 0;
+  virtual void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
+                               Stream stream) = 0;
   // y = residual + dropout(x), forward and backward; residual may be undefined.
   virtual void dropout_add(const PackedSequences& packed, const DropoutSite& site,
                            ConstTensorView x, ConstTensorView residual, TensorView y,

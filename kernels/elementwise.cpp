@@ -161,7 +161,9 @@ double sum_of_squares(ConstTensorView x) {
 }
 
 bool all_finite(ConstTensorView x) {
-  return first_not_finite({&x, 1}) == 1;
+  Tensor flag = Tensor::zeros({1}, DType::i32, x.device()), staging;
+  mark_not_finite({&x, 1}, flag);
+  return on_host(flag, staging).as<int32_t>()[0] == 0;
 }
 
 namespace {
@@ -198,20 +200,24 @@ std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) {
   return sums;
 }
 
-size_t first_not_finite(std::span<const ConstTensorView> tensors) {
-  const char* op = "first_not_finite";
-  std::vector<size_t> place;
-  if (const auto some = for_gpu(op, tensors, place); !some.empty()) {
-    const size_t found = device_kernels().first_not_finite(some);
-    return found < some.size() ? place[found] : tensors.size();
+void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags, Stream stream) {
+  const char* op = "mark_not_finite";
+  AMUR_CHECK(flags.elements() == std::ssize(tensors), "{}: {} flags for {} tensors", op,
+             flags.elements(), tensors.size());
+  if (tensors.empty()) return;
+  for (const ConstTensorView& x : tensors) {
+    require_device(op, {x, flags});
+    AMUR_CHECK(x.dtype() == tensors[0].dtype(), "{}: tensors of {} and {}", op,
+               name_of(tensors[0].dtype()), name_of(x.dtype()));
   }
-  for (const size_t i : place) {
-    const bool finite = dispatch_float(tensors[i].dtype(), op, [&]<class T>() {
-      return elementwise<T>().all_finite(tensors[i].elements(), tensors[i].as<T>());
+  if (on_gpu(flags)) return device_kernels().mark_not_finite(tensors, flags, stream);
+  for (size_t k = 0; k < tensors.size(); ++k) {
+    const ConstTensorView& x = tensors[k];
+    const bool finite = dispatch_float(x.dtype(), op, [&]<class T>() {
+      return elementwise<T>().all_finite(x.elements(), x.as<T>());
     });
-    if (!finite) return i;
+    if (!finite) flags.as<int32_t>()[k] = 1;
   }
-  return tensors.size();
 }
 
 void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,

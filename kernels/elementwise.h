@@ -32,11 +32,13 @@ double root_mean_square(ConstTensorView x);
 double sum_of_squares(ConstTensorView x);
 // True if every element of a floating tensor is finite.
 bool all_finite(ConstTensorView x);
-// The same of many tensors of one device, which a GPU does at once: the sum of each, and the place
-// of the first that holds an element that is not finite, tensors.size() for none. An undefined one
-// is empty.
+// The sums of squares of many tensors of one device, which a GPU takes at once. An undefined one is
+// empty.
 std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors);
-size_t first_not_finite(std::span<const ConstTensorView> tensors);
+// Many tensors of one type and device, all of them defined: flags[k] = 1 where tensors[k] holds an
+// element that is not finite, else it stays as it is.  flags i32 [tensors.size()], on that device
+void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
+                     Stream stream = {});
 
 // y = residual + dropout(x); residual may be undefined (0), y may be x or residual.  all [T, n]
 void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,

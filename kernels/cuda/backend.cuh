@@ -149,7 +149,8 @@ class CudaBackend final : public DeviceKernels {
   void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
                               Stream stream) override;
   std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) override;
-  size_t first_not_finite(std::span<const ConstTensorView> tensors) override;
+  void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
+                       Stream stream) override;
   void dropout_add(const PackedSequences& packed, const DropoutSite& site, ConstTensorView x,
                    ConstTensorView residual, TensorView y, Stream stream) override;
   void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream stream) override;

@@ -91,10 +91,10 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) results[blockIdx.x] = add ? results[blockIdx.x] + sum : sum;
 }
 
-// bad[k] = 1 where tensor k is not finite: all who find something write the same.
+// flags[k] = 1 where tensor k is not finite: all who find something write the same.
 template <class T, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
-    finite_kernel(int64_t pieces, int64_t count, const ListedTensor<T>* list, int* bad) {
+    finite_kernel(int64_t pieces, int64_t count, const ListedTensor<T>* list, int32_t* flags) {
   for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
     const Piece piece = piece_of(list, count, p);
     const T* x = list[piece.index].data;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
       const A v = static_cast<A>(x[i]);
       finite = finite && v - v == A(0);  // infinite minus infinite is NaN
     }
-    if (!finite) bad[piece.index] = 1;
+    if (!finite) flags[piece.index] = 1;
   }
 }
 
@@ -278,24 +278,16 @@ std::vector<double> CudaBackend::sums_of_squares(std::span<const ConstTensorView
   return results;
 }
 
-size_t CudaBackend::first_not_finite(std::span<const ConstTensorView> tensors) {
-  const Device device = tensors[0].device();
-  const Stream stream(device);
-  const cudaStream_t s = enter(device, stream);
-  const auto count = static_cast<int64_t>(tensors.size());
-  std::vector<int> bad(tensors.size());
-  const size_t bytes = bad.size() * sizeof(int);
-  const Scratch there(bytes, device, stream);
-  fill_zero(there.as<int>(), device, bytes, stream);
-  dispatch_float(tensors[0].dtype(), "first_not_finite", [&]<class T>() {
+void CudaBackend::mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
+                                  Stream stream) {
+  const cudaStream_t s = enter(flags.device(), stream);
+  dispatch_float(tensors[0].dtype(), "mark_not_finite", [&]<class T>() {
     with_list<T>(tensors, stream, [&](const ListedTensor<T>* list, int64_t pieces) {
-      finite_kernel<T>
-          <<<blocks_for_each(pieces), kThreads, 0, s>>>(pieces, count, list, there.as<int>());
+      finite_kernel<T><<<blocks_for_each(pieces), kThreads, 0, s>>>(
+          pieces, std::ssize(tensors), list, flags.as<int32_t>());
       check_launch();
     });
   });
-  copy_to_host(bad.data(), there.as<int>(), bytes, device, s);
-  return static_cast<size_t>(std::find(bad.begin(), bad.end(), 1) - bad.begin());
 }
 
 void CudaBackend::dropout_add(const PackedSequences& packed, const DropoutSite& site,

@@ -42,6 +42,7 @@ void GradientSync::begin(PartOf part_of) {
   part_of_ = std::move(part_of);
   ready_.assign(buckets_.size(), false);
   started_ = 0;
+  flagged_.clear();
   not_finite_ = parameters_.size();
 }
 
@@ -58,25 +59,29 @@ void GradientSync::start_ready(Communicator& dp) {
 
 void GradientSync::start(const std::vector<size_t>& bucket, Communicator& dp) {
   std::vector<TensorView> sums, residuals;
-  std::vector<size_t> index;
+  const auto first_flag = std::ssize(flagged_);
   for (const size_t i : bucket) {
     const Parameter& p = parameters_[i];
     const Part part = part_of_(i);
     if (!p.sink.defined() || part.rows) continue;
-    index.push_back(i);
+    flagged_.push_back(i);
     sums.push_back(p.sink);
     residuals.push_back(part.residual);
   }
-  std::sort(index.begin(), index.end());
-  std::vector<ConstTensorView> in_set_order;
-  for (const size_t i : index) in_set_order.push_back(parameters_[i].sink);
-  const size_t bad = first_not_finite(in_set_order);
-  if (bad < index.size()) not_finite_ = std::min(not_finite_, index[bad]);
-  if (sums.empty() || dp.size() == 1) return;
+  if (sums.empty()) return;
+  mark(sums, first_flag);
+  if (dp.size() == 1) return;
   if (options_.rounded)
     dp.all_reduce_rounded(sums, residuals, options_.stream);
   else
     dp.all_reduce(sums, ReduceOp::sum, options_.stream);
+}
+
+void GradientSync::mark(const std::vector<TensorView>& sums, int64_t first_flag) {
+  if (!flags_.defined())
+    flags_ = Tensor({std::ssize(parameters_)}, DType::i32, sums.front().device());
+  if (first_flag == 0) fill_zero(flags_);
+  mark_not_finite({sums.begin(), sums.end()}, flags_.view().slice(first_flag, std::ssize(sums)));
 }
 
 void GradientSync::sum_rows(size_t index, const Part& part, Communicator& dp) {
@@ -109,6 +114,12 @@ void GradientSync::sum_rows(size_t index, const Part& part, Communicator& dp) {
 void GradientSync::finish(int64_t step, Communicator& dp) {
   ready_.assign(buckets_.size(), true);
   start_ready(dp);
+  if (!flagged_.empty()) {
+    Tensor staging;
+    const auto* flags = on_host(flags_, staging).as<int32_t>();
+    for (size_t k = 0; k < flagged_.size(); ++k)
+      if (flags[k] != 0) not_finite_ = std::min(not_finite_, flagged_[k]);
+  }
   for (const auto& bucket : buckets_)
     for (const size_t i : bucket)
       if (const Part part = part_of_(i); part.rows && parameters_[i].sink.defined())

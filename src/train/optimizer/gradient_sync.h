@@ -57,6 +57,7 @@ class GradientSync {
  private:
   void start_ready(Communicator& dp);
   void start(const std::vector<size_t>& bucket, Communicator& dp);
+  void mark(const std::vector<TensorView>& sums, int64_t first_flag);
   void sum_rows(size_t index, const Part& part, Communicator& dp);
 
   ParameterSet& parameters_;
@@ -66,6 +67,10 @@ class GradientSync {
   PartOf part_of_;
   std::vector<bool> ready_;
   size_t started_ = 0;     // buckets
+  // Whether tensor flagged_[k] is finite is written to flags_[k] (0 or 1), on the device, before its
+  // sum begins, and read at the end: nothing waits for it in between.
+  Tensor flags_;
+  std::vector<size_t> flagged_;
   size_t not_finite_ = 0;  // place of the first tensor of which this rank found it
 };
 

@@ -145,16 +145,37 @@ TEST_P(ElementwiseTest, ManyAtOnce) {
     EXPECT_NEAR(sums[i], expected, 1e-12 * expected) << i;
     EXPECT_EQ(sums[i], views[i].defined() ? sum_of_squares(views[i]) : 0) << i;
   }
-  EXPECT_EQ(first_not_finite(views), views.size());
-  for (const size_t bad : {size_t{6}, size_t{4}, size_t{1}}) {  // the first of all so far
-    Doubles v = to_doubles(tensors[bad - 1]);
-    v.back() = std::nan("");
-    tensors[bad - 1] = from_doubles(v, tensors[bad - 1].shape(), dtype(), device());
-    views[bad] = tensors[bad - 1];
-    EXPECT_EQ(first_not_finite(views), bad);
-  }
   EXPECT_TRUE(sums_of_squares({}).empty());
-  EXPECT_EQ(first_not_finite({}), 0u);
+}
+
+TEST_P(ElementwiseTest, MarksWhatIsNotFinite) {
+  std::vector<Tensor> tensors;
+  std::vector<ConstTensorView> views;
+  for (const int64_t n : {3, 0, 16384, 16385, 1, 70001, 0}) {
+    tensors.push_back(random_tensor({n}, dtype(), tensors.size() + 1));
+    views.push_back(tensors.back());
+  }
+  Tensor flags = Tensor::zeros({std::ssize(views)}, DType::i32, device());
+  Doubles expected(views.size(), 0);
+  const auto marked = [&] {
+    mark_not_finite(views, flags);
+    Tensor staging;
+    const auto* found = on_host(flags, staging).as<int32_t>();
+    return Doubles(found, found + views.size());
+  };
+  EXPECT_EQ(marked(), expected);
+  for (const size_t bad : {size_t{5}, size_t{3}, size_t{0}}) {
+    Doubles v = to_doubles(tensors[bad]);
+    v.back() = std::nan("");
+    const Tensor broken = from_doubles(v, tensors[bad].shape(), dtype(), device());
+    views[bad] = broken;
+    expected[bad] = 1;
+    EXPECT_EQ(marked(), expected);
+    views[bad] = tensors[bad];  // finite again: its mark stays
+  }
+  EXPECT_EQ(marked(), expected);
+  mark_not_finite({}, flags.view().slice(0, 0));
+  EXPECT_THROW(mark_not_finite(views, flags.view().slice(0, 2)), InternalError);
 }
 
 TEST_P(ElementwiseTest, DropoutFollowsItsDefinition) {
