@@ -81,7 +81,8 @@ void GradientSync::mark(const std::vector<TensorView>& sums, int64_t first_flag)
   if (!flags_.defined())
     flags_ = Tensor({std::ssize(parameters_)}, DType::i32, sums.front().device());
   if (first_flag == 0) fill_zero(flags_);
-  mark_not_finite({sums.begin(), sums.end()}, flags_.view().slice(first_flag, std::ssize(sums)));
+  const std::vector<ConstTensorView> views(sums.begin(), sums.end());
+  mark_not_finite(views, flags_.view().slice(first_flag, std::ssize(sums)));
 }
 
 void GradientSync::sum_rows(size_t index, const Part& part, Communicator& dp) {
