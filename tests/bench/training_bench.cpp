@@ -5,6 +5,7 @@
 //   training_bench ratios FILE [ROUNDS]  one rank: share of the products' rate, cost of two passes,
 //                                        packed against padded
 //   training_bench rate FILE [STEPS]     any number of ranks: pairs a second
+//   training_bench step|loss [OPTIONS]   on a CPU or a GPU: tests/bench/device_bench.cpp
 //
 // Variants take turns on the same batch, round by round, because the speed of a shared machine
 // drifts; a ratio is taken inside each round. tests/bench/run.sh runs all of it.
@@ -24,15 +25,14 @@
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/train/data/data.h"
-#include "src/train/optimizer/optimizer.h"
 #include "src/train/session.h"
 #include "src/train/stopwatch.h"
-#include "src/train/two_pass.h"
+#include "tests/bench/bench_device.h"
+#include "tests/bench/bench_step.h"
+#include "tests/bench/device_bench.h"
 
 namespace amur {
 namespace {
-
-constexpr int64_t kUnlimited = int64_t{1} << 40;
 
 Config bench_config() {
   Config c;
@@ -46,7 +46,7 @@ Config bench_config() {
   c.data.sources[0].format = SourceFormat::trans_de_en;
   c.train.batch_size = 256;
   c.train.chunk_tokens = 1024;
-  c.train.activation_budget = kUnlimited;
+  c.train.activation_budget = kKeepAll;
   return c;
 }
 
@@ -70,90 +70,6 @@ class Samples {
   std::vector<double> values_;
 };
 
-struct Step {
-  StepTimes times;
-  double seconds = 0;        // all of them
-  double forward_flops = 0;  // of one forward, this rank
-  double tokens = 0;
-};
-
-// Model, optimizer and the two passes of one precision.
-class Bench {
- public:
-  Bench(Config config, Precision precision, ProcessGrid& grid, Runtime& runtime)
-      : config_(std::move(config)),
-        grid_(grid),
-        model_(config_, precision),
-        optimizer_(Optimizer::make(config_.optimizer, model_.parameters())),
-        two_pass_(model_, config_, grid.dp(), runtime) {
-    model_.initialise(config_.train.seed);
-    for (Parameter& p : model_.parameters())
-      if (p.kind == ParamKind::embedding)
-        touched_.push_back(Tensor::zeros({p.value.view().rows()}, DType::u8));
-  }
-
-  const Config& config() const { return config_; }
-  DType dtype() const { return model_.dtype(); }
-
-  Step step(const LocalBatch& batch, int64_t activation_budget = kUnlimited) {
-    config_.train.activation_budget = activation_budget;
-    Step result;
-    Stopwatch whole, watch;
-    touch(batch);
-    result.times.data = watch.lap();
-    const BatchGradient gradient = two_pass_.pass1(batch, step_, result.times);
-    AMUR_CHECK(gradient.finite, "step {}: the loss is not finite", step_);
-    watch.lap();
-    std::vector<TensorView> touched(touched_.begin(), touched_.end());
-    optimizer_->begin_step(step_, 1, touched, grid_.dp());
-    result.times.update = watch.lap();
-    two_pass_.pass2(result.times);
-    watch.lap();
-    optimizer_->finish_step(step_, 1e-3, grid_.dp());
-    result.times.update += watch.lap();
-    result.seconds = whole.elapsed();
-    result.forward_flops = gradient.forward_flops;
-    result.tokens = static_cast<double>(gradient.tokens);
-    ++step_;
-    return result;
-  }
-
-  // Bytes that all chunks of a batch keep.
-  int64_t activation_bytes(const LocalBatch& batch) {
-    size_t bytes = 0;
-    for (const Chunk& chunk : plan_chunks(batch, config_.train.chunk_tokens, false))
-      bytes += model_.tower(0).saved_bytes(chunk.tokens, std::ssize(chunk.units), model_.dtype());
-    return static_cast<int64_t>(bytes);
-  }
-
- private:
-  void touch(const LocalBatch& batch) {
-    for (Tensor& t : touched_) fill_zero(t);
-    for (const int32_t id : batch.tokens) touched_[0].as<uint8_t>()[id] = 1;
-    int32_t longest = 0;
-    for (const auto* units : {&batch.queries, &batch.documents})
-      for (const TextUnit& u : *units) longest = std::max(longest, u.length);
-    std::fill_n(touched_[1].as<uint8_t>(), longest, uint8_t{1});
-  }
-
-  Config config_;
-  ProcessGrid& grid_;
-  EmbeddingModel model_;
-  std::unique_ptr<Optimizer> optimizer_;
-  TwoPass two_pass_;
-  std::vector<Tensor> touched_;  // of the token table, of the position table
-  int64_t step_ = 0;
-};
-
-Tensor random_matrix(int64_t rows, int64_t columns, DType dtype) {
-  Tensor values({rows, columns}, DType::f32), result({rows, columns}, dtype);
-  for (int64_t i = 0; i < values.elements(); ++i)
-    values.as<float>()[i] =
-        static_cast<float>(RandomKey(1).uniform(static_cast<uint64_t>(i))) - 0.5f;
-  cast(values, result);
-  return result;
-}
-
 // The twelve products of a layer, forward and backward, as the encoder calls them: the rate at
 // which a step without anything else would run.
 class LayerProducts {
@@ -162,9 +78,9 @@ class LayerProducts {
     const int64_t d = model.hidden, ffn = model.resolved_ffn();
     for (const auto& [in, out] : {std::pair{d, 3 * d}, {d, d}, {d, ffn}, {ffn, d}}) {
       Linear l;
-      l.x = random_matrix(tokens, in, dtype);
-      l.w = random_matrix(out, in, dtype);
-      l.dy = random_matrix(tokens, out, dtype);
+      l.x = random_tensor({tokens, in}, dtype, Device::cpu());
+      l.w = random_tensor({out, in}, dtype, Device::cpu());
+      l.dy = random_tensor({tokens, out}, dtype, Device::cpu());
       l.y = Tensor({tokens, out}, dtype);
       l.dx = Tensor({tokens, in}, dtype);
       l.dw = Tensor::zeros({out, in}, DType::f32);
@@ -238,20 +154,21 @@ struct Figures {
   Samples products, pass1, pass2, loss, update;  // shares of the step with everything kept
 };
 
-void measure_round(Bench& bench, LayerProducts& products, const LocalBatch& batch, Figures& f) {
+void measure_round(BenchTrainer& bench, LayerProducts& products, const LocalBatch& batch,
+                   Figures& f) {
   const int64_t chunk = bench.config().train.chunk_tokens;
   const LocalBatch sorted = padded(batch, chunk, true), unsorted = padded(batch, chunk, false);
   const int64_t all_bytes = bench.activation_bytes(batch);
   const int repeats = bench.dtype() == DType::f32 ? 4 : 8;
 
   const double rate_before = products.flops_per_second(repeats);
-  const Step full = bench.step(batch);
+  const BenchStep full = bench.step(batch);
   const double rate_after = products.flops_per_second(repeats);
-  const Step half = bench.step(batch, all_bytes / 2 + all_bytes / 16);
-  const Step none = bench.step(batch, 0);
-  const Step full_again = bench.step(batch);
-  const Step pad_sorted = bench.step(sorted);
-  const Step pad_unsorted = bench.step(unsorted);
+  const BenchStep half = bench.step(batch, all_bytes / 2 + all_bytes / 16);
+  const BenchStep none = bench.step(batch, 0);
+  const BenchStep full_again = bench.step(batch);
+  const BenchStep pad_sorted = bench.step(sorted);
+  const BenchStep pad_unsorted = bench.step(unsorted);
 
   const double rate = (rate_before + rate_after) / 2, model_flops = 3 * full.forward_flops;
   f.gemm_rate.add(rate * 1e-9);
@@ -318,10 +235,10 @@ int ratios(Runtime& runtime, Config config, int64_t rounds) {
   const std::vector<LocalBatch> batches = read_batches(config, *grid, rounds + 1);
   const auto chunk_tokens = config.train.chunk_tokens;
   std::array<Figures, 2> figures;
-  std::vector<std::unique_ptr<Bench>> benches;
+  std::vector<std::unique_ptr<BenchTrainer>> benches;
   std::vector<LayerProducts> products;
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
-    benches.push_back(std::make_unique<Bench>(config, precision, *grid, runtime));
+    benches.push_back(std::make_unique<BenchTrainer>(config, precision, *grid, runtime));
     products.emplace_back(config.model, chunk_tokens, benches.back()->dtype());
     benches.back()->step(batches[0]);  // memory and compiled products
   }
@@ -357,7 +274,7 @@ int rate(Runtime& runtime, Config config, int64_t steps) {
   config.model.vocab = config.data.vocab_size;
   const std::vector<LocalBatch> batches = read_batches(config, *grid, steps + 1);
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
-    Bench bench(config, precision, *grid, runtime);
+    BenchTrainer bench(config, precision, *grid, runtime);
     bench.step(batches[0]);
     grid->world().barrier();
     Stopwatch watch;
@@ -384,6 +301,10 @@ int vocabulary(Runtime& runtime, const Config& config, const std::string& path) 
 }
 
 int run(Runtime& runtime, int argc, char** argv) {
+  if (argc >= 2 && argv[1] == std::string("step"))
+    return bench_step(runtime, {argv + 2, argv + argc});
+  if (argc >= 2 && argv[1] == std::string("loss"))
+    return bench_loss(runtime, {argv + 2, argv + argc});
   const std::string command = argc >= 3 && argc <= 4 ? argv[1] : "";
   Config config = bench_config();
   if (command == "vocabulary") return vocabulary(runtime, config, argv[2]);
@@ -393,7 +314,8 @@ int run(Runtime& runtime, int argc, char** argv) {
     return command == "ratios" ? ratios(runtime, config, count) : rate(runtime, config, count);
   }
   throw UsageError(
-      "usage: training_bench vocabulary FILE | ratios FILE [ROUNDS] | rate FILE [STEPS]");
+      "usage: training_bench vocabulary FILE | ratios FILE [ROUNDS] | rate FILE [STEPS] | step | "
+      "loss");
 }
 
 }  // namespace

@@ -1,0 +1,235 @@
+# shellcheck shell=bash
+# Sourced by gpu-check.sh: what it needs built, and the parts `tests` and `sanitizer`. Where the device
+# is `cpu` the same checks run without a GPU and without NCCL, to show that they work.
+
+# shellcheck disable=SC2034  # used by gpu-check.sh and gpu-bundle.sh
+gpu_targets=(amur test_kernels test_contrastive_loss test_collectives test_nccl misbehave
+  amur_bench_kernels amur_bench_training)
+gpu_programs=(src/app/{amur,libamur_cuda.so,libamur_nccl.so}
+  tests/unit/{kernels/test_kernels,loss/test_contrastive_loss}
+  tests/unit/comm/{test_collectives,test_nccl,misbehave}
+  tests/bench/{amur_bench_kernels,amur_bench_training})
+build=build/release
+gpu_tests=("$build"/tests/unit/{kernels/test_kernels,loss/test_contrastive_loss})
+
+# Programs, libraries and MPI of an unpacked bundle, for ranks on one machine; CUDA's libraries where they
+# are.
+use_bundle() {
+  local folder
+  AMUR_LIBRARY_PATH=$root/lib
+  for folder in "${CUDA_HOME:-/usr/local/cuda}"/{lib64,extras/CUPTI/lib64} \
+    $(python3 -c 'import glob, sys; print(*(p for s in sys.path for p in glob.glob(s + "/nvidia/*/lib")))' \
+      2> /dev/null); do
+    [ ! -d "$folder" ] || AMUR_LIBRARY_PATH+=:$folder
+  done
+  export AMUR_LIBRARY_PATH LD_LIBRARY_PATH=$AMUR_LIBRARY_PATH PATH=$root/openmpi/bin:$PATH \
+    OPAL_PREFIX=$root/openmpi OPAL_BINDIR=$root/openmpi/bin OPAL_LIBDIR=$root/lib \
+    OPAL_PKGLIBDIR=$root/openmpi/lib/openmpi3 OPAL_PKGDATADIR=$root/openmpi/share/openmpi \
+    OPAL_SYSCONFDIR=$root/openmpi/etc PMIX_PREFIX=$root/openmpi PMIX_LIBDIR=$root/lib \
+    PMIX_PKGLIBDIR=$root/openmpi/lib/pmix OMPI_MCA_plm=isolated OMPI_MCA_pml=ob1 \
+    OMPI_MCA_btl=self,vader,tcp OMPI_MCA_btl_vader_single_copy_mechanism=none
+}
+
+# check NAME COMMAND...: goes on where it fails; `run_checks` writes what came out.
+checks='' checks_failed=0
+check() {
+  local name=$1 begin=$SECONDS result=passed
+  shift
+  say "$name"
+  note=''
+  "$@" || { result=FAILED; checks_failed=1; }
+  say "$name: $result${note:+, $note}"
+  checks+="${checks:+,
+}  {\"name\": \"$name\", \"result\": \"$result${note:+, $note}\", \"seconds\": $((SECONDS - begin))}"
+}
+
+# run_checks PART FUNCTION: its checks, their output in PART.log and results in PART.json.
+run_checks() {
+  {
+    deadline=$((SECONDS + limit))
+    "$2"
+    # shellcheck disable=SC2154  # of gpu-check.sh
+    printf '{"part": "%s", "device": "%s", "device_name": "%s", "checks": [\n%s\n]}\n' \
+      "$1" "$device" "$device_name" "$checks" > "$out/$1.json"
+    exit $checks_failed
+  } 2>&1 | tee "$out/$1.log"
+}
+
+# The tests of a GPU are named /cuda or /cuda_TYPE, and exist only where a GPU is usable.
+filter_of() {
+  if [ "$device" = cuda ]; then
+    printf '%s' '*/cuda*'
+  elif [ -n "$small" ]; then
+    printf '%s' 'All/*Gemm*/baseline_f32:All/Norm*/baseline_f32:All/ContrastiveLoss.*Gradient*/cpu'
+  else
+    printf '%s' '*/baseline_*:*/cpu'
+  fi
+}
+
+# Fails where there is no case.
+device_cases() {
+  local program found cases=0
+  for program in "${gpu_tests[@]}"; do
+    found=$("$program" --gtest_filter="$(filter_of)" --gtest_list_tests | grep -c '^  ' || true)
+    [ "$found" -gt 0 ] || { say "$program has no case for this device"; return 1; }
+    cases=$((cases + found))
+    timeout -k 10 300 "$program" --gtest_filter="$(filter_of)" --gtest_brief=1 || return
+  done
+  note="$cases cases"
+}
+
+# on_one_gpu RANKS COMMAND...: ranks that take each other for other machines, so that NCCL lets them
+# share the GPU: everything goes through the sockets of this machine, and the ranks take turns on the
+# GPU. It shows that calls, orders and sums are right. It cannot show NVLink, RDMA or how fast any of it
+# is, nor kernels of several ranks that run at the same time.
+on_one_gpu() (
+  ranks=$1
+  shift
+  export NCCL_SOCKET_IFNAME=lo NCCL_IB_DISABLE=1 NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 \
+    NCCL_MNNVL_ENABLE=0 NCCL_MAX_CTAS=2 NCCL_ALGO=Ring NCCL_PROTO=Simple NCCL_RAS_ENABLE=0
+  timeout -k 10 600 mpirun -n "$ranks" \
+    bash -c 'NCCL_HOSTID=r${OMPI_COMM_WORLD_RANK:-$PMI_RANK} exec "$@"' rank "$@"
+)
+
+# Sums, gathers and broadcasts of tensors on the device against closed forms, by MPI and by NCCL.
+collectives_by() {
+  local cases ranks collectives=$build/tests/unit/comm/test_collectives side=$build/tests/unit/comm/test_nccl
+  if [ "$device" = cpu ]; then
+    for ranks in "$@"; do
+      on_one_gpu "$ranks" "$collectives" --gtest_filter='*/host' --gtest_brief=1 || return
+    done
+    return
+  fi
+  cases=$(on_one_gpu 1 "$collectives" --gtest_filter='*/cuda_nccl' --gtest_list_tests |
+    grep -c '^  ' || true)
+  [ "$cases" -gt 0 ] || { say "$collectives has no case for NCCL"; return 1; }
+  for ranks in "$@"; do
+    on_one_gpu "$ranks" "$collectives" --gtest_filter='*/cuda_*' --gtest_brief=1 &&
+      on_one_gpu "$ranks" "$side" --gtest_filter='*/cuda_*' --gtest_brief=1 || return
+  done
+}
+
+# A rank that never comes to a sum, and one that is killed on the way, end the job.
+failures_end() {
+  local kind code output kinds=(nccl-stall nccl-kill)
+  [ "$device" = cuda ] || kinds=(stop kill)
+  for kind in "${kinds[@]}"; do
+    code=0
+    output=$(MISBEHAVE_FOLDER=$build/src/app on_one_gpu 3 $build/tests/unit/comm/misbehave $kind 15 5 2>&1) ||
+      code=$?
+    if [ $code = 0 ] || [ $code = 124 ]; then
+      printf '%s\n' "$output" >&2
+      say "$kind ended with $code"
+      return 1
+    fi
+    [ $kind != nccl-stall ] || grep -q 'rank 2/3 .*is not in a collective' <<< "$output" || return
+  done
+}
+
+# Eight steps on the CPU, on the device by one rank and by several, through host memory and by NCCL, data
+# and tensor parallel, and half on each device: the same losses up to rounding.
+losses() { sed -n 's/.*"loss":\([-+0-9.e]*\).*/\1/p' "$1/metrics.jsonl"; }
+trainings_agree() (
+  amur=$PWD/$build/src/app/amur
+  folder=$(mktemp -d)
+  trap 'rm -rf "$folder"' EXIT
+  cd "$folder"
+  awk 'BEGIN {
+    srand(1)
+    for (i = 0; i < 400; ++i) {
+      for (k = 0; k < 4; ++k) word[k] = int(100 * rand())
+      printf "a%d b%d c%d\tx%d y%d z%d\n", word[0], word[1], word[2], word[2], word[1], word[0]
+    }
+  }' > pairs.tsv
+  cat > small.yaml << 'YAML'
+model: {layers: 2, hidden: 64, heads: 2, ffn: 128, max_length: 32, dropout: 0.1}
+data: {vocab_size: 400, sources: [{format: tsv, path: pairs.tsv}]}
+optimizer: {kind: tiger, learning_rate: 0.002, warmup_steps: 4}
+train: {batch_size: 32, chunk_tokens: 256, steps: 8, schedule_steps: 8, seed: 3}
+YAML
+  run() {  # RUN DEVICE RANKS STEPS [OPTION...]
+    local name=$1 where=$2 ranks=$3 steps=$4
+    shift 4
+    on_one_gpu "$ranks" "$amur" train small.yaml --run-dir "$name" --device "$where" \
+      --set "train.steps=$steps" "$@" 2> "$name.log" || { cat "$name.log" >&2; return 1; }
+  }
+  others=(one two half)
+  run cpu cpu 1 8 && run one $device 1 8 && run two $device 2 8 --comm mpi && run half cpu 1 4 &&
+    run half $device 1 8 || exit 1
+  if [ $device = cuda ]; then
+    others+=(nccl-1x1 nccl-2x1 nccl-1x2 nccl-2x2)
+    run nccl-1x1 cuda 1 8 --comm nccl && run nccl-2x1 cuda 2 8 --comm nccl &&
+      run nccl-1x2 cuda 2 8 --comm nccl --set parallel.tp=2 &&
+      run nccl-2x2 cuda 4 8 --comm nccl --set parallel.tp=2 || exit 1
+    run again cuda 1 8 && cmp <(losses one) <(losses again) || { say "two runs differ"; exit 1; }
+  fi
+  status=0
+  for other in "${others[@]}"; do
+    worst=$(paste <(losses cpu) <(losses "$other") | awk '
+      NF == 2 { d = ($1 - $2) / $1; if (d < 0) d = -d; if (!(d <= worst)) worst = d; ++n }
+      END { print n == 8 ? worst + 0 : "not all steps are there" }')
+    say "the CPU and $other: losses differ by $worst at most"
+    awk -v d="$worst" 'BEGIN { exit !(d "" ~ /^[0-9.e+-]+$/ && d < 1e-3) }' || status=1
+  done
+  exit $status
+)
+
+gpu_checks() {
+  check "kernels and loss stage" device_cases
+  check "loss stage by two ranks" timeout -k 10 300 mpirun -n 2 "${gpu_tests[1]}" \
+    --gtest_filter="$(filter_of)" --gtest_brief=1
+  if [ -n "$small" ]; then
+    check "collectives, 1 and 2 ranks" collectives_by 1 2
+  else
+    check "collectives, 1 to 4 ranks" collectives_by 1 2 3 4
+    check "failures" failures_end
+  fi
+  check "training" trainings_agree
+  [ "$device" = cpu ] ||
+    say "not shown by one GPU: NVLink and RDMA, ranks that compute at the same time, any speed of NCCL"
+}
+
+# sanitize TOOL: every suite of the device's cases under compute-sanitizer, four at a time, those that
+# do not begin before the deadline left out. The output of each, and a summary as `note`.
+sanitize() {
+  local program suite folder=$1 code=0
+  folder=$(mktemp -d)
+  for program in "${gpu_tests[@]}"; do
+    "$program" --gtest_filter="$(filter_of)" --gtest_list_tests | sed -n 's/^\([^ ].*\.\).*/\1/p' |
+      sed "s|^|$program |"
+  done > "$folder/suites"
+  # shellcheck disable=SC2016  # expanded by the shell that xargs starts
+  deadline=$(($(date +%s) + deadline - SECONDS)) tool=$1 folder=$folder xargs -P 4 -L 1 bash -c '
+    left=$((deadline - $(date +%s)))
+    name=$(printf %s "$1" | tr -c "A-Za-z0-9\n" _)
+    if [ $left -lt 10 ]; then echo "not run" > "$folder/$name.result"; exit 0; fi
+    code=0
+    timeout -k 5 $left compute-sanitizer --tool "$tool" --error-exitcode 9 "$0" \
+      --gtest_filter="$1*/cuda*" --gtest_brief=1 > "$folder/$name.out" 2>&1 || code=$?
+    case $code in 0) echo passed ;; 124) echo "not finished" ;; *) echo "FAILED" ;; esac \
+      > "$folder/$name.result"' < "$folder/suites"
+  for suite in "$folder"/*.out; do
+    say "$(basename "$suite" .out): $(cat "${suite%.out}.result")"
+    tail -n 40 "$suite"
+  done
+  for suite in passed FAILED "not finished" "not run"; do
+    note+="${note:+, }$(grep -lx "$suite" "$folder"/*.result | wc -l) $suite"
+  done
+  grep -qx FAILED "$folder"/*.result && code=1
+  grep -qx passed "$folder"/*.result || code=1
+  rm -r "$folder"
+  return $code
+}
+sanitizer_checks() {
+  local end=$deadline
+  if [ "$device" = cpu ]; then
+    say "compute-sanitizer looks at a GPU: nothing to run without one"
+    return
+  fi
+  command -v compute-sanitizer > /dev/null || PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+  command -v compute-sanitizer > /dev/null || { say "no compute-sanitizer is here"; checks_failed=1; return; }
+  deadline=$((SECONDS + (end - SECONDS) * 3 / 5))
+  check memcheck sanitize memcheck
+  deadline=$end
+  check racecheck sanitize racecheck
+}

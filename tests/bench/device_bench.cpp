@@ -1,0 +1,235 @@
+#include "tests/bench/device_bench.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "kernels/embedding.h"
+#include "kernels/gemm.h"
+#include "src/core/error.h"
+#include "src/train/session.h"
+#include "tests/bench/bench_device.h"
+#include "tests/bench/bench_step.h"
+
+namespace amur {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kVocabulary = 30522;  // BERT's
+
+struct ModelShape {
+  const char* name;
+  int64_t layers, hidden, heads;
+};
+constexpr ModelShape kModelShapes[] = {{"tiny", 2, 64, 2},
+                                       {"minilm", 6, 384, 12},
+                                       {"bert-base", 12, 768, 12},
+                                       {"bert-large", 24, 1024, 16}};
+
+std::vector<std::string> take_overrides(std::vector<std::string>& args) {
+  std::vector<std::string> overrides;
+  for (std::string value; !(value = take_option(args, "--set", "")).empty();)
+    overrides.push_back(value);
+  return overrides;
+}
+
+int64_t take_number(std::vector<std::string>& args, const std::string& name, int64_t fallback) {
+  const std::string text = take_option(args, name, fmt::format("{}", fallback));
+  if (text.empty() || text.size() > 12 || text.find_first_not_of("0123456789") != std::string::npos)
+    throw UsageError("{} is '{}': give a number", name, text);
+  return std::stoll(text);
+}
+
+void no_more(const std::vector<std::string>& args) {
+  if (!args.empty()) throw UsageError("unknown option '{}'", args.front());
+}
+
+// A post-norm encoder as BERT is, without dropout.
+Config config_of(const std::string& model, const std::vector<std::string>& overrides) {
+  for (const ModelShape& shape : kModelShapes) {
+    if (model != shape.name) continue;
+    const std::string yaml = fmt::format(
+        "model: {{layers: {}, hidden: {}, heads: {}, ffn: {}, max_length: 8192, dropout: 0,\n"
+        "        norm_position: post, key_bias: true}}\n"
+        "data: {{sources: [{{format: tsv, path: none}}]}}\n"
+        "train: {{chunk_tokens: 16384, steps: 1, activation_budget: {}GiB}}\n",
+        shape.layers, shape.hidden, shape.heads, 4 * shape.hidden, kKeepAll >> 30);
+    return parse_config(yaml, model, overrides);
+  }
+  throw UsageError("--model is '{}': use tiny, minilm, bert-base or bert-large", model);
+}
+
+Json floors_of(Device device) {
+  const Floors floors = measure_floors(device);
+  return {{"product_size", floors.product_size},
+          {"flops_per_second", floors.flops_per_second},
+          {"bytes_per_second", floors.bytes_per_second}};
+}
+
+Json begin_report(const char* what, Device device) {
+  return {{"what", what},
+          {"device", device_name(device)},
+          {"on_gpu", device.kind == Device::Kind::cuda},
+          {"threads", compute_threads()}};
+}
+
+int print(const Json& report) {
+  std::printf("%s\n", report.dump(1).c_str());
+  return kExitOk;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void require_one_rank(const Runtime& runtime) {
+  if (runtime.size() != 1) throw UsageError("one rank is measured, not {}", runtime.size());
+}
+
+Json phases_of(const std::vector<BenchStep>& steps) {
+  StepTimes sum;
+  for (const BenchStep& step : steps) {
+    sum.data += step.times.data;
+    sum.pass1 += step.times.pass1;
+    sum.loss += step.times.loss;
+    sum.pass2 += step.times.pass2;
+    sum.update += step.times.update;
+  }
+  const auto n = static_cast<double>(steps.size());
+  return {{"touch", sum.data / n},
+          {"pass1", sum.pass1 / n},
+          {"loss", sum.loss / n},
+          {"pass2", sum.pass2 / n},
+          {"update", sum.update / n}};
+}
+
+}  // namespace
+
+int bench_step(Runtime& runtime, std::vector<std::string> args) {
+  require_one_rank(runtime);
+  const Device device = take_device(args);
+  const std::string model = take_option(args, "--model", "minilm");
+  const int64_t pairs = take_number(args, "--pairs", 256);
+  const int64_t length = take_number(args, "--length", 128);
+  const int64_t longest = take_number(args, "--longest", length);
+  const int64_t steps = take_number(args, "--steps", 5);
+  const std::string precision = take_option(args, "--precision", "bf16");
+  if (precision != "bf16" && precision != "fp32")
+    throw UsageError("--precision is '{}': use bf16 or fp32", precision);
+  const bool with_floors = take_option(args, "--floors", "yes") != "no";
+  const std::vector<std::string> overrides = take_overrides(args);
+  no_more(args);
+  if (pairs < 1 || length < 2 || longest > 8192 || steps < 1)
+    throw UsageError("at least 1 pair, 2 tokens and 1 step, at most 8192 tokens");
+
+  Config config = config_of(model, overrides);
+  const auto grid = start_grid(config, CommBackend::mpi, runtime, device);
+  config.model.vocab = kVocabulary;
+  const LocalBatch batch = random_batch(pairs, length, longest, kVocabulary, config.train.seed);
+  BenchTrainer trainer(config, precision == "bf16" ? Precision::bf16 : Precision::fp32, *grid,
+                       runtime, device);
+  trainer.step(batch, config.train.activation_budget);  // memory, and algorithms of products
+  std::vector<BenchStep> done;
+  std::vector<double> seconds;
+  for (int64_t i = 0; i < steps; ++i) {
+    done.push_back(trainer.step(batch, config.train.activation_budget));
+    seconds.push_back(done.back().seconds);
+  }
+  Json report = begin_report("step", device);
+  const size_t peak = peak_device_bytes(device);  // before the floors take theirs
+  const BenchStep& last = done.back();
+  const double step_seconds = median(seconds), flops = 3 * last.forward_flops;
+  report.update({{"model", model},
+                 {"precision", precision},
+                 {"optimizer", trainer.optimizer_name()},
+                 {"overrides", overrides},
+                 {"parameters", trainer.parameters()},
+                 {"pairs", pairs},
+                 {"mean_length", last.tokens / static_cast<double>(2 * pairs)},
+                 {"longest", longest},
+                 {"chunk_tokens", config.train.chunk_tokens},
+                 {"chunks", last.chunks},
+                 {"recomputed_chunks", last.recomputed},
+                 {"steps", steps},
+                 {"seconds", step_seconds},
+                 {"all_seconds", seconds},
+                 {"phases", phases_of(done)},
+                 {"loss", last.loss},
+                 {"tokens_per_second", last.tokens / step_seconds},
+                 {"pairs_per_second", static_cast<double>(pairs) / step_seconds},
+                 {"model_flops", flops},
+                 {"model_flops_per_second", flops / step_seconds},
+                 {"weight_bytes", trainer.weight_bytes()},
+                 {"optimizer_bytes", trainer.optimizer_bytes()},
+                 {"peak_bytes", peak},
+                 {"activation_bytes", trainer.activation_bytes(batch)}});
+  if (with_floors) {
+    const Json floors = floors_of(device);
+    report["floors"] = floors;
+    report["fraction"] = flops / step_seconds / floors["flops_per_second"].get<double>();
+  }
+  return print(report);
+}
+
+int bench_loss(Runtime& runtime, std::vector<std::string> args) {
+  require_one_rank(runtime);
+  const Device device = take_device(args);
+  const bool gpu = device.kind == Device::Kind::cuda;
+  const int64_t rows = take_number(args, "--rows", gpu ? 65536 : 1024);
+  const int64_t width = take_number(args, "--width", 768);
+  const std::vector<std::string> overrides = take_overrides(args);
+  no_more(args);
+  if (rows < 1 || width < 1) throw UsageError("at least 1 row and a width of 1");
+
+  const Config config = config_of("tiny", overrides);
+  const auto grid = start_grid(config, CommBackend::mpi, runtime, device);
+  // One after the other, so that making them takes no more memory than there will be.
+  const auto unit_vectors = [&] {
+    Tensor z = random_tensor({rows, width}, DType::f32, device);
+    Tensor norm({rows}, DType::f32, device);
+    normalise_forward(z, z, norm);
+    return z;
+  };
+  const Tensor queries = unit_vectors(), documents = unit_vectors();
+  Tensor dq({rows, width}, DType::f32, device), dk({rows, width}, DType::f32, device);
+  std::vector<uint64_t> query_ids(static_cast<size_t>(rows)), document_ids(query_ids);
+  std::iota(query_ids.begin(), query_ids.end(), uint64_t{1});
+  std::iota(document_ids.begin(), document_ids.end(), static_cast<uint64_t>(rows) + 1);
+  std::vector<int32_t> positive(static_cast<size_t>(rows));
+  std::iota(positive.begin(), positive.end(), 0);
+  ContrastiveInput input;
+  input.queries = queries;
+  input.documents = documents;
+  input.query_ids = query_ids;
+  input.document_ids = document_ids;
+  input.positive = positive;
+
+  const size_t before = memory_use(device).now;
+  ContrastiveOutput out;
+  const double seconds = seconds_of(device, [&] {
+    out = contrastive_loss(config.loss, std::log(config.loss.scale), config.loss.bias, input, dq,
+                           dk, grid->dp());
+  });
+  Json report = begin_report("loss", device);
+  const size_t extra = peak_device_bytes(device) - before;
+  const double n = static_cast<double>(rows), flops = 8 * n * n * static_cast<double>(width);
+  report.update({{"rows", rows},
+                 {"width", width},
+                 {"overrides", overrides},
+                 {"seconds", seconds},
+                 {"loss", out.loss},
+                 {"flops", flops},
+                 {"flops_per_second", flops / seconds},
+                 {"extra_bytes", extra},
+                 {"stated_extra_bytes", out.peak_bytes}});
+  const Json floors = floors_of(device);
+  report["floors"] = floors;
+  report["fraction"] = flops / seconds / floors["flops_per_second"].get<double>();
+  return print(report);
+}
+
+}  // namespace amur

@@ -1,0 +1,250 @@
+"""What a device can do with Amur, in one run: steps, loss stage, kernels, profiles, quick start.
+
+  device_benchmarks.py benchmarks BUILD OUT [--device cuda|cpu] [--small] [--limit SECONDS]
+  device_benchmarks.py training BUILD OUT [--device cuda|cpu] [--small] [--limit SECONDS] [--config FILE]
+
+BUILD is a build folder (build/release). Writes OUT/<part>.json, and beside it everything that the programs
+printed, OUT/<part>.log; tests/bench/device_report.py makes a document of them. A program that fails, or for which
+no time is left, stands there with the reason, and the exit code is 1. launch/gpu-check.sh starts this.
+"""
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+# name: options of `amur_bench_training step`
+STEPS = {
+    "minilm, 128 tokens": "--model minilm --pairs 2048 --length 128",
+    "bert-base, 128 tokens": "--model bert-base --pairs 512 --length 128",
+    "bert-large, 128 tokens": "--model bert-large --pairs 192 --length 128",
+    "minilm, 128 tokens, chunks of 32k": "--model minilm --pairs 2048 --length 128 --set train.chunk_tokens=32768",
+    "bert-base, 128 tokens, chunks of 32k": "--model bert-base --pairs 512 --length 128 --set train.chunk_tokens=32768",
+    "bert-large, 128 tokens, chunks of 8k": "--model bert-large --pairs 192 --length 128 --set train.chunk_tokens=8192",
+    "bert-base, 128 tokens, nothing kept": "--model bert-base --pairs 512 --length 128 "
+                                           "--set train.activation_budget=0",
+    "bert-base, 128 tokens, dropout 0.1": "--model bert-base --pairs 512 --length 128 --set model.dropout=0.1",
+    "bert-base, 512 tokens": "--model bert-base --pairs 128 --length 512",
+    "bert-base, mixed lengths": "--model bert-base --pairs 1024 --length 60 --longest 256",
+    "bert-base, 128 tokens, adamw": "--model bert-base --pairs 512 --length 128 --set optimizer.kind=adamw",
+    "bert-base, 128 tokens, lion": "--model bert-base --pairs 512 --length 128 --set optimizer.kind=lion",
+    "minilm, 128 tokens, fp32": "--model minilm --pairs 256 --length 128 --precision fp32",
+}
+PROFILED = ("minilm, 128 tokens", "bert-base, 128 tokens", "bert-large, 128 tokens")
+LOSS = {"65,536 x 768": "--rows 65536 --width 768", "32,768 x 384": "--rows 32768 --width 384"}
+# Small: the same commands, to show on a CPU that they work.
+SMALL_STEPS = {"tiny, 16 tokens": "--model tiny --pairs 8 --length 16 --steps 2",
+               "tiny, mixed lengths, nothing kept": "--model tiny --pairs 8 --length 12 --longest 40 --steps 2 "
+                                                    "--set train.activation_budget=0 --precision fp32"}
+SMALL_LOSS = {"64 x 32": "--rows 64 --width 32"}
+SMALL_KERNELS = "--benchmark_filter=norm|optimizer_update/0"
+
+# Of a bundle, for the programs alone (launch/gpu-tests.sh).
+LIBRARIES = {"LD_LIBRARY_PATH": os.environ["AMUR_LIBRARY_PATH"]} if "AMUR_LIBRARY_PATH" in os.environ else {}
+
+# How weights and momentum are held: options of `amur train`.
+MODES = {"as configured": []}
+
+
+class Bench:
+    """Runs programs one after the other while there is time, and keeps what they say."""
+
+    def __init__(self, options):
+        self.options = options
+        self.end = time.monotonic() + options.limit
+        self.log = open(os.path.join(options.out, options.part + ".log"), "w", encoding="utf-8")
+        self.failed = []
+
+    def note(self, text):
+        print(text, flush=True)
+        print(text, file=self.log, flush=True)
+
+    def run(self, name, command, environment=None):
+        """What the program printed, and None; or None, and why there is nothing."""
+        left = self.end - time.monotonic()
+        begin = time.monotonic()
+        self.note(f"== {name}: {' '.join(command)}")
+        if left < 1:
+            output, problem = None, f"not run: the {self.options.limit} s of this part were over"
+        else:
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left,
+                                      env=os.environ | LIBRARIES | (environment or {}))
+                self.log.write(done.stderr + done.stdout)
+                output, problem = done.stdout, None
+                if done.returncode:
+                    last = done.stderr.strip().splitlines()[-1:] or [""]
+                    output, problem = None, f"exit code {done.returncode}: {last[0]}"
+            except subprocess.TimeoutExpired:
+                output, problem = None, f"stopped: the {self.options.limit} s of this part were over"
+            except OSError as error:
+                output, problem = None, str(error)
+        if problem:
+            self.failed.append(name)
+            self.note(f"{name}: {problem}")
+        self.note(f"   {time.monotonic() - begin:.1f} s")
+        return output, problem
+
+    def run_json(self, name, command, environment=None):
+        """The object that it printed, or {"error": why not}."""
+        output, problem = self.run(name, command, environment)
+        return {"error": problem} if problem else json.loads(output[output.index("{"):])
+
+    def program(self, *names):
+        return os.path.join(self.options.build, *names)
+
+
+def steps(bench):
+    wanted = SMALL_STEPS if bench.options.small else STEPS
+    return {name: bench.run_json(f"step: {name}", step_command(bench, arguments)) for name, arguments in wanted.items()}
+
+
+def step_command(bench, arguments):
+    return [bench.program("tests", "bench", "amur_bench_training"), "step", "--device", bench.options.device,
+            *arguments.split()]
+
+
+def loss_stage(bench):
+    wanted = SMALL_LOSS if bench.options.small else LOSS
+    return {name: bench.run_json(f"loss stage: {name}",
+                                 [bench.program("tests", "bench", "amur_bench_training"), "loss", "--device",
+                                  bench.options.device, *arguments.split()]) for name, arguments in wanted.items()}
+
+
+def kernels(bench):
+    command = [bench.program("tests", "bench", "amur_bench_kernels"), "--device", bench.options.device,
+               "--benchmark_format=json", f"--benchmark_min_time={0.005 if bench.options.small else 0.1}"]
+    return bench.run_json("kernels", command + ([SMALL_KERNELS] if bench.options.small else []))
+
+
+def profile_problem(bench, library):
+    """Why kernels cannot be timed one by one here; None where they can."""
+    if bench.options.device == "cpu":
+        return "a CPU has no kernels to list: the phases say where the time goes"
+    if not os.path.exists(library):
+        return f"{library} was not built: it needs CUPTI's header"
+    loaded = subprocess.run([sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", library],
+                            capture_output=True, text=True, check=False, env=os.environ | LIBRARIES)
+    return f"it cannot be loaded: {loaded.stderr.strip().splitlines()[-1]}" if loaded.returncode else None
+
+
+def profiles(bench):
+    """Seconds of every kernel of a step, from a run of its own."""
+    library = bench.program("tests", "bench", "libamur_kernel_times.so")
+    problem = profile_problem(bench, library)
+    if problem:
+        bench.note(f"== no profile by kernels: {problem}")
+        return {"error": problem}
+    found, count = {}, 4
+    for name in PROFILED:
+        with tempfile.TemporaryDirectory(prefix="amur_profile_") as folder:
+            times = os.path.join(folder, "times.json")
+            step = bench.run_json(f"profile: {name}", step_command(bench, f"{STEPS[name]} --steps {count} --floors no"),
+                                  {"CUDA_INJECTION64_PATH": library, "AMUR_KERNEL_TIMES": times})
+            if "error" not in step and not os.path.exists(times):
+                step = {"error": "no times were written: CUPTI does not work with this driver"}
+            if "error" in step:
+                found[name] = step
+                continue
+            with open(times, encoding="utf-8") as file:
+                measured = json.load(file)
+        # The first step, which is not timed, ran the same kernels.
+        found[name] = {"step_seconds": step["seconds"], "dropped": measured["dropped"],
+                       "kernels": [[kernel, calls / (count + 1), seconds / (count + 1)]
+                                   for kernel, calls, seconds in measured["names"]]}
+    return found
+
+
+def quick_start(bench):
+    """Recall of the quick start trained on the device, evaluated from its checkpoint."""
+    options, found = bench.options, {}
+    amur = bench.program("src", "app", "amur")
+    with open(options.config, encoding="utf-8") as file:
+        text = file.read()
+    dictionary = os.path.join(ROOT, "data", "trans", "de-en")  # of a bundle; else where Debian puts it
+    if os.path.exists(dictionary):
+        text = text.replace("- format: trans-de-en", f"- format: trans-de-en\n      path: {dictionary}")
+    for name, settings in MODES.items():
+        with tempfile.TemporaryDirectory(prefix="amur_quick_start_") as folder:
+            config, run = os.path.join(folder, "quick_start.yaml"), os.path.join(folder, "run")
+            with open(config, "w", encoding="utf-8") as file:
+                file.write(text)
+            if options.small:
+                settings = [*settings, "train.steps=2", "train.batch_size=32"]
+            changes = [word for value in settings for word in ("--set", value)]
+            begin = time.monotonic()
+            _, problem = bench.run(f"train: {name}", [amur, "train", config, "--run-dir", run, "--device",
+                                                      options.device, *changes])
+            if problem:
+                found[name] = {"error": problem}
+                continue
+            seconds = time.monotonic() - begin
+            scores = bench.run_json(f"evaluate: {name}", [amur, "eval", run, "--json"])
+            with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as lines:
+                metrics = [json.loads(line) for line in lines]
+            with open(os.path.join(run, "log.txt"), encoding="utf-8") as lines:
+                state = [line for line in lines if "training state of a rank" in line]
+            found[name] = {"settings": settings, "seconds": seconds, "steps": len(metrics),
+                           "step_seconds": sorted(line["seconds"] for line in metrics)[len(metrics) // 2],
+                           "peak_gpu_bytes": max(line["peak_gpu_bytes"] for line in metrics),
+                           "state": state[0].strip() if state else "", "scores": scores}
+    return found
+
+
+def machine():
+    """What the figures are of."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    with open("/proc/loadavg", encoding="utf-8") as file:
+        load = " ".join(file.read().split()[:3])
+    found = {"date": str(datetime.date.today()), "processor": (names or ["unknown"])[0], "cores": os.cpu_count(),
+             "system": platform.platform(), "load_average_before": load}
+    query = "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"
+    try:
+        done = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        found["nvidia_smi"] = done.stdout.strip() if done.returncode == 0 else "nvidia-smi failed"
+    except OSError:
+        found["nvidia_smi"] = "there is no nvidia-smi here"
+    return found
+
+
+def main():
+    options = argparse.ArgumentParser()
+    options.add_argument("part", choices=("benchmarks", "training"))
+    options.add_argument("build")
+    options.add_argument("out")
+    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options.add_argument("--small", action="store_true", help="seconds instead of minutes: shows that it works")
+    options.add_argument("--limit", type=float, default=540, help="seconds; what has not begun then is left out")
+    options.add_argument("--config", default=os.path.join(ROOT, "configs", "dictionary.yaml"))
+    options = options.parse_args()
+    os.makedirs(options.out, exist_ok=True)
+    bench = Bench(options)
+    report = {"part": options.part, "device": options.device, "small": options.small, "machine": machine()}
+    doctor = bench.run_json("doctor", [bench.program("src", "app", "amur"), "doctor", "--json"])
+    report["doctor"] = doctor
+    if options.device == "cuda" and not doctor.get("gpu", {}).get("usable"):
+        gpu = doctor.get("gpu", doctor)
+        raise SystemExit(f"no GPU can be used here: {gpu.get('problem', gpu)}; {gpu.get('remedy', '')}")
+    if options.part == "benchmarks":
+        # What is asked for most comes first, should the time not suffice.
+        for name, measure in (("steps", steps), ("loss", loss_stage), ("profiles", profiles), ("kernels", kernels)):
+            report[name] = measure(bench)
+    else:
+        report["training"] = quick_start(bench)
+    report["failed"] = bench.failed
+    with open(os.path.join(options.out, options.part + ".json"), "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1)
+    if bench.failed:
+        bench.note(f"not measured: {', '.join(bench.failed)}")
+    return 1 if bench.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
