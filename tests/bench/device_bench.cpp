@@ -47,16 +47,18 @@ void no_more(const std::vector<std::string>& args) {
   if (!args.empty()) throw UsageError("unknown option '{}'", args.front());
 }
 
-// A post-norm encoder as BERT is, without dropout.
-Config config_of(const std::string& model, const std::vector<std::string>& overrides) {
+// A post-norm encoder as BERT is, without dropout, for texts of up to `longest` tokens.
+Config config_of(const std::string& model, int64_t longest,
+                 const std::vector<std::string>& overrides) {
   for (const ModelShape& shape : kModelShapes) {
     if (model != shape.name) continue;
     const std::string yaml = fmt::format(
-        "model: {{layers: {}, hidden: {}, heads: {}, ffn: {}, max_length: 8192, dropout: 0,\n"
+        "model: {{layers: {}, hidden: {}, heads: {}, ffn: {}, max_length: {}, dropout: 0,\n"
         "        norm_position: post, key_bias: true}}\n"
         "data: {{sources: [{{format: tsv, path: none}}]}}\n"
         "train: {{chunk_tokens: 16384, steps: 1, activation_budget: {}GiB}}\n",
-        shape.layers, shape.hidden, shape.heads, 4 * shape.hidden, kKeepAll >> 30);
+        shape.layers, shape.hidden, shape.heads, 4 * shape.hidden, std::max<int64_t>(512, longest),
+        kKeepAll >> 30);
     return parse_config(yaml, model, overrides);
   }
   throw UsageError("--model is '{}': use tiny, minilm, bert-base or bert-large", model);
@@ -81,30 +83,16 @@ int print(const Json& report) {
   return kExitOk;
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 void require_one_rank(const Runtime& runtime) {
   if (runtime.size() != 1) throw UsageError("one rank is measured, not {}", runtime.size());
 }
 
-Json phases_of(const std::vector<BenchStep>& steps) {
-  StepTimes sum;
-  for (const BenchStep& step : steps) {
-    sum.data += step.times.data;
-    sum.pass1 += step.times.pass1;
-    sum.loss += step.times.loss;
-    sum.pass2 += step.times.pass2;
-    sum.update += step.times.update;
-  }
-  const auto n = static_cast<double>(steps.size());
-  return {{"touch", sum.data / n},
-          {"pass1", sum.pass1 / n},
-          {"loss", sum.loss / n},
-          {"pass2", sum.pass2 / n},
-          {"update", sum.update / n}};
+Json phases_of(const StepTimes& times) {
+  return {{"touch", times.data},
+          {"pass1", times.pass1},
+          {"loss", times.loss},
+          {"pass2", times.pass2},
+          {"update", times.update}};
 }
 
 }  // namespace
@@ -126,7 +114,7 @@ int bench_step(Runtime& runtime, std::vector<std::string> args) {
   if (pairs < 1 || length < 2 || longest > 8192 || steps < 1)
     throw UsageError("at least 1 pair, 2 tokens and 1 step, at most 8192 tokens");
 
-  Config config = config_of(model, overrides);
+  Config config = config_of(model, longest, overrides);
   const auto grid = start_grid(config, CommBackend::mpi, runtime, device);
   config.model.vocab = kVocabulary;
   const LocalBatch batch = random_batch(pairs, length, longest, kVocabulary, config.train.seed);
@@ -141,25 +129,27 @@ int bench_step(Runtime& runtime, std::vector<std::string> args) {
   }
   Json report = begin_report("step", device);
   const size_t peak = peak_device_bytes(device);  // before the floors take theirs
-  const BenchStep& last = done.back();
-  const double step_seconds = median(seconds), flops = 3 * last.forward_flops;
+  std::sort(done.begin(), done.end(),
+            [](const BenchStep& a, const BenchStep& b) { return a.seconds < b.seconds; });
+  const BenchStep& typical = done[done.size() / 2];
+  const double step_seconds = typical.seconds, flops = 3 * typical.forward_flops;
   report.update({{"model", model},
                  {"precision", precision},
                  {"optimizer", trainer.optimizer_name()},
                  {"overrides", overrides},
                  {"parameters", trainer.parameters()},
                  {"pairs", pairs},
-                 {"mean_length", last.tokens / static_cast<double>(2 * pairs)},
+                 {"mean_length", typical.tokens / static_cast<double>(2 * pairs)},
                  {"longest", longest},
                  {"chunk_tokens", config.train.chunk_tokens},
-                 {"chunks", last.chunks},
-                 {"recomputed_chunks", last.recomputed},
+                 {"chunks", typical.chunks},
+                 {"recomputed_chunks", typical.recomputed},
                  {"steps", steps},
                  {"seconds", step_seconds},
                  {"all_seconds", seconds},
-                 {"phases", phases_of(done)},
-                 {"loss", last.loss},
-                 {"tokens_per_second", last.tokens / step_seconds},
+                 {"phases", phases_of(typical.times)},
+                 {"loss", typical.loss},
+                 {"tokens_per_second", typical.tokens / step_seconds},
                  {"pairs_per_second", static_cast<double>(pairs) / step_seconds},
                  {"model_flops", flops},
                  {"model_flops_per_second", flops / step_seconds},
@@ -185,16 +175,15 @@ int bench_loss(Runtime& runtime, std::vector<std::string> args) {
   no_more(args);
   if (rows < 1 || width < 1) throw UsageError("at least 1 row and a width of 1");
 
-  const Config config = config_of("tiny", overrides);
+  const Config config = config_of("tiny", 0, overrides);
   const auto grid = start_grid(config, CommBackend::mpi, runtime, device);
-  // One after the other, so that making them takes no more memory than there will be.
-  const auto unit_vectors = [&] {
-    Tensor z = random_tensor({rows, width}, DType::f32, device);
-    Tensor norm({rows}, DType::f32, device);
-    normalise_forward(z, z, norm);
-    return z;
-  };
-  const Tensor queries = unit_vectors(), documents = unit_vectors();
+  Tensor texts = random_tensor({2 * rows, width}, DType::f32, device);
+  {
+    Tensor norm({2 * rows}, DType::f32, device);
+    normalise_forward(texts, texts, norm);
+  }
+  const ConstTensorView queries = texts.view().slice(0, rows);
+  const ConstTensorView documents = texts.view().slice(rows, rows);
   Tensor dq({rows, width}, DType::f32, device), dk({rows, width}, DType::f32, device);
   std::vector<uint64_t> query_ids(static_cast<size_t>(rows)), document_ids(query_ids);
   std::iota(query_ids.begin(), query_ids.end(), uint64_t{1});

@@ -11,9 +11,9 @@ namespace amur {
 
 // step [--device cpu|cuda] [--model tiny|minilm|bert-base|bert-large] [--pairs N] [--length N]
 //      [--longest N] [--steps N] [--precision fp32|bf16] [--floors yes|no] [--set KEY=VALUE]...
-//   Whole training steps: seconds (median), phases, model FLOP/s as a share of the rate of the
-//   large product, memory, bytes of training state. --longest above --length: log-normal lengths.
-//   train.activation_budget is everything unless it is set.
+//   Whole training steps: seconds of the median step, its phases, model FLOP/s as a share of the
+//   rate of the large product, memory, bytes of training state. --longest above --length:
+//   log-normal lengths. train.activation_budget is everything unless it is set.
 int bench_step(Runtime& runtime, std::vector<std::string> args);
 
 // loss [--device cpu|cuda] [--rows N] [--width N] [--set KEY=VALUE]...

@@ -94,7 +94,13 @@ class Bench:
     def run_json(self, name, command, environment=None):
         """The object that it printed, or {"error": why not}."""
         output, problem = self.run(name, command, environment)
-        return {"error": problem} if problem else json.loads(output[output.index("{"):])
+        if problem:
+            return {"error": problem}
+        try:
+            return json.loads(output[output.index("{"):])
+        except ValueError:
+            self.failed.append(name)
+            return {"error": f"it printed no JSON but '{output[:200]}'"}
 
     def program(self, *names):
         return os.path.join(self.options.build, *names)

@@ -29,15 +29,14 @@ class DeviceBench(support.EndToEnd):
             self.assertGreater(step["fraction"], 0, name)
             self.assertEqual(step["optimizer_bytes"] >= step["weight_bytes"] > 0, True, name)
             # The phases are all of the step, and none is counted twice.
-            self.assertLessEqual(sum(step["phases"].values()), 1.001 * sum(step["all_seconds"]) / step["steps"], name)
-            self.assertGreater(sum(step["phases"].values()), 0.8 * sum(step["all_seconds"]) / step["steps"], name)
+            self.assertAlmostEqual(sum(step["phases"].values()) / step["seconds"], 1, delta=0.02)
         kept, dropped = found["steps"].values()
         self.assertEqual(kept["recomputed_chunks"], 0)
         self.assertEqual(dropped["recomputed_chunks"], dropped["chunks"])
         self.assertEqual([kept["mean_length"], kept["tokens_per_second"] > 0], [16, True])
         loss = next(iter(found["loss"].values()))
-        # Every vector of 64 is another one, so the loss is near that of a blind guess.
-        self.assertAlmostEqual(loss["loss"], 4.16, delta=0.5)
+        # A query has nothing to do with its document, so the loss is above log 64, that of a blind guess.
+        self.assertGreater(loss["loss"], 4.16)
         self.assertIn("CPU", found["profiles"]["error"])
         self.part("training", "--config", self.path("small.yaml"))
 
