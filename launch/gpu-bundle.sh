@@ -62,7 +62,7 @@ strip --strip-unneeded "$to"/lib/* "$to"/openmpi/lib/*/*.so
 mkdir -p "$to"/launch "$to"/tests/bench "$to"/docs/benchmarks
 cp launch/{common,gpu-check,gpu-tests}.sh "$to/launch/"
 cp tests/bench/{device_benchmarks,device_report,peers,peers_report,svg_plot,scaling}.py "$to/tests/bench/"
-cp -r configs "$to/"
+cp -rL configs "$to/"
 dictionary=/usr/share/trans/de-en  # of the quick start
 [ -e $dictionary ] || die "$dictionary is missing: apt-get install trans-de-en"
 mkdir -p "$to/data/trans"
