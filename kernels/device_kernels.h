@@ -22,10 +22,12 @@ class DeviceKernels : public DeviceBackend {
   // kernels/optimizer_update.h
   virtual void update_parameters(std::span<const ParameterUpdate> updates, Stream stream) = 0;
   virtual void sign_update_by_row(ConstTensorView momentum, double rate, double rms_floor,
-                                  double decay, TensorView theta, Stream stream) = 0;
+                                  double decay, TensorView theta,
+                                  const StochasticRounding& rounding, Stream stream) = 0;
   virtual void sign_update_of_rows(ConstTensorView momentum, std::span<const int64_t> rows,
                                    std::span<const double> rates, double rms_floor, double decay,
-                                   TensorView theta, Stream stream) = 0;
+                                   TensorView theta, const StochasticRounding& rounding,
+                                   Stream stream) = 0;
 
   // kernels/activation.h
   virtual void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y,

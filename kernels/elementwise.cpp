@@ -168,18 +168,31 @@ bool all_finite(ConstTensorView x) {
 
 namespace {
 
-// Those of a list that have elements, for a GPU; empty where it is the CPU's. `place`: in the list.
-std::vector<ConstTensorView> for_gpu(const char* op, std::span<const ConstTensorView> tensors,
-                                     std::vector<size_t>& place) {
-  std::vector<ConstTensorView> some;
+// Places in a list of the tensors that have elements, all on one device.
+std::vector<size_t> with_elements(const char* op, std::span<const ConstTensorView> tensors) {
+  std::vector<size_t> places;
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!tensors[i].defined() || tensors[i].elements() == 0) continue;
-    some.push_back(tensors[i]);
-    place.push_back(i);
-    require_device(op, {some.front(), some.back()});
+    places.push_back(i);
+    require_device(op, {tensors[places.front()], tensors[i]});
   }
-  if (!some.empty() && !on_gpu(some.front())) some.clear();
-  return some;
+  return places;
+}
+
+// f(tensors, places) for those of each dtype at once.
+template <class F>
+void by_dtype(std::span<const ConstTensorView> tensors, const std::vector<size_t>& places,
+              const F& f) {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f64}) {
+    std::vector<ConstTensorView> some;
+    std::vector<size_t> place;
+    for (const size_t i : places) {
+      if (tensors[i].dtype() != dtype) continue;
+      some.push_back(tensors[i]);
+      place.push_back(i);
+    }
+    if (!some.empty()) f(some, place);
+  }
 }
 
 }  // namespace
@@ -187,13 +200,15 @@ std::vector<ConstTensorView> for_gpu(const char* op, std::span<const ConstTensor
 std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) {
   const char* op = "sums_of_squares";
   std::vector<double> sums(tensors.size(), 0);
-  std::vector<size_t> place;
-  if (const auto some = for_gpu(op, tensors, place); !some.empty()) {
-    const std::vector<double> found = device_kernels().sums_of_squares(some);
-    for (size_t i = 0; i < found.size(); ++i) sums[place[i]] = found[i];
+  const std::vector<size_t> places = with_elements(op, tensors);
+  if (!places.empty() && on_gpu(tensors[places.front()])) {
+    by_dtype(tensors, places, [&](const auto& some, const auto& place) {
+      const std::vector<double> found = device_kernels().sums_of_squares(some);
+      for (size_t i = 0; i < found.size(); ++i) sums[place[i]] = found[i];
+    });
     return sums;
   }
-  for (const size_t i : place)
+  for (const size_t i : places)
     sums[i] = dispatch_float(tensors[i].dtype(), op, [&]<class T>() {
       return elementwise<T>().sum_of_squares(tensors[i].elements(), tensors[i].as<T>());
     });
@@ -204,13 +219,16 @@ void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
   const char* op = "mark_not_finite";
   AMUR_CHECK(flags.elements() == std::ssize(tensors), "{}: {} flags for {} tensors", op,
              flags.elements(), tensors.size());
-  if (tensors.empty()) return;
-  for (const ConstTensorView& x : tensors) {
-    require_device(op, {x, flags});
-    AMUR_CHECK(x.dtype() == tensors[0].dtype(), "{}: tensors of {} and {}", op,
-               name_of(tensors[0].dtype()), name_of(x.dtype()));
+  for (const ConstTensorView& x : tensors) require_device(op, {x, flags});
+  if (on_gpu(flags)) {  // neighbours of one dtype at once
+    for (size_t first = 0, end = 0; first < tensors.size(); first = end) {
+      while (end < tensors.size() && tensors[end].dtype() == tensors[first].dtype()) ++end;
+      device_kernels().mark_not_finite(
+          tensors.subspan(first, end - first),
+          flags.slice(static_cast<int64_t>(first), static_cast<int64_t>(end - first)), stream);
+    }
+    return;
   }
-  if (on_gpu(flags)) return device_kernels().mark_not_finite(tensors, flags, stream);
   for (size_t k = 0; k < tensors.size(); ++k) {
     const ConstTensorView& x = tensors[k];
     const bool finite = dispatch_float(x.dtype(), op, [&]<class T>() {

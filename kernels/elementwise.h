@@ -32,10 +32,10 @@ double root_mean_square(ConstTensorView x);
 double sum_of_squares(ConstTensorView x);
 // True if every element of a floating tensor is finite.
 bool all_finite(ConstTensorView x);
-// The sums of squares of many tensors of one device, which a GPU takes at once. An undefined one is
-// empty.
+// The sums of squares of many tensors of one device, which a GPU takes at once, dtype by dtype. An
+// undefined one is empty.
 std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors);
-// Many tensors of one type and device, all of them defined: flags[k] = 1 where tensors[k] holds an
+// Many tensors of one device, all of them defined: flags[k] = 1 where tensors[k] holds an
 // element that is not finite, else it stays as it is.  flags i32 [tensors.size()], on that device
 void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
                      Stream stream = {});

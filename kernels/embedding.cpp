@@ -1,11 +1,17 @@
 #include "kernels/embedding.h"
 
 #include <cmath>
+#include <map>
+#include <numeric>
+#include <span>
+#include <vector>
 
 #include "kernels/check.h"
 #include "kernels/cpu/embedding.h"
 #include "kernels/device_kernels.h"
+#include "kernels/elementwise.h"
 #include "kernels/positions_math.h"
+#include "kernels/rows.h"
 
 namespace amur {
 namespace {
@@ -25,10 +31,58 @@ void require_ids(const char* op, ConstTensorView ids, int64_t tokens, TableRows 
                id[t], t, rows.whole);
 }
 
-// A table [count, width] of tokens or positions.
+// A table [count, width] of tokens or positions, or its sink.
 void require_table(const char* op, const char* name, ConstTensorView table, int64_t width,
                    DType activation) {
-  require_matrix(op, name, table, table.rows(), width, parameter_dtype(activation));
+  const bool rounded = table.dtype() == DType::bf16 && activation != DType::f64;
+  require_matrix(op, name, table, table.rows(), width,
+                 rounded ? DType::bf16 : parameter_dtype(activation));
+}
+
+// sink[rows[i], :] += sums[i, :], rounded once.
+void add_to_rows(ConstTensorView sums, std::span<const int32_t> rows, TensorView sink) {
+  Tensor before(sums.shape(), DType::bf16), after(sums.shape(), DType::f32);
+  gather_rows(sink, rows, before);
+  cast(before, after);
+  axpy(1, sums, after);
+  cast(after, before);
+  scatter_rows(before, rows, sink);
+}
+
+// embedding_backward into sinks in bf16, on the CPU: the sums of the rows that the call touches are
+// made in f32.
+void backward_rounded(const PackedSequences& packed, ConstTensorView ids, ConstTensorView dy,
+                      double sink_scale, TensorView tokens_sink, TensorView positions_sink,
+                      TableRows rows) {
+  const int64_t width = dy.columns();
+  if (tokens_sink.defined()) {
+    std::map<int32_t, int32_t> place;  // of the rows that are here, in ascending order
+    const std::span<const int32_t> id(ids.as<int32_t>(), static_cast<size_t>(dy.rows()));
+    for (const int32_t i : id)
+      if (i >= rows.first && i < rows.first + tokens_sink.rows())
+        place[static_cast<int32_t>(i - rows.first)] = 0;
+    std::vector<int32_t> touched;
+    for (auto& [row, at] : place) {
+      at = static_cast<int32_t>(touched.size());
+      touched.push_back(row);
+    }
+    const auto count = static_cast<int64_t>(touched.size());
+    Tensor sums = Tensor::zeros({count, width}, DType::f32);
+    Tensor places(ids.shape(), DType::i32);
+    for (size_t t = 0; t < id.size(); ++t) {
+      const auto found = place.find(static_cast<int32_t>(id[t] - rows.first));
+      places.as<int32_t>()[t] = found == place.end() ? static_cast<int32_t>(count) : found->second;
+    }
+    embedding_backward(packed, places, dy, sink_scale, sums, {}, {0, count + 1});
+    if (count > 0) add_to_rows(sums, touched, tokens_sink);
+  }
+  if (positions_sink.defined()) {
+    Tensor sums = Tensor::zeros({packed.longest, width}, DType::f32);
+    embedding_backward(packed, ids, dy, sink_scale, {}, sums, {});
+    std::vector<int32_t> touched(static_cast<size_t>(packed.longest));
+    std::iota(touched.begin(), touched.end(), 0);
+    add_to_rows(sums, touched, positions_sink);
+  }
 }
 
 void require_pooling(const char* op, const PackedSequences& packed, ConstTensorView x,
@@ -57,15 +111,15 @@ void embedding_forward(const PackedSequences& packed, ConstTensorView ids, Const
   require_ids(op, ids, y.rows(), rows, tokens.rows());
   if (positions.defined()) {
     require_table(op, "positions", positions, width, y.dtype());
+    require_dtype(op, "positions", positions, tokens.dtype());
     AMUR_CHECK(packed.longest <= positions.rows(), "{}: {} tokens, {} positions", op,
                packed.longest, positions.rows());
   }
   if (y.elements() == 0) return;
   if (on_gpu(y))
     return device_kernels().embedding_forward(packed, ids, tokens, positions, y, rows, stream);
-  dispatch_float(y.dtype(), op, [&]<class T>() {
-    using P = AccumulateType<T>;
-    cpu::kernels<cpu::EmbeddingKernels<T>>().lookup(
+  dispatch_table(y.dtype(), tokens.dtype(), op, [&]<class T, class P>() {
+    cpu::kernels<cpu::LookupKernels<T, P>>().lookup(
         packed.sequences(), packed.cu_seqlens.as<int32_t>(), width, ids.as<int32_t>(),
         tokens.as<P>(), rows.first, tokens.rows(),
         positions.defined() ? positions.as<P>() : nullptr, y.as<T>());
@@ -85,6 +139,8 @@ void embedding_backward(const PackedSequences& packed, ConstTensorView ids, Cons
   }
   if (positions_sink.defined()) {
     require_table(op, "positions_sink", positions_sink, width, dy.dtype());
+    if (tokens_sink.defined())
+      require_dtype(op, "positions_sink", positions_sink, tokens_sink.dtype());
     AMUR_CHECK(packed.longest <= positions_sink.rows(), "{}: {} tokens, {} positions", op,
                packed.longest, positions_sink.rows());
   }
@@ -92,6 +148,8 @@ void embedding_backward(const PackedSequences& packed, ConstTensorView ids, Cons
   if (on_gpu(dy))
     return device_kernels().embedding_backward(packed, ids, dy, sink_scale, tokens_sink,
                                                positions_sink, rows, stream);
+  if ((tokens_sink.defined() ? tokens_sink : positions_sink).dtype() == DType::bf16)
+    return backward_rounded(packed, ids, dy, sink_scale, tokens_sink, positions_sink, rows);
   dispatch_float(dy.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     cpu::kernels<cpu::EmbeddingKernels<T>>().scatter(

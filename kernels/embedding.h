@@ -15,20 +15,30 @@ struct TableRows {
 // y[t, :] = tokens[ids[t] - rows.first, :] (+ positions[position of t in its sequence, :]), and 0,
 // without the position, where another rank holds the row: the sum over ranks is the whole lookup to
 // the bit.
-//   ids [T] i32 in the whole table (checked); tables [V, d], [P, d] parameter dtype, positions may
-//   be undefined; y [T, d] activations
+//   ids [T] i32 in the whole table (checked); tables [V, d], [P, d] both of parameter dtype or both
+//   bf16, positions may be undefined; y [T, d] activations
 void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,
                        ConstTensorView positions, TensorView y, TableRows rows = {},
                        Stream stream = {});
 // sinks (either may be undefined) += sink_scale * the rows of dy; tokens whose row another rank
 // holds add to positions_sink only. Deterministic for any thread count: the rows of one id are
-// added in token order.
+// added in token order. Sinks are of parameter dtype or bf16; one in bf16 is rounded once, to
+// nearest, with all that a call adds to a row.
 void embedding_backward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView dy,
                         double sink_scale, TensorView tokens_sink, TensorView positions_sink,
                         TableRows rows = {}, Stream stream = {});
 // y[t, 2i] += sin(p w_i), y[t, 2i+1] += cos(p w_i), w_i = 10000^(-2i/d), p the position (Vaswani
 // 2017)
 void add_sinusoidal_positions(const PackedSequences& packed, TensorView y, Stream stream = {});
+
+// f.operator()<T, P>() for activations T and tables or sinks P.
+template <class F>
+void dispatch_table(DType activation, DType table, const char* op, const F& f) {
+  dispatch_float(activation, op, [&]<class T>() {
+    if (table != DType::bf16) return f.template operator()<T, AccumulateType<T>>();
+    if constexpr (!std::is_same_v<T, double>) f.template operator()<T, bf16>();
+  });
+}
 
 enum class PoolingKind : uint8_t { mean, cls };
 

@@ -24,12 +24,13 @@ void for_each_token(int64_t sequences, const int32_t* cu_seqlens, const F& f) {
 template <class T, class P>
 void lookup(int64_t sequences, const int32_t* cu_seqlens, int64_t width, const int32_t* ids,
             const P* tokens, int64_t first_row, int64_t held, const P* positions, T* y) {
+  using A = AccumulateType<T>;
   for_each_token(sequences, cu_seqlens, [&](int64_t t, int64_t position) {
     const int64_t id = ids[t] - first_row;
     const P* token_row = id >= 0 && id < held ? tokens + id * width : nullptr;
     const P* position_row = token_row && positions ? positions + position * width : nullptr;
-    for_each_vector<P>(width, [&](auto at) {
-      Vec<P> v{};
+    for_each_vector<A>(width, [&](auto at) {
+      Vec<A> v{};
       if (token_row) v = at.load_from(token_row);
       if (position_row) v += at.load_from(position_row);
       at.store_to(y + t * width, v);
@@ -150,12 +151,24 @@ void normalise_backward(int64_t rows, int64_t width, const P* dz, const P* z, co
 
 }  // namespace AMUR_ISA
 
-AMUR_KERNEL_TABLE(EmbeddingKernels<float>, AMUR_ISA::lookup, AMUR_ISA::scatter,
-                  AMUR_ISA::add_positions, AMUR_ISA::pool, AMUR_ISA::unpool)
-AMUR_KERNEL_TABLE(EmbeddingKernels<bf16>, AMUR_ISA::lookup, AMUR_ISA::scatter,
-                  AMUR_ISA::add_positions, AMUR_ISA::pool, AMUR_ISA::unpool)
-AMUR_KERNEL_TABLE(EmbeddingKernels<double>, AMUR_ISA::lookup, AMUR_ISA::scatter,
-                  AMUR_ISA::add_positions, AMUR_ISA::pool, AMUR_ISA::unpool)
+// The macro below takes a table's type as one argument.
+using LookupFloat = LookupKernels<float, float>;
+using LookupDouble = LookupKernels<double, double>;
+using LookupBf16 = LookupKernels<bf16, float>;
+using LookupFloatInBf16 = LookupKernels<float, bf16>;
+using LookupBf16InBf16 = LookupKernels<bf16, bf16>;
+
+AMUR_KERNEL_TABLE(LookupFloat, AMUR_ISA::lookup)
+AMUR_KERNEL_TABLE(LookupDouble, AMUR_ISA::lookup)
+AMUR_KERNEL_TABLE(LookupBf16, AMUR_ISA::lookup)
+AMUR_KERNEL_TABLE(LookupFloatInBf16, AMUR_ISA::lookup)
+AMUR_KERNEL_TABLE(LookupBf16InBf16, AMUR_ISA::lookup)
+AMUR_KERNEL_TABLE(EmbeddingKernels<float>, AMUR_ISA::scatter, AMUR_ISA::add_positions,
+                  AMUR_ISA::pool, AMUR_ISA::unpool)
+AMUR_KERNEL_TABLE(EmbeddingKernels<bf16>, AMUR_ISA::scatter, AMUR_ISA::add_positions,
+                  AMUR_ISA::pool, AMUR_ISA::unpool)
+AMUR_KERNEL_TABLE(EmbeddingKernels<double>, AMUR_ISA::scatter, AMUR_ISA::add_positions,
+                  AMUR_ISA::pool, AMUR_ISA::unpool)
 AMUR_KERNEL_TABLE(NormaliseKernels<float>, AMUR_ISA::normalise_forward,
                   AMUR_ISA::normalise_backward)
 AMUR_KERNEL_TABLE(NormaliseKernels<double>, AMUR_ISA::normalise_forward,

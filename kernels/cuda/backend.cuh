@@ -121,10 +121,12 @@ class CudaBackend final : public DeviceKernels {
   // optimizer_update.cu
   void update_parameters(std::span<const ParameterUpdate> updates, Stream stream) override;
   void sign_update_by_row(ConstTensorView momentum, double rate, double rms_floor, double decay,
-                          TensorView theta, Stream stream) override;
+                          TensorView theta, const StochasticRounding& rounding,
+                          Stream stream) override;
   void sign_update_of_rows(ConstTensorView momentum, std::span<const int64_t> rows,
                            std::span<const double> rates, double rms_floor, double decay,
-                           TensorView theta, Stream stream) override;
+                           TensorView theta, const StochasticRounding& rounding,
+                           Stream stream) override;
 
   // activation.cu
   void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y,

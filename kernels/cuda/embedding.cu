@@ -10,7 +10,8 @@ namespace {
 
 // Blocks take token after token, or sequence after sequence.
 
-template <class T, class P = AccumulateType<T>>
+// P: of the tables.
+template <class T, class P, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
     lookup_kernel(int64_t tokens, int64_t width, int64_t sequences, const int32_t* cu,
                   const int32_t* ids, const P* table, int64_t first_row, int64_t held,
@@ -20,8 +21,8 @@ __global__ void __launch_bounds__(kThreads)
     const bool here = id >= 0 && id < held;
     const int64_t place = here && positions ? t - cu[sequence_of(t, sequences, cu)] : 0;
     for (int64_t j = threadIdx.x; j < width; j += kThreads) {
-      P v = here ? table[id * width + j] : P(0);
-      if (here && positions) v += positions[place * width + j];
+      A v = here ? static_cast<A>(table[id * width + j]) : A(0);
+      if (here && positions) v += static_cast<A>(positions[place * width + j]);
       y[t * width + j] = T(v);
     }
   }
@@ -40,34 +41,34 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The block of an id's first token adds the rows of all its tokens.
-template <class T, class P = AccumulateType<T>>
+// The block of an id's first token adds the rows of all its tokens. S: of the sink.
+template <class T, class S, class P = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
     scatter_kernel(int64_t tokens, int64_t width, const int32_t* ids, const int32_t* next,
                    const int32_t* follows, const T* dy, P sink_scale, int64_t first_row,
-                   int64_t held, P* sink) {
+                   int64_t held, S* sink) {
   for (int64_t t = blockIdx.x; t < tokens; t += gridDim.x) {
     const int64_t id = ids[t] - first_row;
     if (follows[t] || id < 0 || id >= held) continue;
     for (int64_t j = threadIdx.x; j < width; j += kThreads) {
-      P sum = sink[id * width + j];
+      P sum = static_cast<P>(sink[id * width + j]);
       for (int64_t u = t; u < tokens; u = next[u])
         sum += sink_scale * static_cast<P>(dy[u * width + j]);
-      sink[id * width + j] = sum;
+      sink[id * width + j] = S(sum);
     }
   }
 }
 
-template <class T, class P = AccumulateType<T>>
+template <class T, class S, class P = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
     position_scatter_kernel(int64_t longest, int64_t width, int64_t sequences, const int32_t* cu,
-                            const T* dy, P sink_scale, P* sink) {
+                            const T* dy, P sink_scale, S* sink) {
   for (int64_t p = blockIdx.x; p < longest; p += gridDim.x) {
     for (int64_t j = threadIdx.x; j < width; j += kThreads) {
-      P sum = sink[p * width + j];
+      P sum = static_cast<P>(sink[p * width + j]);
       for (int64_t s = 0; s < sequences; ++s)
         if (cu[s] + p < cu[s + 1]) sum += sink_scale * static_cast<P>(dy[(cu[s] + p) * width + j]);
-      sink[p * width + j] = sum;
+      sink[p * width + j] = S(sum);
     }
   }
 }
@@ -158,9 +159,8 @@ void CudaBackend::embedding_forward(const PackedSequences& packed, ConstTensorVi
                                     ConstTensorView tokens, ConstTensorView positions, TensorView y,
                                     TableRows rows, Stream stream) {
   const cudaStream_t s = enter(y.device(), stream);
-  dispatch_float(y.dtype(), "embedding_forward", [&]<class T>() {
-    using P = AccumulateType<T>;
-    lookup_kernel<T><<<blocks_for_each(y.rows()), kThreads, 0, s>>>(
+  dispatch_table(y.dtype(), tokens.dtype(), "embedding_forward", [&]<class T, class P>() {
+    lookup_kernel<T, P><<<blocks_for_each(y.rows()), kThreads, 0, s>>>(
         y.rows(), y.columns(), packed.sequences(), packed.cu_seqlens.as<int32_t>(),
         ids.as<int32_t>(), tokens.as<P>(), rows.first, tokens.rows(), pointer_of<P>(positions),
         y.as<T>());
@@ -181,20 +181,20 @@ void CudaBackend::embedding_backward(const PackedSequences& packed, ConstTensorV
     fill_zero(follows, dy.device(), bytes, stream);
     link_kernel<<<blocks_for(tokens), kThreads, 0, s>>>(tokens, ids.as<int32_t>(), next, follows);
     check_launch();
-    dispatch_float(dy.dtype(), "embedding_backward", [&]<class T>() {
-      using P = AccumulateType<T>;
-      scatter_kernel<T><<<blocks_for_each(tokens), kThreads, 0, s>>>(
-          tokens, width, ids.as<int32_t>(), next, follows, dy.as<T>(), static_cast<P>(sink_scale),
-          rows.first, tokens_sink.rows(), tokens_sink.as<P>());
+    dispatch_table(dy.dtype(), tokens_sink.dtype(), "embedding_backward", [&]<class T, class S>() {
+      scatter_kernel<T, S><<<blocks_for_each(tokens), kThreads, 0, s>>>(
+          tokens, width, ids.as<int32_t>(), next, follows, dy.as<T>(),
+          static_cast<AccumulateType<T>>(sink_scale), rows.first, tokens_sink.rows(),
+          tokens_sink.as<S>());
     });
     check_launch();
   }
   if (positions_sink.defined()) {
-    dispatch_float(dy.dtype(), "embedding_backward", [&]<class T>() {
-      using P = AccumulateType<T>;
-      position_scatter_kernel<T><<<blocks_for_each(packed.longest), kThreads, 0, s>>>(
+    const DType type = positions_sink.dtype();
+    dispatch_table(dy.dtype(), type, "embedding_backward", [&]<class T, class S>() {
+      position_scatter_kernel<T, S><<<blocks_for_each(packed.longest), kThreads, 0, s>>>(
           packed.longest, width, packed.sequences(), packed.cu_seqlens.as<int32_t>(), dy.as<T>(),
-          static_cast<P>(sink_scale), positions_sink.as<P>());
+          static_cast<AccumulateType<T>>(sink_scale), positions_sink.as<S>());
     });
     check_launch();
   }

@@ -70,9 +70,10 @@ template <class T> struct accumulate_type { using type = float; };
 template <> struct accumulate_type<double> { using type = double; };
 template <class T> using AccumulateType = typename accumulate_type<T>::type;
 
-// Parameters and their gradients under activations of dtype `activation`: f32, but f64 for proofs.
-constexpr DType parameter_dtype(DType activation) {
-  return activation == DType::f64 ? DType::f64 : DType::f32;
+// Small parameters, gradients and statistics beside activations or weights of dtype `t`: f32, but
+// f64 for proofs.
+constexpr DType parameter_dtype(DType t) {
+  return t == DType::f64 ? DType::f64 : DType::f32;
 }
 
 // Calls f.template operator()<T>() for the floating type behind `t`; `op` names the caller.

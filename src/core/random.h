@@ -85,6 +85,7 @@ enum class RandomPurpose : uint64_t {
   probe,           // gradient checks and tests
   bootstrap,       // of an evaluation; then: resample; counter: draw
   evaluation_split,  // held-out texts of a classifier; counter: identity of the text
+  weight_rounding,   // to bf16; then: step, hash of the name; counter: block of global elements
 };
 
 // A permutation of 0..n-1 that needs no memory: a keyed Feistel network with cycle walking.

@@ -1,5 +1,7 @@
 #include "kernels/embedding.h"
 
+#include <array>
+
 #include "kernels/elementwise.h"
 #include "tests/unit/kernels/kernel_test.h"
 
@@ -57,6 +59,47 @@ TEST_P(EmbeddingTest, LookupAndScatter) {
     expect_near(sink, sink_expected, 20 * rounding(parameter()), "tokens");
     expect_near(position_sink, position_expected, 20 * rounding(parameter()), "positions");
   }
+}
+
+// Tables in bf16 are looked up as if they were widened; sinks in bf16 get the sums of those that
+// are not, rounded once.
+TEST_P(EmbeddingTest, TablesInBf16) {
+  if (dtype() == DType::f64) return;
+  const Sequences sequences({1, 5, 2, 12, 1}, 1000, device());
+  const int64_t tokens = sequences.tokens(), width = 67;
+  const Tensor ids = integers(random_ids(tokens, 9));
+  const auto both = [&](int64_t rows, uint64_t seed) {
+    std::array<Tensor, 2> tables = {random_tensor({rows, width}, DType::bf16, seed),
+                                    empty({rows, width}, DType::f32)};
+    cast(tables[0], tables[1]);
+    return tables;
+  };
+  const auto table = both(9, 1), places = both(12, 2), part = both(4, 3);
+  const Tensor dy = random_tensor({tokens, width}, dtype(), 4);
+  Tensor y[2], sink[2], place_sink[2], part_sink[2];
+  for (size_t k = 0; k < 2; ++k) {
+    const DType type = k == 0 ? DType::bf16 : DType::f32;
+    y[k] = empty({tokens, width}, dtype());
+    embedding_forward(sequences.packed, ids, table[k], places[k], y[k]);
+    sink[k] = zeros({9, width}, type);
+    place_sink[k] = zeros({12, width}, type);
+    embedding_backward(sequences.packed, ids, dy, 0.5, sink[k], place_sink[k]);
+    part_sink[k] = zeros({4, width}, type);
+    embedding_backward(sequences.packed, ids, dy, 0.5, part_sink[k], {}, {2, 9});
+  }
+  EXPECT_TRUE(same_bits(y[0], y[1]));
+  for (auto* sinks : {&sink, &place_sink, &part_sink}) {
+    Tensor rounded = empty((*sinks)[0].shape(), DType::bf16);
+    cast((*sinks)[1], rounded);
+    EXPECT_TRUE(same_bits((*sinks)[0], rounded));
+  }
+  // Onto what is there, with one rounding.
+  embedding_backward(sequences.packed, ids, dy, 0.5, sink[0], place_sink[0]);
+  embedding_backward(sequences.packed, ids, dy, 0.5, sink[1], place_sink[1]);
+  expect_near(sink[0], to_doubles(sink[1]), 2 * rounding(DType::bf16), "tokens");
+  expect_near(place_sink[0], to_doubles(place_sink[1]), 2 * rounding(DType::bf16), "positions");
+  // Tables of two dtypes at once are refused.
+  EXPECT_THROW(embedding_forward(sequences.packed, ids, table[0], places[1], y[0]), InternalError);
 }
 
 TEST_P(EmbeddingTest, PartsOfATableAddUpToTheWhole) {
