@@ -79,8 +79,8 @@ void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
   window = reach(op, packed, window);
   if (qkv.elements() == 0) return;
   if (on_gpu(qkv))
-    return device_kernels().attention_backward(packed, d_output, qkv, lse, scale, dropout, dqkv,
-                                               window, stream);
+    return device_kernels().attention_backward(packed, d_output, qkv, output, lse, scale, dropout,
+                                               dqkv, window, stream);
   dispatch_float(qkv.dtype(), op, [&]<class T>() {
     cpu::kernels<cpu::AttentionKernels<T>>().backward(
         problem<T>(packed, qkv, scale, dropout, window), d_output.as<T>(),

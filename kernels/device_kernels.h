@@ -103,9 +103,9 @@ class DeviceKernels : public DeviceBackend {
                                  const DropoutSite& dropout, TensorView o, TensorView lse,
                                  int64_t window, Stream stream) = 0;
   virtual void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
-                                  ConstTensorView qkv, ConstTensorView lse, double scale,
-                                  const DropoutSite& dropout, TensorView dqkv, int64_t window,
-                                  Stream stream) = 0;
+                                  ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
+                                  double scale, const DropoutSite& dropout, TensorView dqkv,
+                                  int64_t window, Stream stream) = 0;
   virtual void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
                       TensorView qkv, Stream stream) = 0;
 

@@ -1,25 +1,20 @@
+// Attention in f32 and f64, and the front of bf16's; rotary positions.
+//
 // A block takes a tile of one sequence and head: of queries for the output and for dQ, of keys for
 // dK and dV. It goes over the tiles of the other side of the sequence in order and keeps its own
 // result in registers, so no sum is shared between blocks and every one has a fixed order that does
 // not depend on the other sequences of the chunk. Under a window it leaves out the tiles that none
 // of its rows sees.
 //
-// All arithmetic is in the accumulation type; products with a tile are written as fused
-// multiply-adds (the module is compiled without contraction).
-#include "kernels/attention.h"
-
+// Products with a tile are written as fused multiply-adds (the module is compiled without
+// contraction).
 #include <limits>
 
-#include "kernels/cuda/packed.cuh"
-#include "kernels/dropout_math.h"
+#include "kernels/cuda/attention.cuh"
 #include "kernels/positions_math.h"
 
 namespace amur::cuda {
 namespace {
-
-// What every device of compute capability 8.0 or newer can give a block.
-constexpr size_t kMostSharedMemory = 99 << 10;
-constexpr size_t kUnaskedSharedMemory = 48 << 10;
 
 // Of a thread: its rows are own_first.. of the tile's own rows and other_first.. of the others, its
 // columns are across, across + kAcross, ...
@@ -31,12 +26,12 @@ struct Place {
 };
 
 // tile [kRows, kWidth] = `rows` rows of head_size elements, `stride` apart; the rest is 0.
-template <class Tile, class T, class A>
-__device__ void load_tile(const T* from, int64_t stride, int64_t rows, int head_size, A* tile) {
+template <class Tile, class A>
+__device__ void load_tile(const A* from, int64_t stride, int64_t rows, int head_size, A* tile) {
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * Tile::kWidth; i += kTileThreads) {
     const int row = i / Tile::kWidth, column = i % Tile::kWidth;
     const bool there = row < rows && column < head_size;
-    tile[row * Tile::kStride + column] = there ? static_cast<A>(from[row * stride + column]) : A(0);
+    tile[row * Tile::kStride + column] = there ? from[row * stride + column] : A(0);
   }
 }
 
@@ -74,16 +69,16 @@ __device__ void combine(const A* weights, const A* values, A (&sums)[Tile::kOwn]
 }
 
 // to[row, :] = sums[row, :] / divisor[row] for the own rows before `rows`, `stride` apart
-template <class Tile, class T, class A>
+template <class Tile, class A>
 __device__ void store(const A (&sums)[Tile::kOwn][Tile::kColumns], const A (&divisor)[Tile::kOwn],
-                      int64_t stride, int64_t rows, int head_size, T* to) {
+                      int64_t stride, int64_t rows, int head_size, A* to) {
   const Place<Tile> place;
 #pragma unroll
   for (int i = 0; i < Tile::kOwn; ++i) {
 #pragma unroll
     for (int c = 0; c < Tile::kColumns; ++c) {
       const int row = place.own_first + i, column = place.across + c * kAcross;
-      if (row < rows && column < head_size) to[row * stride + column] = T(sums[i][c] / divisor[i]);
+      if (row < rows && column < head_size) to[row * stride + column] = sums[i][c] / divisor[i];
     }
   }
 }
@@ -104,14 +99,6 @@ __device__ A max_across(A value) {
   return value;
 }
 
-template <class A>
-struct Dropout {
-  const int64_t* keys;  // null where nothing is dropped
-  uint64_t layer, site, first_head;
-  uint32_t threshold;
-  A factor;
-};
-
 // The dropout of one sequence and head.
 template <class A>
 struct Mask {
@@ -120,10 +107,10 @@ struct Mask {
   A factor;
   uint64_t key, first_element;
 
-  __device__ Mask(const Dropout<A>& dropout, int64_t sequence, int64_t head)
+  __device__ Mask(const AttentionDropout<A>& dropout, int64_t sequence, int64_t head)
       : on(dropout.keys != nullptr), threshold(dropout.threshold), factor(dropout.factor) {
-    key = on ? dropout_key(dropout.keys[sequence], dropout.layer, dropout.site) : 0;
-    first_element = (dropout.first_head + static_cast<uint64_t>(head)) * 65536;
+    key = dropout.key(sequence);
+    first_element = dropout.first_element(head);
   }
 
   // values[j] *= mask of (query, first_key + j); first_key is a multiple of `count`
@@ -142,68 +129,24 @@ struct Mask {
   }
 };
 
-// qkv and dqkv are [T, 3, heads, head_size], output and its gradient [T, heads, head_size], lse
-// and along [T, heads].
-template <class T, class A = AccumulateType<T>>
-struct Problem {
-  int64_t sequences, heads;
-  int head_size;
-  int64_t window;  // keys on either side that a query sees
-  const int32_t* cu;
-  A scale;
-  Dropout<A> dropout;
-  const T* qkv;
-
-  __device__ int64_t qkv_stride() const { return 3 * output_stride(); }
-  __device__ int64_t output_stride() const { return heads * head_size; }
-  // Of a token and a head; part 0 to 2: query, key, value.
-  __device__ int64_t qkv_at(int64_t token, int part, int64_t head) const {
-    return ((token * 3 + part) * heads + head) * head_size;
-  }
-  __device__ int64_t output_at(int64_t token, int64_t head) const {
-    return (token * heads + head) * head_size;
-  }
-  __device__ bool sees(int64_t query, int64_t key) const {
-    return query - key <= window && key - query <= window;
-  }
-};
-
 // A tile of the sequence's rows from `first` on: of a part of qkv, or of a tensor like the output.
-template <class Tile, class T, class A>
-__device__ void load_part(const Problem<T>& a, const SequenceTile& at, int64_t head, int part,
-                          int64_t first, A* tile) {
+template <class Tile, class A>
+__device__ void load_part(const AttentionProblem<A>& a, const SequenceTile& at, int64_t head,
+                          int part, int64_t first, A* tile) {
   load_tile<Tile>(a.qkv + a.qkv_at(at.begin + first, part, head), a.qkv_stride(), at.length - first,
                   a.head_size, tile);
 }
-template <class Tile, class T, class A>
-__device__ void load_output(const Problem<T>& a, const SequenceTile& at, int64_t head,
-                            const T* output, int64_t first, A* tile) {
+template <class Tile, class A>
+__device__ void load_output(const AttentionProblem<A>& a, const SequenceTile& at, int64_t head,
+                            const A* output, int64_t first, A* tile) {
   load_tile<Tile>(output + a.output_at(at.begin + first, head), a.output_stride(),
                   at.length - first, a.head_size, tile);
 }
 
-// Of a tile of `rows` rows from `first` on, in a sequence of n tokens: the places of the other side
-// that it sees or is seen from, in whole tiles.
-struct OtherTiles {
-  int64_t first, end;
-
-  __device__ OtherTiles(int64_t own_first, int64_t rows, int64_t n, int64_t window) {
-    const int64_t lowest = own_first - window;
-    first = lowest > 0 ? lowest / rows * rows : 0;
-    const int64_t highest = own_first + rows + window;
-    end = highest < n ? highest : n;
-  }
-};
-
-template <class A>
-__device__ A* shared_memory() {
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  return reinterpret_cast<A*>(shared_bytes);
-}
-
 // Softmax with a running maximum: the sums so far shrink where it grows.
-template <class T, int width, class A = AccumulateType<T>>
-__global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* output, A* lse) {
+template <class A, int width>
+__global__ void __launch_bounds__(kTileThreads)
+    forward_kernel(AttentionProblem<A> a, A* output, A* lse) {
   using Tile = AttentionTile<A, width>;
   const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
   if (at.empty()) return;
@@ -221,7 +164,7 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* 
     total[i] = 0;
     for (A& x : sums[i]) x = 0;
   }
-  const OtherTiles others(at.first, Tile::kRows, n, a.window);
+  const OtherPlaces others(at.first, Tile::kRows, n, a.window, Tile::kRows);
   for (int64_t first = others.first; first < others.end; first += Tile::kRows) {
     __syncthreads();  // the tiles before have been read
     load_part<Tile>(a, at, head, 1, first, k);
@@ -266,13 +209,13 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem<T> a, T* 
 
 // With P the probabilities, M the mask over 1-p, and dP = (dO V^T) M:
 //   dV = (P M)^T dO,  dS = P (dP - rowsum(P dP)),  dQ = scale dS K,  dK = scale dS^T Q.
-// The row sum is taken here and not from dO O: in bf16 that would carry O's rounding into all keys.
 //
 // dQ and the row sums: a first sweep over the keys for the sums, a second one backwards, which
 // begins with the tile that the first one ended with.
-template <class T, int width, class A = AccumulateType<T>>
+template <class A, int width>
 __global__ void __launch_bounds__(kTileThreads)
-    backward_queries_kernel(Problem<T> a, const T* d_output, const A* lse, A* along, T* dqkv) {
+    backward_queries_kernel(AttentionProblem<A> a, const A* d_output, const A* lse, A* along,
+                            A* dqkv) {
   using Tile = AttentionTile<A, width>;
   const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
   if (at.empty()) return;
@@ -293,7 +236,7 @@ __global__ void __launch_bounds__(kTileThreads)
     for (A& x : dq[i]) x = 0;
   }
   A p[Tile::kOwn][Tile::kOther], dp[Tile::kOwn][Tile::kOther];
-  const OtherTiles others(at.first, Tile::kRows, n, a.window);
+  const OtherPlaces others(at.first, Tile::kRows, n, a.window, Tile::kRows);
   const int64_t tiles = (others.end - others.first + Tile::kRows - 1) / Tile::kRows;
   for (int64_t step = 0; step < 2 * tiles; ++step) {
     const int64_t first = others.first + (step < tiles ? step : 2 * tiles - 1 - step) * Tile::kRows;
@@ -340,9 +283,10 @@ __global__ void __launch_bounds__(kTileThreads)
               dqkv + a.qkv_at(at.begin + at.first, 0, head));
 }
 
-template <class T, int width, class A = AccumulateType<T>>
+template <class A, int width>
 __global__ void __launch_bounds__(kTileThreads)
-    backward_keys_kernel(Problem<T> a, const T* d_output, const A* lse, const A* along, T* dqkv) {
+    backward_keys_kernel(AttentionProblem<A> a, const A* d_output, const A* lse, const A* along,
+                         A* dqkv) {
   using Tile = AttentionTile<A, width>;
   const SequenceTile at = tile_of(blockIdx.x, Tile::kRows, a.sequences, a.cu);
   if (at.empty()) return;
@@ -358,7 +302,7 @@ __global__ void __launch_bounds__(kTileThreads)
   A dk[Tile::kOwn][Tile::kColumns], dv[Tile::kOwn][Tile::kColumns];
   for (int i = 0; i < Tile::kOwn; ++i)
     for (int c = 0; c < Tile::kColumns; ++c) dk[i][c] = dv[i][c] = 0;
-  const OtherTiles others(at.first, Tile::kRows, n, a.window);
+  const OtherPlaces others(at.first, Tile::kRows, n, a.window, Tile::kRows);
   for (int64_t first = others.first; first < others.end; first += Tile::kRows) {
     __syncthreads();  // the tiles before have been read
     load_part<Tile>(a, at, head, 0, first, q);
@@ -426,51 +370,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, class A = AccumulateType<T>>
-Problem<T> problem_of(const PackedSequences& packed, ConstTensorView qkv, double scale,
-                      const DropoutSite& site, int64_t window) {
-  const bool drops = site.probability > 0;
-  return {
-      packed.sequences(),
-      qkv.shape()[2],
-      static_cast<int>(qkv.shape()[3]),
-      window,
-      packed.cu_seqlens.as<int32_t>(),
-      static_cast<A>(scale),
-      {drops ? packed.dropout_keys.as<int64_t>() : nullptr, site.layer, site.site, site.first_head,
-       drops ? dropout_threshold(site.probability) : 0, static_cast<A>(1 / (1 - site.probability))},
-      qkv.as<T>()};
-}
-
 template <class Tile>
 dim3 grid_for(const PackedSequences& packed, ConstTensorView qkv) {
   return dim3(static_cast<unsigned>(tiles_for(qkv.rows(), packed.sequences(), Tile::kRows)),
               static_cast<unsigned>(qkv.shape()[2]));
 }
 
-// A block's shared memory beyond what it gets unasked.
-template <class Kernel>
-void allow_shared_memory(Kernel* kernel, size_t bytes) {
-  if (bytes > kUnaskedSharedMemory)
-    AMUR_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         static_cast<int>(bytes)));
-}
-
-// Calls f.template operator()<T, width>() with the smallest width that holds the heads. Doubles,
-// which are for proofs, have one width.
-template <class F>
-void dispatch(ConstTensorView qkv, const char* op, F&& f) {
+void require_narrow(const char* op, ConstTensorView qkv) {
   const int64_t size = qkv.shape()[3];
   if (size > kWidestHead)
     throw UsageError("{}: heads of {} elements, but a GPU takes up to {}; use --device cpu", op,
                      size, kWidestHead);
-  dispatch_float(qkv.dtype(), op, [&]<class T>() {
-    if constexpr (!std::is_same_v<T, double>) {
-      if (size <= 32) return f.template operator()<T, 32>();
-      if (size <= 64) return f.template operator()<T, 64>();
+}
+
+// Calls f.template operator()<A, width>() with the smallest width that holds the heads. Doubles,
+// which are for proofs, have one width.
+template <class F>
+void dispatch(ConstTensorView qkv, const char* op, F&& f) {
+  const int64_t size = qkv.shape()[3];
+  dispatch_f32_f64(qkv.dtype(), op, [&]<class A>() {
+    if constexpr (!std::is_same_v<A, double>) {
+      if (size <= 32) return f.template operator()<A, 32>();
+      if (size <= 64) return f.template operator()<A, 64>();
     }
-    f.template operator()<T, kWidestHead>();
+    f.template operator()<A, kWidestHead>();
   });
 }
 
@@ -479,39 +402,44 @@ void dispatch(ConstTensorView qkv, const char* op, F&& f) {
 void CudaBackend::attention_forward(const PackedSequences& packed, ConstTensorView qkv,
                                     double scale, const DropoutSite& dropout, TensorView o,
                                     TensorView lse, int64_t window, Stream stream) {
+  const char* op = "attention_forward";
   const cudaStream_t s = enter(qkv.device(), stream);
-  dispatch(qkv, "attention_forward", [&]<class T, int width>() {
-    using A = AccumulateType<T>;
+  require_narrow(op, qkv);
+  if (qkv.dtype() == DType::bf16)
+    return attention_forward_bf16(packed, qkv, scale, dropout, o, lse, window, s);
+  dispatch(qkv, op, [&]<class A, int width>() {
     using Tile = AttentionTile<A, width>;
     constexpr size_t bytes = Tile::kForwardBytes;
-    static_assert(bytes <= kMostSharedMemory);
-    allow_shared_memory(forward_kernel<T, width>, bytes);
-    forward_kernel<T, width><<<grid_for<Tile>(packed, qkv), kTileThreads, bytes, s>>>(
-        problem_of<T>(packed, qkv, scale, dropout, window), o.as<T>(), lse.as<A>());
+    allow_shared_memory(forward_kernel<A, width>, bytes);
+    forward_kernel<A, width><<<grid_for<Tile>(packed, qkv), kTileThreads, bytes, s>>>(
+        attention_problem<A>(packed, qkv, scale, dropout, window), o.as<A>(), lse.as<A>());
   });
   check_launch();
 }
 
 void CudaBackend::attention_backward(const PackedSequences& packed, ConstTensorView d_output,
-                                     ConstTensorView qkv, ConstTensorView lse, double scale,
-                                     const DropoutSite& dropout, TensorView dqkv, int64_t window,
-                                     Stream stream) {
+                                     ConstTensorView qkv, ConstTensorView output,
+                                     ConstTensorView lse, double scale, const DropoutSite& dropout,
+                                     TensorView dqkv, int64_t window, Stream stream) {
+  const char* op = "attention_backward";
   const cudaStream_t s = enter(qkv.device(), stream);
-  dispatch(qkv, "attention_backward", [&]<class T, int width>() {
-    using A = AccumulateType<T>;
+  require_narrow(op, qkv);
+  const Scratch along(lse.bytes(), qkv.device(), stream);
+  if (qkv.dtype() == DType::bf16)
+    return attention_backward_bf16(packed, d_output, qkv, output, lse, scale, dropout,
+                                   along.as<float>(), dqkv, window, s);
+  dispatch(qkv, op, [&]<class A, int width>() {
     using Tile = AttentionTile<A, width>;
-    const Scratch along(lse.bytes(), qkv.device(), stream);
     const dim3 grid = grid_for<Tile>(packed, qkv);
-    const Problem<T> problem = problem_of<T>(packed, qkv, scale, dropout, window);
+    const auto problem = attention_problem<A>(packed, qkv, scale, dropout, window);
     constexpr size_t query_bytes = Tile::kQueriesBytes, key_bytes = Tile::kKeysBytes;
-    static_assert(key_bytes <= kMostSharedMemory);
-    allow_shared_memory(backward_queries_kernel<T, width>, query_bytes);
-    allow_shared_memory(backward_keys_kernel<T, width>, key_bytes);
-    backward_queries_kernel<T, width><<<grid, kTileThreads, query_bytes, s>>>(
-        problem, d_output.as<T>(), lse.as<A>(), along.as<A>(), dqkv.as<T>());
+    allow_shared_memory(backward_queries_kernel<A, width>, query_bytes);
+    allow_shared_memory(backward_keys_kernel<A, width>, key_bytes);
+    backward_queries_kernel<A, width><<<grid, kTileThreads, query_bytes, s>>>(
+        problem, d_output.as<A>(), lse.as<A>(), along.as<A>(), dqkv.as<A>());
     check_launch();
-    backward_keys_kernel<T, width><<<grid, kTileThreads, key_bytes, s>>>(
-        problem, d_output.as<T>(), lse.as<A>(), along.as<const A>(), dqkv.as<T>());
+    backward_keys_kernel<A, width><<<grid, kTileThreads, key_bytes, s>>>(
+        problem, d_output.as<A>(), lse.as<A>(), along.as<const A>(), dqkv.as<A>());
     check_launch();
   });
 }

@@ -188,13 +188,13 @@ class CudaBackend final : public DeviceKernels {
   double sum_of_squares_of_rows(ConstTensorView x, std::span<const int64_t> rows) override;
   bool all_finite_in_rows(ConstTensorView x, std::span<const int64_t> rows) override;
 
-  // attention.cu
+  // attention.cu, attention_bf16.cu
   void attention_forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
                          const DropoutSite& dropout, TensorView o, TensorView lse, int64_t window,
                          Stream stream) override;
   void attention_backward(const PackedSequences& packed, ConstTensorView d_output,
-                          ConstTensorView qkv, ConstTensorView lse, double scale,
-                          const DropoutSite& dropout, TensorView dqkv, int64_t window,
+                          ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
+                          double scale, const DropoutSite& dropout, TensorView dqkv, int64_t window,
                           Stream stream) override;
   void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
               TensorView qkv, Stream stream) override;

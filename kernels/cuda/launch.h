@@ -43,7 +43,14 @@ inline int64_t tiles_for(int64_t tokens, int64_t sequences, int64_t rows) {
   return tokens / rows + sequences;
 }
 
+// Shared memory: what every device of compute capability 8.0 or newer can give a block, and what it
+// gives unasked.
+inline constexpr size_t kMostSharedMemory = 99 << 10;
+inline constexpr size_t kUnaskedSharedMemory = 48 << 10;
+
 // Attention: a block takes a tile of one sequence and head.
+//
+// In f32 and f64.
 inline constexpr int kTileThreads = 128;
 inline constexpr int kAcross = 8;  // threads side by side: along the other rows, and along a head
 inline constexpr int kDown = kTileThreads / kAcross;
@@ -70,6 +77,55 @@ struct AttentionTile {
   static constexpr size_t kForwardBytes = bytes(3, 1);
   static constexpr size_t kQueriesBytes = bytes(4, 1);  // backward, of dQ
   static constexpr size_t kKeysBytes = bytes(4, 2);     // backward, of dK and dV
+  static_assert(kKeysBytes <= kMostSharedMemory);
 };
+
+// In bf16, by tensor cores: each warp takes 16 rows of its own; the block goes over tiles of the
+// other side. Results do not depend on the number of warps.
+inline constexpr int kWarpRows = 16;
+inline constexpr int kOtherRows = 32;  // of a tile of the other side, at most
+inline constexpr int kMostForwardWarps = 8, kMostBackwardWarps = 4;
+
+template <int width_>
+struct TensorCoreTile {
+  static constexpr int kWidth = width_;
+  static constexpr int kStride = kWidth + 8;  // 8 rows of 16 bytes lie in different banks
+};
+
+enum class AttentionPass { forward, queries, keys };  // queries: dQ; keys: dK and dV
+
+struct TensorCoreLaunch {
+  int warps;
+  int others;       // rows of a tile of the other side: no more than the longest sequence needs
+  int stages;       // tiles of it that are there at a time
+  int64_t of_each;  // tiles of each sequence; 0: as tiles_for counts
+  int64_t blocks;   // heads side by side, so that neighbours read what lies together
+  size_t bytes;     // shared memory
+};
+template <int width>
+TensorCoreLaunch tensor_core_launch(AttentionPass pass, int64_t tokens, int64_t sequences,
+                                    int64_t longest, int64_t heads) {
+  using Tile = TensorCoreTile<width>;
+  const bool forward = pass == AttentionPass::forward;
+  const int64_t slabs = (longest + kWarpRows - 1) / kWarpRows;
+  TensorCoreLaunch l{};
+  // Long sequences: fewer reads of the other side against more of them at work at a time.
+  const int64_t most_warps = forward && longest > 256 ? kMostForwardWarps : kMostBackwardWarps;
+  l.warps = static_cast<int>(std::min(slabs, most_warps));
+  l.others = static_cast<int>(std::min<int64_t>(kOtherRows, slabs * kWarpRows));
+  // dQ keeps the output where the second tile comes.
+  l.stages = longest > kOtherRows || pass == AttentionPass::queries ? 2 : 1;
+
+  const int64_t rows = l.warps * kWarpRows, of_each = (longest + rows - 1) / rows;
+  const int64_t searched = tiles_for(tokens, sequences, rows);
+  l.of_each = of_each * sequences <= searched ? of_each : 0;
+  l.blocks = heads * (l.of_each > 0 ? of_each * sequences : searched);
+
+  const int64_t matrix_rows = (forward ? 1 : 2) * rows + 2 * l.stages * l.others;
+  const int64_t row_values = pass == AttentionPass::keys ? 2 * l.stages * l.others : 0;
+  l.bytes = static_cast<size_t>(matrix_rows * Tile::kStride * 2 + row_values * 4 +
+                                l.warps * 32 * 16);  // of dropout: 16 bytes a lane
+  return l;
+}
 
 }  // namespace amur::cuda

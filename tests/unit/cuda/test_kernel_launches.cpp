@@ -42,6 +42,17 @@ void add_attention(std::vector<Launch>& all, int64_t tokens, int64_t sequences, 
     all.push_back({fmt::format("attention of width {}", width), tiles, heads, kTileThreads, bytes});
 }
 
+template <int width>
+void add_tensor_cores(std::vector<Launch>& all, int64_t tokens, int64_t sequences, int64_t longest,
+                      int64_t heads) {
+  for (const AttentionPass pass :
+       {AttentionPass::forward, AttentionPass::queries, AttentionPass::keys}) {
+    const TensorCoreLaunch l = tensor_core_launch<width>(pass, tokens, sequences, longest, heads);
+    all.push_back(
+        {fmt::format("attention in bf16 of width {}", width), l.blocks, 1, l.warps * 32, l.bytes});
+  }
+}
+
 // What a chunk of so many tokens and texts launches, and what the loss and the update do.
 std::vector<Launch> launches_of(const Config& c, int64_t tokens, int64_t sequences) {
   const ModelConfig& m = c.model;
@@ -61,6 +72,10 @@ std::vector<Launch> launches_of(const Config& c, int64_t tokens, int64_t sequenc
   add_attention<float, 64>(all, tokens, sequences, m.heads);
   add_attention<float, kWidestHead>(all, tokens, sequences, m.heads);
   add_attention<double, kWidestHead>(all, tokens, sequences, m.heads);
+  const int64_t longest = std::min(m.max_length, tokens - sequences + 1);
+  add_tensor_cores<32>(all, tokens, sequences, longest, m.heads);
+  add_tensor_cores<64>(all, tokens, sequences, longest, m.heads);
+  add_tensor_cores<kWidestHead>(all, tokens, sequences, longest, m.heads);
   return all;
 }
 
@@ -106,6 +121,33 @@ TEST(KernelLaunches, EveryRecipeFitsEveryDevice) {
     ++recipes;
   }
   EXPECT_GE(recipes, 8);
+}
+
+// Whatever the lengths are, every row has a block: as each sequence has as many tiles as the
+// longest, or as tiles_for counts, whichever are fewer.
+TEST(KernelLaunches, AttentionOfEveryLength) {
+  for (int64_t longest = 1; longest <= 65535; longest += longest < 600 ? 1 : 997) {
+    for (const int64_t sequences : {1, 3, 1000}) {
+      for (const int64_t tokens : {longest + sequences - 1, longest * sequences}) {
+        std::vector<Launch> all;
+        add_tensor_cores<32>(all, tokens, sequences, longest, 12);
+        add_tensor_cores<64>(all, tokens, sequences, longest, 12);
+        add_tensor_cores<kWidestHead>(all, tokens, sequences, longest, 12);
+        for (const Launch& l : all)
+          ASSERT_EQ(problem_of(l), "") << longest << " of " << tokens << " tokens";
+        for (const AttentionPass pass : {AttentionPass::forward, AttentionPass::queries}) {
+          const TensorCoreLaunch l = tensor_core_launch<64>(pass, tokens, sequences, longest, 1);
+          const int64_t rows = l.warps * kWarpRows;
+          ASSERT_LE(l.blocks, tiles_for(tokens, sequences, rows));
+          ASSERT_GE(l.blocks * rows, tokens);
+          // What the passes of attention_bf16.cu rely on.
+          ASSERT_LE(l.others, l.warps * 32);
+          ASSERT_TRUE(l.stages == 2 || longest <= l.others);
+          if (pass == AttentionPass::queries) ASSERT_LE(rows, 2 * l.others);
+        }
+      }
+    }
+  }
 }
 
 // Far beyond any recipe.

@@ -8,7 +8,8 @@ namespace {
 class AttentionTest : public KernelTest {};
 
 constexpr DropoutSite kNoDropout{};
-const std::vector<int32_t> kLengths = {1, 7, 2, 16, 33, 5, 1, 70};
+// Around the tiles of every kernel.
+const std::vector<int32_t> kLengths = {1, 7, 2, 16, 33, 5, 1, 70, 15, 17, 63, 64, 65, 130};
 
 struct Oracle {
   Doubles output, lse, d_qkv;
@@ -74,7 +75,7 @@ TEST_P(AttentionTest, MatchesTheDefinition) {
   const Sequences sequences(kLengths, 1000, device());
   const int64_t tokens = sequences.tokens();
   for (const auto& [heads, size] :
-       {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {4, 32}, {2, 64}, {1, 100}}) {
+       {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 8}, {4, 32}, {2, 64}, {1, 100}, {1, 128}}) {
     for (const DropoutSite& dropout : {kNoDropout, DropoutSite{0.3, 2, 5}}) {
       const Tensor qkv = random_tensor({tokens, 3, heads, size}, dtype(), 1);
       const Tensor d_output = random_tensor({tokens, heads, size}, dtype(), 2);
@@ -180,18 +181,49 @@ TEST_P(AttentionTest, SequencesDoNotSeeEachOther) {
   const int64_t heads = 2, size = 24;
   const Sequences all(kLengths, 1000, device()), alone({kLengths[4]}, 1000 + 4, device());
   const Tensor qkv = random_tensor({all.tokens(), 3, heads, size}, dtype(), 1);
+  const Tensor d_output = random_tensor({all.tokens(), heads, size}, dtype(), 2);
   const int64_t begin = all.starts[4], n = kLengths[4];
   const DropoutSite dropout{0.2, 1, 1};
-  Tensor o_all = empty({all.tokens(), heads, size}, dtype());
-  Tensor lse_all = empty({all.tokens(), heads}, parameter());
-  Tensor o_one = empty({n, heads, size}, dtype()), lse_one = empty({n, heads}, parameter());
+  const auto run = [&](const Sequences& sequences, int64_t from, int64_t window) {
+    const int64_t tokens = sequences.tokens();
+    Results r{empty({tokens, heads, size}, dtype()), empty({tokens, heads}, parameter()),
+              empty({tokens, 3, heads, size}, dtype())};
+    const ConstTensorView part = qkv.view().slice(from, tokens);
+    attention_forward(sequences.packed, part, 0.2, dropout, r.output, r.lse, window);
+    attention_backward(sequences.packed, d_output.view().slice(from, tokens), part, r.output, r.lse,
+                       0.2, dropout, r.d_qkv, window);
+    return r;
+  };
   for (const int64_t window : {0, 6, 40}) {
-    attention_forward(all.packed, qkv, 0.2, dropout, o_all, lse_all, window);
-    attention_forward(alone.packed, ConstTensorView(qkv).slice(begin, n), 0.2, dropout, o_one,
-                      lse_one, window);
-    EXPECT_TRUE(same_bits(o_all.view().slice(begin, n), o_one)) << window;
-    EXPECT_TRUE(same_bits(lse_all.view().slice(begin, n), lse_one)) << window;
+    const Results together = run(all, 0, window), one = run(alone, begin, window);
+    EXPECT_TRUE(same_bits(together.output.view().slice(begin, n), one.output)) << window;
+    EXPECT_TRUE(same_bits(together.lse.view().slice(begin, n), one.lse)) << window;
+    EXPECT_TRUE(same_bits(together.d_qkv.view().slice(begin, n), one.d_qkv)) << window;
   }
+}
+
+TEST_P(AttentionTest, ALongText) {
+  const int64_t n = device() == Device::cpu() ? 300 : 8192, heads = 1, size = 8;
+  const Sequences sequences({static_cast<int32_t>(n)}, 1000, device());
+  const Tensor qkv = random_tensor({n, 3, heads, size}, dtype(), 1);
+  const Tensor d_output = random_tensor({n, heads, size}, dtype(), 2);
+  const DropoutSite dropout{0.3, 2, 5};
+  const Oracle o =
+      oracle(sequences, heads, size, to_doubles(qkv), 0.5, dropout, to_doubles(d_output));
+  Tensor output = empty({n, heads, size}, dtype()), lse = empty({n, heads}, parameter());
+  Tensor d_qkv = empty({n, 3, heads, size}, dtype());
+  attention_forward(sequences.packed, qkv, 0.5, dropout, output, lse);
+  attention_backward(sequences.packed, d_output, qkv, output, lse, 0.5, dropout, d_qkv);
+  // Many small values: against the size of all of them.
+  const auto error = [](ConstTensorView actual, const Doubles& expected) {
+    Doubles difference = to_doubles(actual);
+    for (size_t i = 0; i < expected.size(); ++i) difference[i] -= expected[i];
+    return std::sqrt(dot(difference, difference) / dot(expected, expected));
+  };
+  const double tolerance = (dtype() == DType::bf16 ? 1 : 60) * rounding(dtype());
+  EXPECT_LE(error(output, o.output), tolerance);
+  EXPECT_LE(error(lse, o.lse), 60 * rounding(parameter()));
+  EXPECT_LE(error(d_qkv, o.d_qkv), tolerance);
 }
 
 TEST_P(AttentionTest, LargeScoresStayFinite) {
