@@ -33,6 +33,13 @@
 namespace amur::cuda {
 namespace {
 
+// Blocks of a multiprocessor: as many as registers suffice for without spilling.
+template <int width>
+constexpr int kForwardBlocks = width <= 64 ? 2 : 1,
+              kQueriesBlocks = width <= 32 ? 3 : 2,
+              kKeysBlocks = width <= 32   ? 4
+                            : width <= 64 ? 3
+                                          : 2;
 // Of a tile of the other side: parts of 16 rows, blocks of 8.
 constexpr int kParts = kOtherRows / 16, kBlocks = kOtherRows / 8;
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
@@ -40,7 +47,7 @@ constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 // Softmax with a running maximum: the sums so far shrink where it grows. Scores are in units of
 // log 2.
 template <int width>
-__global__ void __launch_bounds__(kMostForwardWarps * 32, width <= 64 ? 2 : 1)
+__global__ void __launch_bounds__(kMostForwardWarps * 32, kForwardBlocks<width>)
     forward_kernel(Problem a, bf16* output, float* lse) {
   using Tile = TensorCoreTile<width>;
   const Work work(a);
@@ -155,9 +162,7 @@ __global__ void __launch_bounds__(kMostForwardWarps * 32, width <= 64 ? 2 : 1)
 //   dV = (P M)^T dO,  dS = P (dP - rowsum(P dP)),  dQ = scale dS K,  dK = scale dS^T Q.
 // Here dQ and the row sums, as said above.
 template <int width>
-__global__ void __launch_bounds__(kMostBackwardWarps * 32, width <= 32   ? 4
-                                                           : width <= 64 ? 3
-                                                                         : 2)
+__global__ void __launch_bounds__(kMostBackwardWarps * 32, kQueriesBlocks<width>)
     backward_queries_kernel(Problem a, const bf16* d_output, const bf16* output, const float* lse,
                             float* along, bf16* dqkv) {
   using Tile = TensorCoreTile<width>;
@@ -185,7 +190,7 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, width <= 32   ? 4
 
   const Lane lane;
   const int own = work.warp * kWarpRows * Tile::kStride;
-  const OwnRows<width, width <= 64> queries(q + own), d_outputs(d_out + own);
+  const OwnRows<width, false> queries(q + own), d_outputs(d_out + own);
   float log_sum[2], near[2] = {0, 0}, sum[2] = {0, 0};  // near: D', of the lane's columns first
 #pragma unroll
   for (int step = 0; step < width / 16; ++step) {
@@ -211,7 +216,7 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, width <= 32   ? 4
     clear(p);
     clear(dp);
     with_all_or_some(parts == kParts, [&]<bool all>() {
-#pragma unroll
+#pragma unroll 2
       for (int step = 0; step < width / 16; ++step) {
         uint32_t query[4], d_row[4];
         queries.fragment(step, query);
@@ -282,9 +287,7 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, width <= 32   ? 4
 
 // dK and dV: all is transposed, own rows are keys.
 template <int width>
-__global__ void __launch_bounds__(kMostBackwardWarps * 32, width <= 32   ? 4
-                                                           : width <= 64 ? 3
-                                                                         : 2)
+__global__ void __launch_bounds__(kMostBackwardWarps * 32, kKeysBlocks<width>)
     backward_keys_kernel(Problem a, const bf16* d_output, const float* lse, const float* along,
                          bf16* dqkv) {
   using Tile = TensorCoreTile<width>;
@@ -318,7 +321,7 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, width <= 32   ? 4
 
   const Lane lane;
   const int own = work.warp * kWarpRows * Tile::kStride;
-  const OwnRows<width, width <= 64> keys(k + own), value_rows(v + own);
+  const OwnRows<width, false> keys(k + own), value_rows(v + own);
   const float scale = a.scale * kLog2E, nothing = -std::numeric_limits<float>::infinity();
   Block dk[width / 8], dv[width / 8];
   clear(dk);
@@ -331,7 +334,7 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, width <= 32   ? 4
     clear(p);
     clear(dp);
     with_all_or_some(parts == kParts, [&]<bool all>() {
-#pragma unroll
+#pragma unroll 2
       for (int step = 0; step < width / 16; ++step) {
         uint32_t key[4], value[4];
         keys.fragment(step, key);
