@@ -34,12 +34,16 @@ namespace amur::cuda {
 namespace {
 
 // Blocks of a multiprocessor: as many as registers suffice for without spilling.
-template <int width>
-constexpr int kForwardBlocks = width <= 64 ? 2 : 1,
-              kQueriesBlocks = width <= 32 ? 3 : 2,
-              kKeysBlocks = width <= 32   ? 4
-                            : width <= 64 ? 3
-                                          : 2;
+constexpr int forward_blocks(int width) {
+  return width <= 64 ? 2 : 1;
+}
+constexpr int queries_blocks(int width) {
+  return width <= 32 ? 3 : 2;
+}
+constexpr int keys_blocks(int width) {
+  return width <= 32 ? 4 : width <= 64 ? 3 : 2;
+}
+
 // Of a tile of the other side: parts of 16 rows, blocks of 8.
 constexpr int kParts = kOtherRows / 16, kBlocks = kOtherRows / 8;
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
@@ -47,7 +51,7 @@ constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 // Softmax with a running maximum: the sums so far shrink where it grows. Scores are in units of
 // log 2.
 template <int width>
-__global__ void __launch_bounds__(kMostForwardWarps * 32, kForwardBlocks<width>)
+__global__ void __launch_bounds__(kMostForwardWarps * 32, forward_blocks(width))
     forward_kernel(Problem a, bf16* output, float* lse) {
   using Tile = TensorCoreTile<width>;
   const Work work(a);
@@ -162,7 +166,7 @@ __global__ void __launch_bounds__(kMostForwardWarps * 32, kForwardBlocks<width>)
 //   dV = (P M)^T dO,  dS = P (dP - rowsum(P dP)),  dQ = scale dS K,  dK = scale dS^T Q.
 // Here dQ and the row sums, as said above.
 template <int width>
-__global__ void __launch_bounds__(kMostBackwardWarps * 32, kQueriesBlocks<width>)
+__global__ void __launch_bounds__(kMostBackwardWarps * 32, queries_blocks(width))
     backward_queries_kernel(Problem a, const bf16* d_output, const bf16* output, const float* lse,
                             float* along, bf16* dqkv) {
   using Tile = TensorCoreTile<width>;
@@ -287,7 +291,7 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, kQueriesBlocks<width>
 
 // dK and dV: all is transposed, own rows are keys.
 template <int width>
-__global__ void __launch_bounds__(kMostBackwardWarps * 32, kKeysBlocks<width>)
+__global__ void __launch_bounds__(kMostBackwardWarps * 32, keys_blocks(width))
     backward_keys_kernel(Problem a, const bf16* d_output, const float* lse, const float* along,
                          bf16* dqkv) {
   using Tile = TensorCoreTile<width>;
