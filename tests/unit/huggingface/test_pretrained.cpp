@@ -18,6 +18,7 @@
 #include "src/train/huggingface/pretrained_model.h"
 #include "src/train/session.h"
 #include "src/train/text_embedder.h"
+#include "tests/support/mpi_runtime.h"
 #include "tests/unit/checkpoint/fixture.h"
 
 namespace amur {
@@ -523,6 +524,7 @@ TEST(PretrainedFolder, DamagedFoldersAreRefusedOrRead) {
     }
     folder.set(file, text);
     refused += !folder.problem().empty();
+    test_runtime().advance();
   }
   EXPECT_GT(refused, mutations / 3);
   EXPECT_LT(refused, mutations);
