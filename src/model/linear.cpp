@@ -81,12 +81,22 @@ void Linear::forward(const Context& context, ConstTensorView x, TensorView y) co
              context.stream);
 }
 
+// A product of f32 is not summed in bf16: the sink is widened, and rounded once.
+void Linear::accumulate_weight(const Context& context, ConstTensorView x, ConstTensorView dy,
+                               TensorView sink) const {
+  ScratchScope scratch(*context.scratch);
+  const bool widen = sink.dtype() == DType::bf16 && dy.dtype() != DType::bf16;
+  const TensorView sum = widen ? scratch.tensor(sink.shape(), DType::f32) : sink;
+  if (widen) cast(sink, sum, context.stream);
+  gemm(Transpose::yes, Transpose::no, weight_->sink_scale, dy, x, 1, sum, context.stream);
+  if (widen) cast(sum, sink, context.stream);
+}
+
 void Linear::backward(const Context& context, ConstTensorView x, ConstTensorView dy, double beta,
                       TensorView dx) const {
   ScratchScope scratch(*context.scratch);
   if (const TensorView sink = flat_sink(*weight_); sink.defined())
-    gemm(Transpose::yes, Transpose::no, weight_->sink_scale, dy, x, 1,
-         sink.reshape({outputs(), inputs()}), context.stream);
+    accumulate_weight(context, x, dy, sink.reshape({outputs(), inputs()}));
   if (bias_ != nullptr)
     if (const TensorView sink = flat_sink(*bias_); sink.defined())
       accumulate_column_sums(bias_->sink_scale, dy.reshape({dy.rows(), dy.columns()}), sink,

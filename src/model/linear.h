@@ -26,10 +26,11 @@ class Linear {
   // output, or is null.
   Linear(Parameter& weight, Parameter* bias, int input_axes);
 
-  // x [T, in], y [T, out], local, of one dtype, bf16 or that of the parameters.
+  // x [T, in], y [T, out], local, of one dtype, bf16 or parameter_dtype() of the weight's.
   void forward(const Context& context, ConstTensorView x, TensorView y) const;
   // dx = beta * dx + dy W; the weight's sink += sink_scale * dy^T x, the bias' likewise. dx may be
-  // undefined, and may be x, which is read before. Scratch: a bf16 copy of the weight.
+  // undefined, and may be x, which is read before. Scratch: a copy of the weight, or of its sink,
+  // in the dtype of x, where that is another.
   void backward(const Context& context, ConstTensorView x, ConstTensorView dy, double beta,
                 TensorView dx) const;
 
@@ -42,6 +43,8 @@ class Linear {
   enum class Shared : uint8_t { none, outputs, inputs };
   // Which side of the weight is spread over the ranks of the context.
   Shared shared(const Context& context) const;
+  void accumulate_weight(const Context& context, ConstTensorView x, ConstTensorView dy,
+                         TensorView sink) const;
   // The weight as [out, in] in the dtype of the activations.
   ConstTensorView weight_as(const Context& context, ScratchScope& scratch, DType dtype) const;
 

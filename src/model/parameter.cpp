@@ -43,7 +43,8 @@ double initial_value(const Initializer& init, const RandomKey& key, uint64_t ind
 template <class T>
 void fill(T* out, const Parameter& parameter, const Slab& slab, const RandomKey& key) {
   for_each_element(slab, parameter.global_shape(), [&](int64_t local, int64_t index) {
-    out[local] = static_cast<T>(initial_value(parameter.init, key, static_cast<uint64_t>(index)));
+    out[local] = static_cast<T>(static_cast<AccumulateType<T>>(
+        initial_value(parameter.init, key, static_cast<uint64_t>(index))));
   });
 }
 
@@ -156,8 +157,8 @@ void fill_initial(const Parameter& parameter, const Slab& slab, uint64_t seed, T
   const RandomKey key = RandomKey(seed)
                             .fold(static_cast<uint64_t>(RandomPurpose::weights))
                             .fold(fnv1a(parameter.name));
-  dispatch_f32_f64(values.dtype(), "initialise",
-                   [&]<class T>() { fill(values.as<T>(), parameter, slab, key); });
+  dispatch_float(values.dtype(), "initialise",
+                 [&]<class T>() { fill(values.as<T>(), parameter, slab, key); });
 }
 
 Parameter& ParameterSet::add(Parameter parameter) {
@@ -178,8 +179,9 @@ int64_t ParameterSet::global_elements() const {
   return n;
 }
 
-void ParameterSet::allocate(DType dtype, Device device, int tp_rank, int tp_size) {
-  for (Parameter& p : items_) p.value = Tensor(slab_of(p, tp_rank, tp_size).count, dtype, device);
+void ParameterSet::allocate(DType dtype, DType matrices, Device device, int tp_rank, int tp_size) {
+  for (Parameter& p : items_)
+    p.value = Tensor(slab_of(p, tp_rank, tp_size).count, p.is_matrix() ? matrices : dtype, device);
 }
 
 void ParameterSet::initialise(uint64_t seed, int tp_rank, int tp_size) {

@@ -55,7 +55,7 @@ struct Parameter {
   // relative errors of gradients.
   bool zero_gradient = false;
 
-  Tensor value;  // local shard, parameter dtype
+  Tensor value;  // local shard, in the dtype of ParameterSet::allocate
   // The gradient sink of this step: backward adds sink_scale * dW. Undefined while frozen or when
   // no gradient is wanted (evaluation).
   TensorView sink;
@@ -63,6 +63,8 @@ struct Parameter {
 
   Shape global_shape() const;
   int64_t global_elements() const { return global_shape().elements(); }
+  // Most of the numbers of a model are in these; they alone are ever kept in bf16.
+  bool is_matrix() const { return kind == ParamKind::weight || kind == ParamKind::embedding; }
   // Product of the axes that a gradient step sums over for one output: fan-in of a weight.
   int64_t fan_in() const;
 };
@@ -116,8 +118,12 @@ class ParameterSet {
   auto end() const { return items_.end(); }
 
   int64_t global_elements() const;
-  // Allocates the local shards, and fills them (see fill_initial).
-  void allocate(DType dtype, Device device, int tp_rank, int tp_size);
+  // Allocates the local shards, weights and embeddings in `matrices` and the rest in `dtype`, and
+  // fills them (see fill_initial).
+  void allocate(DType dtype, Device device, int tp_rank, int tp_size) {
+    allocate(dtype, dtype, device, tp_rank, tp_size);
+  }
+  void allocate(DType dtype, DType matrices, Device device, int tp_rank, int tp_size);
   void initialise(uint64_t seed, int tp_rank, int tp_size);
 
  private:

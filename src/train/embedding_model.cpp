@@ -57,7 +57,9 @@ EmbeddingModel::EmbeddingModel(const Config& config, Precision precision, Commun
   log_scale_ = &parameters_.add(scalar_parameter("loss.log_scale", config.loss.learn_scale));
   if (config.loss.kind == LossKind::siglip)
     loss_bias_ = &parameters_.add(scalar_parameter("loss.bias", config.loss.learn_bias));
-  if (allocate) parameters_.allocate(parameters_dtype(), device_, tp_rank(), tp_size());
+  if (allocate)
+    parameters_.allocate(parameters_dtype(), matrix_dtype(config.optimizer.state, precision),
+                         device_, tp_rank(), tp_size());
 }
 
 void EmbeddingModel::initialise(uint64_t seed) {

@@ -23,6 +23,12 @@ constexpr DType activation_dtype(Precision precision) {
   return DType::f32;
 }
 
+// Of weights and embeddings; the other parameters are parameter_dtype(activation_dtype(precision)).
+constexpr DType matrix_dtype(StatePrecision state, Precision precision) {
+  if (precision == Precision::fp64) return DType::f64;
+  return state == StatePrecision::fp32 ? DType::f32 : DType::bf16;
+}
+
 class EmbeddingModel {
  public:
   // Allocates this rank's share of the parameters, not initialised. `tp` are the ranks that share
@@ -52,8 +58,9 @@ class EmbeddingModel {
   bool separate_towers() const { return document_ != nullptr; }
   Device device() const { return device_; }
   int64_t embedding_size() const { return query_->embedding_size(); }
-  DType dtype() const { return dtype_; }                              // of activations
-  DType parameters_dtype() const { return parameter_dtype(dtype_); }  // and of embeddings
+  DType dtype() const { return dtype_; }  // of activations
+  // Of what the model puts out, and of all parameters but, under optimizer.state, matrices.
+  DType parameters_dtype() const { return parameter_dtype(dtype_); }
 
   // t = log of the scale, and the bias of SigLIP: parameters of kind scalar.
   Parameter& log_scale() { return *log_scale_; }

@@ -45,11 +45,16 @@ namespace {
 
 // Each rank reads its own share of the weights.
 void read_share(const PretrainedModel& folder, const EmbeddingModel& model, Parameter& parameter) {
-  Tensor staging;
-  TensorView host = parameter.value;
-  if (host.device() != Device::cpu()) host = staging = Tensor(host.shape(), host.dtype());
+  const TensorView value = parameter.value;
+  Tensor wide;  // bf16 is rounded from what the folder holds
+  TensorView host = value;
+  if (value.device() != Device::cpu() || value.dtype() == DType::bf16)
+    host = wide = Tensor(value.shape(), parameter_dtype(value.dtype()));
   folder.read(parameter, slab_of(parameter, model.tp_rank(), model.tp_size()), host);
-  if (staging.defined()) copy(parameter.value, staging);
+  if (!wide.defined()) return;
+  Tensor stored(value.shape(), value.dtype());
+  cast(wide, stored);
+  copy(value, stored);
 }
 
 }  // namespace

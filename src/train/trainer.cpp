@@ -29,6 +29,18 @@ namespace {
 
 constexpr const char* kWrittenBy = "amur " AMUR_VERSION;
 
+const char* text_of(StatePrecision state) {
+  switch (state) {
+    case StatePrecision::fp32:
+      return "";
+    case StatePrecision::bf16_weights:
+      return "; weights in bf16, rounded stochastically";
+    case StatePrecision::bf16:
+      return "; weights in bf16, rounded stochastically, and momenta in bf16";
+  }
+  return "";
+}
+
 class Trainer {
  public:
   Trainer(Config config, const TrainOptions& options, CommBackend backend, Runtime& runtime)
@@ -167,9 +179,12 @@ void Trainer::build_model() {
   else
     begin_rules(config_, *model_, *grid_);
   optimizer_ = Optimizer::make(config_.optimizer, model_->parameters(),
-                               config_.loss.scale_learning_rate, model_->tp());
+                               config_.loss.scale_learning_rate, model_->tp(), config_.train.seed);
   SyncOptions sync;
-  if (grid_->dp().overlaps(device_))
+  // The side stream of the CPU takes no bf16.
+  const bool bf16_sums =
+      config_.optimizer.state == StatePrecision::bf16 && device_ == Device::cpu();
+  if (grid_->dp().overlaps(device_) && !bf16_sums)
     sync.stream = grid_->dp().side_stream(
         {.overlap = config_.parallel.overlap_sync, .through_nodes = config_.parallel.node_sync});
   sync.groups = model_->backward_groups();
@@ -237,10 +252,17 @@ void Trainer::print_model() {
       static_cast<double>(parameters) * 1e-6, interchange_class(config_.model));
   if (config_.model.local_attention > 0) Log::info("attention: {}", config_.model.attention_text());
   size_t weights = 0;
-  for (const Parameter& p : model_->parameters()) weights += p.value.bytes();
-  Log::info("training state of a rank: {:.1f} MB of weights, {:.1f} MB of {}",
-            static_cast<double>(weights) * 1e-6,
-            static_cast<double>(optimizer_->state_bytes()) * 1e-6, optimizer_->name());
+  int64_t elements = 0;
+  for (const Parameter& p : model_->parameters()) {
+    weights += p.value.bytes();
+    elements += p.value.elements();
+  }
+  const size_t state = optimizer_->state_bytes();
+  Log::info(
+      "training state of a rank: {:.1f} MB of weights, {:.1f} MB of {}, {:.1f} bytes a parameter{}",
+      static_cast<double>(weights) * 1e-6, static_cast<double>(state) * 1e-6, optimizer_->name(),
+      static_cast<double>(weights + state) / static_cast<double>(elements),
+      text_of(config_.optimizer.state));
 }
 
 void Trainer::print_banner() {

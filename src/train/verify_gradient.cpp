@@ -33,7 +33,7 @@ class GradientBuffers {
  public:
   explicit GradientBuffers(EmbeddingModel& model) : model_(model) {
     for (Parameter& p : model.parameters()) {
-      buffers_.push_back(Tensor::zeros(p.value.shape(), p.value.dtype()));
+      buffers_.push_back(Tensor::zeros(p.value.shape(), parameter_dtype(p.value.dtype())));
       p.sink = buffers_.back();
       p.sink_scale = 1;
     }

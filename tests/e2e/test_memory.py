@@ -1,6 +1,7 @@
 """Bytes of resident memory that a parameter costs in training.
 
-Tiger in fp32 holds a weight and one momentum: 8 bytes. AdamW holds a weight, a gradient and two
+Tiger in fp32 holds a weight and one momentum: 8 bytes, 6 and 4 with the states of
+optimizer.state. AdamW holds a weight, a gradient and two
 moments: 16. A gradient buffer under Tiger would make 12 of its 8.
 """
 import sys
@@ -49,6 +50,12 @@ class Memory(support.EndToEnd):
         chunks = support.metrics(self.path("chunks-1"))[0]["chunks"]
         self.assertGreater(chunks, 2)
         self.assertAlmostEqual(self.slope("two ranks", {}, ranks=2), 8.0, delta=0.4)
+
+    def test_state_in_bf16(self):
+        """Weights in bf16 make 6 of the 8, momenta too 4; copies of both in fp32 would make 12."""
+        for state, bytes_each in (("bf16_weights", 6.0), ("bf16", 4.0)):
+            slope = self.slope(state, {"optimizer.state": state, "train.chunk_tokens": 8})
+            self.assertAlmostEqual(slope, bytes_each, delta=0.4)
 
     def test_adamw(self):
         slope = self.slope("adamw", {"optimizer.kind": "adamw", "optimizer.learning_rate": 1e-4})

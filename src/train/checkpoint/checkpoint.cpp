@@ -148,6 +148,7 @@ void Checkpoint::load(const std::string& path, ParameterSet& parameters,
                       std::span<const OptimizerSlot> slots, ProcessGrid& grid, Wanted wanted) {
   std::vector<StoredTensor> tensors;
   std::vector<uint64_t> local, stored;
+  int64_t rounded = 0, widened = 0;
   on_every_rank(grid.world(), [&] {
     const Hdf5File file(path, Hdf5File::Mode::read);
     tensors = stored_tensors(parameters, slots,
@@ -158,6 +159,9 @@ void Checkpoint::load(const std::string& path, ParameterSet& parameters,
     require_tensors(file, tensors);
     for (const StoredTensor& t : tensors) {
       const uint64_t sum = read_rows(file, t, rows_of(t, grid.dp_rank(), grid.shape().dp));
+      const DType in_file = file.info(t.path).dtype;
+      rounded += in_file != DType::bf16 && t.value.dtype() == DType::bf16;
+      widened += in_file == DType::bf16 && t.value.dtype() != DType::bf16;
       local.push_back(t.counted ? sum : 0);
       stored.push_back(file.attribute_as<uint64_t>(t.path, kChecksumAttribute));
     }
@@ -166,6 +170,10 @@ void Checkpoint::load(const std::string& path, ParameterSet& parameters,
   for (size_t i = 0; i < tensors.size(); ++i)
     if (found[i] != stored[i])
       throw IoError("{}", damage_text(path, tensors[i].path, stored[i], found[i]));
+  if (rounded > 0)
+    Log::info("'{}': {} tensors are rounded to bf16, to nearest (optimizer.state)", path, rounded);
+  if (widened > 0)
+    Log::info("'{}': {} tensors in bf16 are widened, exactly (optimizer.state)", path, widened);
   for (const StoredTensor& t : tensors) share_rows(t, grid);
   grid.dp().synchronize();
 }

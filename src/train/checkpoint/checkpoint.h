@@ -79,9 +79,10 @@ class Checkpoint {
   // Checks format, version, completeness; collective where a grid is given.
   static CheckpointInfo read_info(const std::string& path, ProcessGrid* grid = nullptr);
   // Fills the parameters and, unless `slots` is empty, the optimizer state, of this rank's shards;
-  // verifies checksums. Reports all missing, unexpected and mis-shaped tensors at once (IoError).
-  // `unpublished`: of a file that is still on its way to its name, too. `towers`: without the
-  // parameters of the loss (temperature, bias), whichever there are.
+  // verifies checksums. Tensors of another precision are converted, with a line in the log where
+  // bf16 is one of the two. Reports all missing, unexpected and mis-shaped tensors at once
+  // (IoError). `unpublished`: of a file that is still on its way to its name, too. `towers`:
+  // without the parameters of the loss (temperature, bias), whichever there are.
   enum class Wanted : uint8_t { complete, unpublished, towers };
   static void load(const std::string& path, ParameterSet& parameters,
                    std::span<const OptimizerSlot> slots, ProcessGrid& grid,

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <set>
 
+#include "kernels/elementwise.h"
 #include "src/core/hash.h"
 
 namespace amur {
@@ -28,6 +29,8 @@ uint64_t sum_of_run(const std::byte* data, size_t element, int64_t count, int64_
   switch (element) {
     case 1:
       return sum_of_run<uint8_t>(data, count, index);
+    case 2:
+      return sum_of_run<uint16_t>(data, count, index);
     case 4:
       return sum_of_run<uint32_t>(data, count, index);
     case 8:
@@ -35,20 +38,6 @@ uint64_t sum_of_run(const std::byte* data, size_t element, int64_t count, int64_
     default:
       throw InternalError(fmt::format("elements of {} bytes", element));
   }
-}
-
-template <class To, class From>
-void convert(To* to, const From* from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
-}
-
-void convert(TensorView to, ConstTensorView from) {
-  if (to.dtype() == from.dtype())
-    copy(to, from);
-  else if (to.dtype() == DType::f64)
-    convert(to.as<double>(), from.as<float>(), to.elements());
-  else
-    convert(to.as<float>(), from.as<double>(), to.elements());
 }
 
 std::vector<StoredTensor> tensors_without_values(ParameterSet& parameters,
@@ -83,7 +72,7 @@ std::vector<StoredTensor> tensors_without_values(ParameterSet& parameters,
 }
 
 bool convertible(DType from, DType to) {
-  const auto real = [](DType t) { return t == DType::f32 || t == DType::f64; };
+  const auto real = [](DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f64; };
   return from == to || (real(from) && real(to));
 }
 
@@ -222,7 +211,7 @@ uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange ro
       copy(target, host);
     } else {
       Tensor converted(slab.count, wanted);
-      convert(converted, host);
+      cast(host, converted);
       copy(target, converted);
     }
   }

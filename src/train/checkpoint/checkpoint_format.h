@@ -64,8 +64,8 @@ RowRange rows_of(const StoredTensor& tensor, int dp_rank, int dp_size);
 Slab slab_of_rows(const StoredTensor& tensor, RowRange rows);
 TensorView view_of_rows(const StoredTensor& tensor, RowRange rows);
 
-// Reads these rows block by block into `tensor.value` (converting between f32 and f64), and returns
-// their check sum as stored.
+// Reads these rows block by block into `tensor.value` (converting between f32, bf16 and f64), and
+// returns their check sum as stored.
 uint64_t read_rows(const Hdf5File& file, const StoredTensor& tensor, RowRange rows);
 // Reads a part of the whole tensor block by block, and forgets it.
 uint64_t checksum_in_file(const Hdf5File& file, const StoredTensor& tensor, const Slab& part);

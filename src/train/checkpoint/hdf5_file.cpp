@@ -83,6 +83,20 @@ std::string error_stack_text() {
   return text.empty() ? "no reason given by HDF5" : text;
 }
 
+// The upper half of a little-endian IEEE float, as HDF5 2.0 names it H5T_FLOAT_BFLOAT16LE: readers
+// that do not know it see a float of 16 bits, and convert it.
+hid_t bf16_type() {
+  static const hid_t type = [] {
+    const hid_t t = H5Tcopy(H5T_IEEE_F32LE);
+    H5Tset_fields(t, 15, 7, 8, 0, 7);  // sign, exponent at 7 of 8 bits, mantissa at 0 of 7 bits
+    H5Tset_precision(t, 16);
+    H5Tset_size(t, 2);
+    H5Tset_ebias(t, 127);
+    return t;
+  }();
+  return type;
+}
+
 hid_t file_type(DType t) {
   switch (t) {
     case DType::f32:
@@ -96,7 +110,7 @@ hid_t file_type(DType t) {
     case DType::u8:
       return H5T_STD_U8LE;
     case DType::bf16:
-      break;
+      return bf16_type();
   }
   throw InternalError(fmt::format("{} is not stored in files", name_of(t)));
 }
@@ -114,7 +128,7 @@ hid_t memory_type(DType t) {
     case DType::u8:
       return H5T_NATIVE_UINT8;
     case DType::bf16:
-      break;
+      return bf16_type();
   }
   throw InternalError(fmt::format("{} is not stored in files", name_of(t)));
 }
@@ -184,7 +198,7 @@ Shape shape_of_space(hid_t space, bool* known) {
 }
 
 bool dtype_of_file_type(hid_t type, DType* dtype) {
-  for (DType t : {DType::f32, DType::f64, DType::i32, DType::i64, DType::u8}) {
+  for (DType t : {DType::f32, DType::bf16, DType::f64, DType::i32, DType::i64, DType::u8}) {
     if (H5Tequal(type, file_type(t)) > 0) {
       *dtype = t;
       return true;

@@ -65,9 +65,9 @@ class Hdf5File {
                       bool compressed = false);
   DatasetInfo info(const std::string& dataset) const;
 
-  // A block of a data set (f32, f64, i64 or u8 as in the file): `first` and `view.shape()` are in
-  // its axes. `write` through MPI-IO is one collective transfer; an empty view takes part with
-  // nothing.
+  // A block of a data set (f32, bf16, f64, i64 or u8 as in the file): `first` and `view.shape()`
+  // are in its axes. `write` through MPI-IO is one collective transfer; an empty view takes part
+  // with nothing.
   void write(const std::string& dataset, const Shape& first, ConstTensorView view);
   void read(const std::string& dataset, const Shape& first, TensorView view) const;
 

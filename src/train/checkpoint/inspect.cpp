@@ -64,7 +64,7 @@ void add_all(Moments& moments, ConstTensorView block) {
     case DType::u8:
       return add_all<uint8_t>(moments, block);
     case DType::bf16:
-      break;
+      return add_all<bf16>(moments, block);
   }
   throw InternalError(fmt::format("statistics of {}", name_of(block.dtype())));
 }

@@ -66,6 +66,9 @@ struct LossConfig {
 };
 
 enum class OptimizerKind : uint8_t { tiger, adamw, lion };
+// What weights and their momenta are kept in: both fp32, bf16 weights beside fp32 momenta, both
+// bf16.
+enum class StatePrecision : uint8_t { fp32, bf16_weights, bf16 };
 enum class EmbeddingRows : uint8_t { lazy, dense };
 enum class ScheduleKind : uint8_t { piecewise, cosine };
 enum class ClipKind : uint8_t { none, min, soft };
@@ -81,6 +84,7 @@ struct ParameterGroup {
 
 struct OptimizerConfig {
   OptimizerKind kind = OptimizerKind::tiger;
+  StatePrecision state = StatePrecision::fp32;
   double learning_rate = 0.002;
   double weight_decay = 0.01;
   double beta = 0.965;                // tiger

@@ -149,6 +149,7 @@ class Checker {
     if (o.schedule == ScheduleKind::cosine && !points.empty())
       report("optimizer.schedule_points",
              "only used with optimizer.schedule piecewise, which is cosine");
+    state();
     for (size_t i = 1; i < points.size(); ++i) {
       if (points[i].first <= points[i - 1].first)
         report(fmt::format("optimizer.schedule_points.{}.step", i),
@@ -161,6 +162,32 @@ class Checker {
                "{} matches nothing: the model has {} layers, counted from 0", o.groups[i].layer,
                c_.model.layers);
     }
+  }
+
+  void state() {
+    const StatePrecision state = c_.optimizer.state;
+    if (state == StatePrecision::fp32) return;
+    const char* name = state == StatePrecision::bf16 ? "bf16" : "bf16_weights";
+    if (c_.train.precision == Precision::fp64)
+      report("optimizer.state",
+             "{}, but train.precision fp64 is for proofs: use optimizer.state fp32", name);
+    if (!c_.train.growth.empty())
+      report("optimizer.state",
+             "{}, but train.growth needs weights that can be divided exactly: use optimizer.state "
+             "fp32",
+             name);
+    if (state != StatePrecision::bf16) return;
+    if (c_.optimizer.kind != OptimizerKind::tiger)
+      report(
+          "optimizer.state",
+          "bf16 needs optimizer.kind tiger, whose step is the sign of its momentum; the steps of "
+          "adamw and lion are made from small changes of moments that bf16 rounds away: use "
+          "bf16_weights",
+          name);
+    if (c_.parallel.sync_precision == SyncPrecision::bf16)
+      report("optimizer.state",
+             "bf16 has no room for what parallel.sync_precision bf16 rounds away: use fp32 there "
+             "(momenta in bf16 travel as fp32), or optimizer.state bf16_weights");
   }
 
   void parallel() {

@@ -199,6 +199,13 @@ void declare_optimizer(Group& group) {
              {"adamw", OptimizerKind::adamw},
              {"lion", OptimizerKind::lion}},
             "tiger keeps one momentum and no gradient", kFixed);
+  key.words(
+      "state", &O::state,
+      {{"fp32", StatePrecision::fp32},
+       {"bf16_weights", StatePrecision::bf16_weights},
+       {"bf16", StatePrecision::bf16}},
+      "what weights, embeddings and their momenta are kept in: fp32; weights in bf16, rounded "
+      "stochastically, beside fp32 momenta; both in bf16, tiger only (docs/numerics.md)");
   key.real("learning_rate", &O::learning_rate, at_least(0),
            "rate at schedule factor 1; under tiger relative to the RMS of each tensor");
   key.real("weight_decay", &O::weight_decay, at_least(0), "decoupled weight decay");

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "comm/runtime.h"
+#include "kernels/elementwise.h"
 #include "src/train/agreement.h"
 
 namespace amur {
@@ -45,6 +46,22 @@ GrowthBlock block_of_rows(const Slab& part, int64_t old_rows) {
   const int64_t first = std::min(part.first[0], old_rows),
                 last = std::min(part.first[0] + part.count[0], old_rows);
   return {part, {Shape{first}, Shape{last - first}}};
+}
+
+// Reads a block, of bf16 widened, and returns its check sum as stored.
+uint64_t read_block(const Hdf5File& file, const StoredTensor& tensor, const Shape& first,
+                    TensorView values) {
+  const DType stored = file.info(tensor.path).dtype;
+  Tensor narrow;
+  if (stored == DType::bf16)
+    narrow = Tensor(values.shape(), stored);
+  else if (stored != values.dtype())
+    throw IoError("'{}': {} holds {}, wanted {}", file.path(), tensor.path, name_of(stored),
+                  name_of(values.dtype()));
+  const TensorView read = narrow.defined() ? narrow.view() : values;
+  file.read(tensor.path, first, read);
+  if (narrow.defined()) cast(narrow, values);
+  return checksum_of(read, first, tensor.global);
 }
 
 // Memory that is used again for each block.
@@ -114,15 +131,11 @@ std::vector<double> GrownCheckpoint::read_input() {
       const StoredTensor& t = old_tensors_[i];
       runtime_.set_phase(fmt::format("reading {}", t.path));
       stored.push_back(file_->attribute_as<uint64_t>(t.path, kChecksumAttribute));
-      if (const DType dtype = file_->info(t.path).dtype; dtype != t.value.dtype())
-        throw IoError("'{}': {} holds {}, wanted {}", input_, t.path, name_of(dtype),
-                      name_of(t.value.dtype()));
       const std::vector<Slab> boxes = statistics_boxes(t.global);
       if (i < squares.size()) squares[i].assign(boxes.size(), 0);
       for (size_t b = rank; b < boxes.size(); b += ranks) {
         const TensorView values = scratch.view(boxes[b].count, t.value.dtype());
-        file_->read(t.path, boxes[b].first, values);
-        local[i] += checksum_of(values, boxes[b].first, t.global);
+        local[i] += read_block(*file_, t, boxes[b].first, values);
         if (i < squares.size()) squares[i][b] = sum_of_squares_of(values);
         runtime_.advance();
       }
@@ -201,7 +214,7 @@ void GrownCheckpoint::write_tensor(size_t i, const std::vector<double>& rms_of_o
       TensorView before;
       if (old != nullptr) {
         before = old_scratch.view(block.from.count, t.value.dtype());
-        file_->read(old->path, block.from.first, before);
+        read_block(*file_, *old, block.from.first, before);
       }
       const TensorView values = scratch.view(block.to.count, t.value.dtype());
       fill(block, before, values);

@@ -93,6 +93,8 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
   // In the precision of the parameters.
   std::vector<std::string> overrides;
   if (saved.train.precision == Precision::bf16) overrides.emplace_back("train.precision=fp32");
+  const bool state_was_bf16 = saved.optimizer.state != StatePrecision::fp32;
+  if (state_was_bf16) overrides.emplace_back("optimizer.state=fp32");
   if (saved.parallel.sync_precision == SyncPrecision::bf16)
     overrides.emplace_back("parallel.sync_precision=fp32");
   Config config = checkpoint_config(input, overrides);
@@ -118,6 +120,11 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
   GrownCheckpoint grown(input, info, config, growth, *grid, runtime);
   WidenResult result;
   add_plan(growth, grown.from(), grown.to(), result);
+  if (state_was_bf16)
+    result.warnings.emplace_back(
+        "the weights in bf16 are widened as fp32, which is exact, and the new checkpoint has "
+        "optimizer.state fp32; --set optimizer.state=bf16_weights rounds it where training goes "
+        "on");
   result.file_bytes = static_cast<double>(grown.bytes_after());
   const double proof_bytes = static_cast<double>(result.parameters_after) *
                              static_cast<double>(size_of(grown.to().parameters_dtype()));
@@ -138,6 +145,7 @@ WidenResult widen(const WidenOptions& options, CommBackend backend, Runtime& run
                                    result.parameters_after);
   content.info = std::move(info);
   Config written = grown_config(saved, growth);
+  written.optimizer.state = config.optimizer.state;
   apply(options.schedule, content.info.step, written);
   content.info.config_yaml = to_yaml(written);
   if (vocabulary) content.info.tokenizer = {{vocabulary->kind(), vocabulary->serialised()}};

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "comm/runtime.h"
+#include "kernels/elementwise.h"
 #include "src/train/agreement.h"
 #include "src/train/checkpoint/checkpoint_format.h"
 #include "src/train/embedding_model.h"
@@ -213,9 +214,8 @@ class Exporter {
       Tensor values(box.count, stored);
       input.read(path, box.first, values);
       sum += checksum_of(values, box.first, shape);
-      dispatch_f32_f64(stored, "export", [&]<class T>() {
-        block.assign(values.as<T>(), values.as<T>() + values.elements());
-      });
+      block.resize(static_cast<size_t>(values.elements()));
+      cast(values, TensorView(block.data(), values.shape(), DType::f32));
       for_each_run(box, shape, [&](int64_t at, int64_t first, int64_t count) {
         place(first, std::span(block).subspan(static_cast<size_t>(at), static_cast<size_t>(count)));
       });

@@ -5,8 +5,8 @@
 namespace amur {
 
 AdamW::AdamW(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
-             Communicator* tp)
-    : BufferedOptimizer(config, parameters, scalar_learning_rate, tp),
+             Communicator* tp, uint64_t seed)
+    : BufferedOptimizer(config, parameters, scalar_learning_rate, tp, seed),
       first_moments_(zeros_like_parameters()),
       second_moments_(zeros_like_parameters()) {}
 
@@ -21,7 +21,8 @@ void AdamW::update_from(std::span<const Tensor> gradients, int64_t step, double 
                              .beta2 = config().beta2,
                              .epsilon = config().epsilon,
                              .count = step + 1},
-                   p.value, first_moments_[i], gradients[i], second_moments_[i]});
+                   p.value, first_moments_[i], gradients[i], second_moments_[i],
+                   rounding_of(p, step)});
   }
   update_parameters(all);
 }

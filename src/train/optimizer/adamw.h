@@ -11,7 +11,7 @@ namespace amur {
 class AdamW : public BufferedOptimizer {
  public:
   AdamW(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
-        Communicator* tp);
+        Communicator* tp, uint64_t seed);
   const char* name() const override { return "adamw"; }
   std::vector<OptimizerSlot> slots() override;
   size_t state_bytes() const override;

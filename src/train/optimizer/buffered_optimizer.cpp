@@ -9,8 +9,8 @@
 namespace amur {
 
 BufferedOptimizer::BufferedOptimizer(const OptimizerConfig& config, ParameterSet& parameters,
-                                     double scalar_learning_rate, Communicator* tp)
-    : Optimizer(parameters, tp),
+                                     double scalar_learning_rate, Communicator* tp, uint64_t seed)
+    : Optimizer(parameters, tp, seed),
       config_(config),
       parameters_(parameters),
       scalar_learning_rate_(scalar_learning_rate),
@@ -20,7 +20,8 @@ std::vector<Tensor> BufferedOptimizer::zeros_like_parameters() const {
   std::vector<Tensor> tensors;
   for (const Parameter& p : parameters_)
     tensors.push_back(p.frozen ? Tensor()
-                               : Tensor::zeros(p.value.shape(), p.value.dtype(), p.value.device()));
+                               : Tensor::zeros(p.value.shape(), parameter_dtype(p.value.dtype()),
+                                               p.value.device()));
   return tensors;
 }
 

@@ -18,7 +18,7 @@ class BufferedOptimizer : public Optimizer {
 
  protected:
   BufferedOptimizer(const OptimizerConfig& config, ParameterSet& parameters,
-                    double scalar_learning_rate, Communicator* tp);
+                    double scalar_learning_rate, Communicator* tp, uint64_t seed);
 
   // Updates the parameters from the summed gradients, one a parameter, undefined where it is
   // frozen.
@@ -27,7 +27,7 @@ class BufferedOptimizer : public Optimizer {
   const OptimizerConfig& config() const { return config_; }
   ParameterSet& parameters() { return parameters_; }
   size_t gradient_bytes() const;
-  // A tensor of zeros like each unfrozen parameter; undefined for the frozen ones.
+  // Zeros shaped as each unfrozen parameter, never in bf16; undefined for the frozen ones.
   std::vector<Tensor> zeros_like_parameters() const;
   // Learning rate and decay of a parameter. Only weights and embeddings decay; embeddings have a
   // rate of their own where the configuration gives one, scalars always.

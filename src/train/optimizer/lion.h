@@ -11,7 +11,7 @@ namespace amur {
 class Lion : public BufferedOptimizer {
  public:
   Lion(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
-       Communicator* tp);
+       Communicator* tp, uint64_t seed);
   const char* name() const override { return "lion"; }
   std::vector<OptimizerSlot> slots() override;
   size_t state_bytes() const override;

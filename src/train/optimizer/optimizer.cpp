@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "src/core/hash.h"
 #include "src/train/optimizer/adamw.h"
 #include "src/train/optimizer/lion.h"
 #include "src/train/optimizer/tiger.h"
@@ -21,16 +22,35 @@ bool matches(const ParameterGroup& group, const Parameter& parameter) {
 }  // namespace
 
 std::unique_ptr<Optimizer> Optimizer::make(const OptimizerConfig& config, ParameterSet& parameters,
-                                           double scalar_learning_rate, Communicator* tp) {
+                                           double scalar_learning_rate, Communicator* tp,
+                                           uint64_t seed) {
   switch (config.kind) {
     case OptimizerKind::tiger:
-      return std::make_unique<Tiger>(config, parameters, scalar_learning_rate, tp);
+      return std::make_unique<Tiger>(config, parameters, scalar_learning_rate, tp, seed);
     case OptimizerKind::adamw:
-      return std::make_unique<AdamW>(config, parameters, scalar_learning_rate, tp);
+      return std::make_unique<AdamW>(config, parameters, scalar_learning_rate, tp, seed);
     case OptimizerKind::lion:
-      return std::make_unique<Lion>(config, parameters, scalar_learning_rate, tp);
+      return std::make_unique<Lion>(config, parameters, scalar_learning_rate, tp, seed);
   }
   throw InternalError("unknown optimizer");
+}
+
+// A slab is cut along one axis, so that its elements are runs of the whole tensor at one distance.
+StochasticRounding Optimizer::rounding_of(const Parameter& p, int64_t step) const {
+  StochasticRounding rounding;
+  rounding.key = RandomKey(seed_)
+                     .fold(static_cast<uint64_t>(RandomPurpose::weight_rounding))
+                     .fold(static_cast<uint64_t>(step))
+                     .fold(fnv1a(p.name))
+                     .value();
+  const int axis = p.sharding.axis;
+  if (tp_ == nullptr || axis < 0) return rounding;
+  const Slab slab = slab_of(p, tp_->rank(), tp_->size());
+  const Shape whole = p.global_shape();
+  rounding.index = {.first = slab.first[axis] * whole.product(axis + 1, whole.dims()),
+                    .run = slab.count.product(axis, whole.dims()),
+                    .distance = whole.product(axis, whole.dims())};
+  return rounding;
 }
 
 void apply_parameter_groups(const OptimizerConfig& config, ParameterSet& parameters) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "kernels/optimizer_rules.h"
 #include "src/model/parameter.h"
 #include "src/train/config/config.h"
 #include "src/train/optimizer/gradient_sync.h"
@@ -32,10 +33,12 @@ class Optimizer {
   // without decay. Tiger and Lion move them by that times clamp(m / 0.01, -1, 1), m the momentum: a
   // sign step far from the optimum, coming to rest near it, since dL/dt is a pure number whatever
   // the model; AdamW by Adam's rule. Clamping the value is the caller's.
-  // `tp` are the ranks that share the parameters; null: this one has them whole.
+  // `tp` are the ranks that share the parameters; null: this one has them whole. `seed` is that of
+  // the rounding of bf16 weights.
   static std::unique_ptr<Optimizer> make(
       const OptimizerConfig& config, ParameterSet& parameters,
-      double scalar_learning_rate = LossConfig().scale_learning_rate, Communicator* tp = nullptr);
+      double scalar_learning_rate = LossConfig().scale_learning_rate, Communicator* tp = nullptr,
+      uint64_t seed = 0);
   virtual ~Optimizer() = default;
   virtual const char* name() const = 0;  // "tiger": the checkpoint's /optimizer/<name>
 
@@ -77,11 +80,16 @@ class Optimizer {
   virtual size_t state_bytes() const = 0;
 
  protected:
-  Optimizer(ParameterSet& parameters, Communicator* tp) : sync_(parameters, tp) {}
+  Optimizer(ParameterSet& parameters, Communicator* tp, uint64_t seed)
+      : sync_(parameters, tp), tp_(tp), seed_(seed) {}
   GradientSync& sync() { return sync_; }
+  // How step `step` rounds this parameter where it is kept in bf16.
+  StochasticRounding rounding_of(const Parameter& parameter, int64_t step) const;
 
  private:
   GradientSync sync_;
+  Communicator* tp_;
+  uint64_t seed_;
 };
 
 // Multiplies learning rate and decay of each parameter by those of the first entry of

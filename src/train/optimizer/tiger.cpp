@@ -24,8 +24,8 @@ void open_sink(double beta, TensorView momentum, TensorView residual, bool owner
 }  // namespace
 
 Tiger::Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
-             Communicator* tp)
-    : Optimizer(parameters, tp),
+             Communicator* tp, uint64_t seed)
+    : Optimizer(parameters, tp, seed),
       config_(config),
       parameters_(parameters),
       scalar_learning_rate_(scalar_learning_rate),
@@ -35,7 +35,10 @@ Tiger::Tiger(const OptimizerConfig& config, ParameterSet& parameters, double sca
     const Parameter& p = parameters[i];
     if (p.frozen) continue;
     State& state = states_[i];
-    state.momentum = Tensor::zeros(p.value.shape(), p.value.dtype(), p.value.device());
+    const bool rounded = config.state == StatePrecision::bf16 && p.is_matrix();
+    state.momentum =
+        Tensor::zeros(p.value.shape(), rounded ? DType::bf16 : parameter_dtype(p.value.dtype()),
+                      p.value.device());
     if (p.kind == ParamKind::embedding && config.embedding_rows == EmbeddingRows::lazy) {
       state.last_step = Tensor({p.value.view().rows()}, DType::i64);
       std::fill_n(state.last_step.as<int64_t>(), state.last_step.elements(), -1);
@@ -108,7 +111,7 @@ void Tiger::set_sync(SyncOptions options) {
   sync().set_options(std::move(options));
   for (State& state : states_) {
     if (!rounded || !state.momentum.defined()) continue;
-    AMUR_CHECK(state.momentum.dtype() == DType::f32, "rounded sums need f32 parameters");
+    AMUR_CHECK(state.momentum.dtype() == DType::f32, "rounded sums need f32 momenta");
     state.residual = Tensor::zeros(state.momentum.shape(), DType::f32, state.momentum.device());
   }
 }
@@ -132,11 +135,14 @@ void Tiger::update_parameter(Parameter& p, State& state, double squares, int64_t
                              std::vector<ParameterUpdate>& fused) const {
   const double rate = alpha * p.learning_rate_multiplier;
   const double decay = config_.weight_decay * p.decay_multiplier;
+  const StochasticRounding rounding = rounding_of(p, step);
   switch (p.kind) {
     case ParamKind::weight: {
       const double rms = std::sqrt(squares / static_cast<double>(p.global_elements()));
-      fused.push_back(
-          {SignStep{rate * std::max(rms, p.rms_floor), decay}, p.value, state.momentum});
+      fused.push_back({.step = SignStep{rate * std::max(rms, p.rms_floor), decay},
+                       .theta = p.value,
+                       .momentum = state.momentum,
+                       .rounding = rounding});
       break;
     }
     case ParamKind::bias:
@@ -151,7 +157,7 @@ void Tiger::update_parameter(Parameter& p, State& state, double squares, int64_t
       break;
     case ParamKind::embedding:
       if (!state.lazy()) {
-        sign_update_by_row(state.momentum, rate, p.rms_floor, decay, p.value);
+        sign_update_by_row(state.momentum, rate, p.rms_floor, decay, p.value, rounding);
         break;
       }
       const bool positions = p.axes[0].role == AxisRole::position;
@@ -163,7 +169,7 @@ void Tiger::update_parameter(Parameter& p, State& state, double squares, int64_t
         rates.push_back(rate * (positions ? 1 : config_.embedding_rate) * pushes);
         last = step;
       }
-      sign_update_of_rows(state.momentum, state.rows, rates, p.rms_floor, decay, p.value);
+      sign_update_of_rows(state.momentum, state.rows, rates, p.rms_floor, decay, p.value, rounding);
       break;
   }
 }

@@ -24,6 +24,10 @@
 // 1/(1 - beta), the pushes that the momentum would still have given). Dense rows are the published
 // rule: every row at every step, K = T = 1.
 //
+// Weights and embeddings kept in bf16 are rounded stochastically (kernels/optimizer_rules.h); their
+// momenta are f32, or bf16 too (OptimizerConfig::state), and then rounded to nearest wherever they
+// are written: at the opening of a step, by each chunk and by the sum over ranks.
+//
 // Sums may be rounded to bf16 where they travel between machines (inexact). What is rounded away on
 // a rank, e, belongs to the momentum: m plus the e of all ranks is the exact one. A step opens from
 // beta (m + e) on the owner and from beta e elsewhere, and `settle` adds all e to m in fp32.
@@ -41,7 +45,7 @@ class Tiger : public Optimizer {
   // RMS(theta) of a weight that is spread over `tp` is that of the whole; rows of embeddings are
   // never cut.
   Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
-        Communicator* tp);
+        Communicator* tp, uint64_t seed);
 
   const char* name() const override { return "tiger"; }
   void set_sync(SyncOptions options) override;
@@ -55,7 +59,7 @@ class Tiger : public Optimizer {
 
  private:
   struct State {
-    Tensor momentum;            // as the parameter; undefined while frozen
+    Tensor momentum;            // shaped as the parameter; undefined while frozen
     Tensor last_step;           // [rows] i64, lazy tables only: step that last touched the row
     std::vector<int64_t> rows;  // touched in this step, ascending
     Tensor residual;            // as momentum, where sums are rounded: see below

@@ -38,7 +38,7 @@ ScratchFolder::~ScratchFolder() {
   fs::remove_all(path_, ignored);
 }
 
-SmallModel::SmallModel(ProcessGrid& grid, uint64_t seed, DType dtype) {
+SmallModel::SmallModel(ProcessGrid& grid, uint64_t seed, DType dtype, DType matrices) {
   const auto add = [&](std::string name, ParamKind kind, std::vector<Axis> axes, int shard_axis) {
     Parameter p;
     p.name = std::move(name);
@@ -63,19 +63,20 @@ SmallModel::SmallModel(ProcessGrid& grid, uint64_t seed, DType dtype) {
   parameters[4].rms_floor = 0.125;
   parameters[4].frozen = true;
   const int tp_rank = grid.tp_rank(), tp = grid.shape().tp;
-  parameters.allocate(dtype, Device::cpu(), tp_rank, tp);
+  parameters.allocate(dtype, matrices, Device::cpu(), tp_rank, tp);
   parameters.initialise(seed, tp_rank, tp);
 
   ParameterSet momentum;
   for (const Parameter& p : parameters) {
     Parameter m;
     m.name = p.name;
+    m.kind = p.kind;
     m.axes = p.axes;
     m.sharding = p.sharding;
     m.init = p.init;
     momentum.add(std::move(m));
   }
-  momentum.allocate(dtype, Device::cpu(), tp_rank, tp);
+  momentum.allocate(dtype, matrices, Device::cpu(), tp_rank, tp);
   momentum.initialise(seed + 1000, tp_rank, tp);
   for (size_t i = 0; i < parameters.size(); ++i) {
     if (parameters[i].frozen) continue;

@@ -36,7 +36,10 @@ class ScratchFolder {
 // slots, one of them with one value a row. Values depend on `seed` only.
 class SmallModel {
  public:
-  explicit SmallModel(ProcessGrid& grid, uint64_t seed = 1, DType dtype = DType::f32);
+  explicit SmallModel(ProcessGrid& grid, uint64_t seed = 1, DType dtype = DType::f32)
+      : SmallModel(grid, seed, dtype, dtype) {}
+  // Weights, embeddings and their momenta in `matrices`.
+  SmallModel(ProcessGrid& grid, uint64_t seed, DType dtype, DType matrices);
 
   ParameterSet parameters;
   std::vector<OptimizerSlot> slots() { return slots_; }

@@ -6,6 +6,7 @@
 #include <csignal>
 #include <set>
 
+#include "kernels/elementwise.h"
 #include "src/train/checkpoint/checkpoint_format.h"
 #include "tests/unit/checkpoint/fixture.h"
 
@@ -147,6 +148,49 @@ TEST(Checkpoint, LoadsWithoutOptimizerAndInAnotherPrecision) {
   EXPECT_NE(text.find("missing: /optimizer/tiger/momentum/tokens.weight [13, 6]"),
             std::string::npos)
       << text;
+}
+
+// bf16 is stored as it is, on any grid, and converted where the model keeps something else: widened
+// exactly, rounded to nearest.
+TEST(Checkpoint, StateInBf16) {
+  for (const int compression : {0, 4}) {
+    ProcessGrid grid(test::runtime(), grids().back());
+    const test::ScratchFolder folder(&grid.world());
+    SmallModel saved(grid, 1, DType::f32, DType::bf16), in_f32(grid, 2);
+    Checkpoint::save(folder.file("a.h5"), test::example_info(), saved.parameters, saved.slots(),
+                     compression, grid);
+    {
+      const Hdf5File file(folder.file("a.h5"), Hdf5File::Mode::read);
+      EXPECT_EQ(file.info("/model/qkv.weight").dtype, DType::bf16);
+      EXPECT_EQ(file.info("/optimizer/tiger/momentum/qkv.weight").dtype, DType::bf16);
+      EXPECT_EQ(file.info("/model/norm.gain").dtype, DType::f32);
+    }
+    for (const GridShape to : grids()) {
+      ProcessGrid other(test::runtime(), to);
+      const SmallModel expected(other, 1, DType::f32, DType::bf16);
+      SmallModel loaded(other, 99, DType::f32, DType::bf16);
+      Checkpoint::load(folder.file("a.h5"), loaded.parameters, loaded.slots(), other);
+      EXPECT_EQ(loaded.bits(), expected.bits()) << text_of(to);
+    }
+    Checkpoint::load(folder.file("a.h5"), in_f32.parameters, in_f32.slots(), grid);
+    for (size_t i = 0; i < saved.parameters.size(); ++i) {
+      Tensor widened(saved.parameters[i].value.shape(), DType::f32);
+      cast(saved.parameters[i].value, widened);
+      for (int64_t k = 0; k < widened.elements(); ++k)
+        ASSERT_EQ(in_f32.parameters[i].value.as<float>()[k], widened.as<float>()[k]);
+    }
+    // f32 values to the nearest bf16, which is how the model begins.
+    SmallModel exact(grid, 1), rounded(grid, 3, DType::f32, DType::bf16);
+    Checkpoint::save(folder.file("b.h5"), test::example_info(), exact.parameters, exact.slots(),
+                     compression, grid);
+    Checkpoint::load(folder.file("b.h5"), rounded.parameters, rounded.slots(), grid);
+    for (size_t i = 0; i < saved.parameters.size(); ++i)
+      for (int64_t k = 0; k < rounded.parameters[i].value.elements(); ++k) {
+        if (rounded.parameters[i].value.dtype() != DType::bf16) continue;
+        ASSERT_EQ(rounded.parameters[i].value.as<bf16>()[k].bits,
+                  bf16(exact.parameters[i].value.as<float>()[k]).bits);
+      }
+  }
 }
 
 TEST(Checkpoint, ReportsAllDifferencesOfTheModelAtOnce) {

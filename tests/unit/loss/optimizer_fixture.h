@@ -53,14 +53,18 @@ inline double gradient(size_t p, int64_t i, int64_t step, int64_t sample) {
 inline void add_to_sink(Parameter& p, int64_t i, double g) {
   if (p.sink.dtype() == DType::f64)
     p.sink.as<double>()[i] += p.sink_scale * g;
+  else if (p.sink.dtype() == DType::bf16)
+    p.sink.as<bf16>()[i] = bf16(static_cast<float>(p.sink.as<bf16>()[i]) +
+                                static_cast<float>(p.sink_scale * g));
   else
     p.sink.as<float>()[i] += static_cast<float>(p.sink_scale * g);
 }
 
-inline std::vector<double> values(const Tensor& t) {
+inline std::vector<double> values(ConstTensorView t) {
   std::vector<double> v(static_cast<size_t>(t.elements()));
-  for (size_t i = 0; i < v.size(); ++i)
-    v[i] = t.dtype() == DType::f64 ? t.as<double>()[i] : static_cast<double>(t.as<float>()[i]);
+  dispatch_float(t.dtype(), "values", [&]<class T>() {
+    for (size_t i = 0; i < v.size(); ++i) v[i] = static_cast<double>(t.as<T>()[i]);
+  });
   return v;
 }
 

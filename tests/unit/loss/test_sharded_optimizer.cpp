@@ -27,8 +27,9 @@ Parameter empty_parameter(const std::string& name, ParamKind kind,
   return p;
 }
 
-// Sharded on axes 0 and 1 and not at all; no size divides evenly.
-void add_parameters(ParameterSet& set, int tp_rank, int tp_size) {
+// Sharded on axes 0 and 1 and not at all; no size divides evenly. In f64, or as `state` says.
+void add_parameters(ParameterSet& set, int tp_rank, int tp_size,
+                    StatePrecision state = StatePrecision::fp32) {
   set.add(empty_parameter("tokens", ParamKind::embedding, {kTokens, 5}, 0));
   set.add(empty_parameter("positions", ParamKind::embedding, {7, 5}, -1));
   set.add(empty_parameter("up", ParamKind::weight, {11, 7}, 0));
@@ -37,13 +38,19 @@ void add_parameters(ParameterSet& set, int tp_rank, int tp_size) {
   set.add(empty_parameter("projection", ParamKind::weight, {3, 7}, -1));
   set.add(empty_parameter("gain", ParamKind::gain, {7}, -1));
   set.add(empty_parameter("scale", ParamKind::scalar, {1}, -1));
-  set.allocate(DType::f64, Device::cpu(), tp_rank, tp_size);
+  if (state == StatePrecision::fp32)
+    set.allocate(DType::f64, Device::cpu(), tp_rank, tp_size);
+  else
+    set.allocate(DType::f32, DType::bf16, Device::cpu(), tp_rank, tp_size);
   for (Parameter& p : set) {
     const RandomKey key = RandomKey(3).fold(fnv1a(p.name));
     // A weight whose parts differ in size: an RMS over one of them would be seen.
     for_each_local(p, tp_rank, tp_size, [&](int64_t local, int64_t global) {
-      p.value.as<double>()[local] =
+      const double x =
           0.1 * key.normal(static_cast<uint64_t>(global)) * (1 + static_cast<double>(global));
+      dispatch_float(p.value.dtype(), "add_parameters", [&]<class T>() {
+        p.value.as<T>()[local] = static_cast<T>(static_cast<AccumulateType<T>>(x));
+      });
     });
   }
 }
@@ -52,12 +59,13 @@ bool row_touched(size_t table, int64_t row, int64_t step, int64_t sample) {
   return mix64(table * 1000003 + static_cast<uint64_t>(row * 10007 + step * 101 + sample)) % 5 == 0;
 }
 
-// A run of kSteps on one grid; `tp` may be left out, as a mistake.
+// A run of kSteps on one grid; `tp` may be left out, as a mistake. Gradients are multiples of 1/4
+// where the state is not f64: with a beta of 1/2 all sums are exact then.
 struct OptimizerRun {
   OptimizerRun(const OptimizerConfig& config, Communicator& dp, Communicator& tp,
                bool leave_out_tp = false)
-      : tp_rank(tp.rank()), tp_size(tp.size()) {
-    add_parameters(parameters, tp_rank, tp_size);
+      : tp_rank(tp.rank()), tp_size(tp.size()), exact_sums(config.state != StatePrecision::fp32) {
+    add_parameters(parameters, tp_rank, tp_size, config.state);
     optimizer = Optimizer::make(config, parameters, 0.01, leave_out_tp ? nullptr : &tp);
     for (int64_t step = 0; step < kSteps; ++step) one_step(step, dp);
   }
@@ -80,14 +88,16 @@ struct OptimizerRun {
     for (int64_t s = dp.rank(); s < kSamples; s += dp.size())
       for (size_t i = 0; i < parameters.size(); ++i)
         for_each_local(parameters[i], tp_rank, tp_size, [&](int64_t local, int64_t global) {
-          if (touched(i, global, s))
-            add_to_sink(parameters[i], local, gradient(i, global, step, s));
+          if (!touched(i, global, s)) return;
+          const double g = gradient(i, global, step, s);
+          add_to_sink(parameters[i], local, exact_sums ? std::round(4 * g) / 4 : g);
         });
     optimizer->finish_step(step, 0.01, dp);
     norms.push_back(optimizer->last_gradient_norm());
   }
 
   int tp_rank, tp_size;
+  bool exact_sums;
   ParameterSet parameters;
   std::unique_ptr<Optimizer> optimizer;
   std::vector<double> norms;
@@ -97,8 +107,10 @@ struct OptimizerRun {
 double difference(OptimizerRun& run, OptimizerRun& whole) {
   double largest = 0;
   const auto compare = [&](const Parameter& p, ConstTensorView part, ConstTensorView all) {
+    const std::vector<double> own = values(part), expected = values(all);
     for_each_local(p, run.tp_rank, run.tp_size, [&](int64_t local, int64_t global) {
-      largest = std::max(largest, std::abs(part.as<double>()[local] - all.as<double>()[global]));
+      largest = std::max(largest, std::abs(own[static_cast<size_t>(local)] -
+                                           expected[static_cast<size_t>(global)]));
     });
   };
   for (size_t i = 0; i < run.parameters.size(); ++i)
@@ -156,6 +168,80 @@ TEST(ShardedOptimizer, TenStepsEqualOneRank) {
       }
     });
   }
+}
+
+std::vector<OptimizerConfig> configs_in_bf16() {
+  std::vector<OptimizerConfig> all = configs();
+  for (OptimizerConfig& c : all) {
+    c.state = StatePrecision::bf16_weights;
+    c.beta = 0.5;
+  }
+  return all;
+}
+
+// The noise of the rounding belongs to the tensor and the step, so that weights in bf16 are the same
+// bits at every grid where the sums of the gradients are.
+TEST(ShardedOptimizer, WeightsInBf16AreTheSameBitsAtEveryGrid) {
+  ProcessGrid wide(test_runtime(), {test_runtime().size(), 1});
+  Communicator& self = wide.tp();
+  for (const OptimizerConfig& config : configs_in_bf16()) {
+    OptimizerRun whole(config, self, self);
+    for_each_grid([&](ProcessGrid& grid) {
+      OptimizerRun run(config, grid.dp(), grid.tp());
+      EXPECT_LE(difference(run, whole), 1e-12) << run.optimizer->name();
+      for (const Parameter& p : run.parameters) {
+        EXPECT_EQ(p.value.dtype(), p.is_matrix() ? DType::bf16 : DType::f32) << p.name;
+        EXPECT_TRUE(same_on_all_ranks(p.value, grid.dp())) << p.name;
+      }
+    });
+  }
+}
+
+// The mistake that must show: noise by the local place. AdamW asks its group for nothing else.
+TEST(ShardedOptimizer, LocalNoiseIsSeen) {
+  ProcessGrid wide(test_runtime(), {test_runtime().size(), 1});
+  Communicator& self = wide.tp();
+  OptimizerRun whole(configs_in_bf16()[2], self, self);
+  for_each_grid([&](ProcessGrid& grid) {
+    if (grid.shape().tp == 1) return;
+    OptimizerRun run(configs_in_bf16()[2], grid.dp(), grid.tp(), true);
+    double largest = 0;
+    for (const size_t i : {2, 4}) {
+      const std::vector<double> own = values(run.parameters[i].value),
+                                expected = values(whole.parameters[i].value);
+      for_each_local(run.parameters[i], run.tp_rank, run.tp_size,
+                     [&](int64_t local, int64_t global) {
+                       largest = std::max(largest, std::abs(own[static_cast<size_t>(local)] -
+                                                            expected[static_cast<size_t>(global)]));
+                     });
+    }
+    EXPECT_GT(grid.tp().max(static_cast<int64_t>(largest * 1e6)), 0);
+  });
+}
+
+// Momenta in bf16 are rounded where they are written, which depends on the grid, but all copies are
+// rounded alike.
+TEST(ShardedOptimizer, MomentaInBf16AreEqualOnAllRanks) {
+  ProcessGrid wide(test_runtime(), {test_runtime().size(), 1});
+  Communicator& self = wide.tp();
+  OptimizerConfig config = configs()[0];
+  config.state = StatePrecision::bf16;
+  OptimizerConfig in_f32 = config;
+  in_f32.state = StatePrecision::bf16_weights;
+  OptimizerRun whole(in_f32, self, self);
+  for_each_grid([&](ProcessGrid& grid) {
+    OptimizerRun run(config, grid.dp(), grid.tp());
+    for (const OptimizerSlot& slot : run.optimizer->slots()) {
+      EXPECT_TRUE(same_on_all_ranks(slot.value, grid.dp())) << slot.parameter->name;
+      if (!slot.per_row) {
+        EXPECT_EQ(slot.value.dtype(), slot.parameter->is_matrix() ? DType::bf16 : DType::f32);
+      }
+    }
+    for (const Parameter& p : run.parameters)
+      EXPECT_TRUE(same_on_all_ranks(p.value, grid.dp())) << p.name;
+    for (size_t t = 0; t < run.norms.size(); ++t)
+      EXPECT_NEAR(run.norms[t], whole.norms[t], 0.01 * whole.norms[t]);
+  });
 }
 
 // The mistake that must show: an RMS, or a norm, over the local part.
