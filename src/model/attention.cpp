@@ -160,7 +160,7 @@ void Attention::add_biases(const Context& context, TensorView qkv) const {
   if (qkv_bias_ == nullptr && key_bias_ == nullptr) return;
   ScratchScope scratch(*context.scratch);
   const Shape shape = qkv_shape(1);
-  const DType dtype = qkv_weight_->value.dtype();
+  const DType dtype = parameter_dtype(qkv.dtype());
   const TensorView row = scratch.tensor({3, shape.product(2, 4)}, dtype);
   fill_zero(row, context.stream);
   if (qkv_bias_ != nullptr) {
@@ -178,7 +178,7 @@ void Attention::accumulate_biases(const Context& context, ConstTensorView dqkv) 
   const TensorView key_sink = key_bias_ ? flat_sink(*key_bias_) : TensorView();
   if (!qkv_sink.defined() && !key_sink.defined()) return;
   ScratchScope scratch(*context.scratch);
-  const DType dtype = qkv_weight_->value.dtype();
+  const DType dtype = parameter_dtype(dqkv.dtype());
   const TensorView sums = scratch.tensor({3, dqkv.columns() / 3}, dtype);
   fill_zero(sums, context.stream);
   accumulate_column_sums(1, dqkv.reshape({dqkv.rows(), dqkv.columns()}), flat(sums),
