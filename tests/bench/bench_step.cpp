@@ -14,7 +14,8 @@ BenchTrainer::BenchTrainer(Config config, Precision precision, ProcessGrid& grid
       grid_(grid),
       stream_(device),
       model_(config_, precision, nullptr, device),
-      optimizer_(Optimizer::make(config_.optimizer, model_.parameters())),
+      optimizer_(Optimizer::make(config_.optimizer, model_.parameters(),
+                                config_.loss.scale_learning_rate, nullptr, config_.train.seed)),
       two_pass_(model_, config_, grid.dp(), runtime) {
   model_.initialise(config_.train.seed);
   for (Parameter& p : model_.parameters())

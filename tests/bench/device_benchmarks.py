@@ -32,6 +32,8 @@ STEPS = {
     "bert-base, 128 tokens, dropout 0.1": "--model bert-base --pairs 512 --length 128 --set model.dropout=0.1",
     "bert-base, 512 tokens": "--model bert-base --pairs 128 --length 512",
     "bert-base, mixed lengths": "--model bert-base --pairs 1024 --length 60 --longest 256",
+    "bert-base, 128 tokens, weights in bf16": "--model bert-base --pairs 512 --length 128 --set optimizer.state=bf16_weights",
+    "bert-base, 128 tokens, state in bf16": "--model bert-base --pairs 512 --length 128 --set optimizer.state=bf16",
     "bert-base, 128 tokens, adamw": "--model bert-base --pairs 512 --length 128 --set optimizer.kind=adamw",
     "bert-base, 128 tokens, lion": "--model bert-base --pairs 512 --length 128 --set optimizer.kind=lion",
     "minilm, 128 tokens, fp32": "--model minilm --pairs 256 --length 128 --precision fp32",
@@ -49,7 +51,7 @@ SMALL_KERNELS = "--benchmark_filter=norm|optimizer_update/0"
 LIBRARIES = {"LD_LIBRARY_PATH": os.environ["AMUR_LIBRARY_PATH"]} if "AMUR_LIBRARY_PATH" in os.environ else {}
 
 # How weights and momentum are held: options of `amur train`.
-MODES = {"as configured": []}
+MODES = {state: [f"optimizer.state={state}"] for state in ("fp32", "bf16_weights", "bf16")}
 
 
 class Bench:
