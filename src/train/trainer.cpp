@@ -17,6 +17,7 @@
 #include "src/train/huggingface/model_class.h"
 #include "src/train/optimizer/optimizer.h"
 #include "src/train/replica_check.h"
+#include "src/train/run_record.h"
 #include "src/train/session.h"
 #include "src/train/step_report.h"
 #include "src/train/stop_signal.h"
@@ -97,6 +98,7 @@ class Trainer {
   std::unique_ptr<TwoPass> two_pass_;
   std::unique_ptr<StepReporter> reporter_;
   std::unique_ptr<CheckpointWriter> writer_;
+  std::unique_ptr<RunRecord> record_;
   std::optional<EvalSet> eval_set_;
   std::vector<Tensor> touched_;  // per embedding table: [rows] u8
   Stopwatch since_checkpoint_;
@@ -442,6 +444,7 @@ void Trainer::grow() {
   folder_.publish(info_.step, config_.checkpoint, info_.best);
   resume_from_ = result_.checkpoint = grown;
   build_model();
+  record_->settle(info_);
   print_model();
   checkpoint_seconds_ += watch.elapsed();
 }
@@ -467,10 +470,13 @@ TrainResult Trainer::run() {
   find_resume_point();
   const std::string config_yaml = to_yaml(config_);
   open();
+  record_ = std::make_unique<RunRecord>(resume_from_ ? &info_ : nullptr, folder_, *grid_, runtime_,
+                                        device_);
   build_model();
   first_step_ = info_.step;
   reporter_ = std::make_unique<StepReporter>(config_, first_step_, total_steps_, info_.metrics);
   folder_.start(config_yaml, info_.step);
+  record_->settle(info_);
   print_banner();
   if (resume_from_) Log::info("resumed from {} at step {}", *resume_from_, info_.step);
   result_.first_step = info_.step;

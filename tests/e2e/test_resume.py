@@ -1,9 +1,11 @@
 """A run that stops and goes on is the run that did not stop."""
+import json
 import os
 import re
 import signal
 import subprocess
 
+import h5py
 import numpy as np
 import support
 
@@ -34,7 +36,18 @@ class Resume(support.EndToEnd):
         halves = BASE | {"train.schedule_steps": 40}
         self.train("halves", halves | {"train.steps": 20}, ranks=2)
         self.assertEqual(self.steps_of("halves"), list(range(1, 21)))
+        # A choice made by measuring, of a device that is not here, goes on with the run.
+        with h5py.File(support.checkpoint(self.path("halves"), 20), "r+") as file:
+            file["/measured"].attrs.create("product/a GPU", "7", dtype=h5py.string_dtype("utf-8", 1))
         again = self.train("halves", halves, ranks=2)
+        self.assertNotIn("bits may differ", again.err)
+        with open(self.path("halves", "choices.json"), encoding="utf-8") as file:
+            record = json.load(file)
+        self.assertEqual(record["choices"], {"product/a GPU": "7"})
+        self.assertEqual(record["conditions"]["grid"], "dp 2, tp 1")
+        shown = self.run_in("inspect", support.checkpoint(self.path("halves"), 40), "--json").json()
+        self.assertEqual(shown["measured"], record["choices"])
+        self.assertEqual(shown["conditions"], record["conditions"])
         self.assertRegex(again.err, r"resumed from .*step-00000020\.h5 at step 20")
         self.assertEqual(self.steps_of("halves"), list(range(1, 41)))
         self.assert_same_columns("straight", "halves")
@@ -49,8 +62,9 @@ class Resume(support.EndToEnd):
         straight = support.metrics(self.path("straight"))
         for ranks in (1, 3):
             name = f"on{ranks}"
-            self.train(name, BASE, "--resume", support.checkpoint(self.path("straight"), 20),
-                       ranks=ranks)
+            other = self.train(name, BASE, "--resume", support.checkpoint(self.path("straight"), 20),
+                               ranks=ranks)
+            self.assertRegex(other.err, rf"grid: dp 2, tp 1, now dp {ranks}, tp 1.*bits may differ")
             lines = support.metrics(self.path(name))
             self.assertEqual([line["step"] for line in lines], list(range(21, 41)))
             for line, reference in zip(lines, straight[20:], strict=True):

@@ -32,7 +32,10 @@ struct CheckpointInfo {
   std::map<std::string, std::string> tokenizer;  // "sentencepiece" -> model bytes
   std::string data_fingerprint;
   MetricsHistory metrics;
-  std::map<std::string, std::string> measured_choices;  // made by timing; reused on resume
+  std::map<std::string, std::string> measured_choices;  // src/core/choices.h; reused on resume
+  // What else the bits depend on (src/train/run_record.h), in words, for comparison on resume;
+  // empty in files of older programs.
+  std::map<std::string, std::string> conditions;
   std::map<std::string, double> best;       // best evaluation so far, e.g. {"recall@1", 0.55}
   std::map<std::string, double> constants;  // of the model, see ModelConstant: eps, scales
   std::string optimizer;                    // "tiger"

@@ -157,6 +157,7 @@ void write_info(Hdf5File& file, const CheckpointInfo& info) {
   write_map(file, "/best", info.best);
   write_map(file, "/constants", info.constants);
   write_map(file, "/measured", info.measured_choices);
+  write_map(file, "/conditions", info.conditions);
 }
 
 CheckpointInfo read_info(const Hdf5File& file, bool allow_incomplete) {
@@ -190,6 +191,7 @@ CheckpointInfo read_info(const Hdf5File& file, bool allow_incomplete) {
   info.best = read_map<double>(file, "/best");
   info.constants = read_map<double>(file, "/constants");
   info.measured_choices = read_map<std::string>(file, "/measured");
+  if (file.exists("/conditions")) info.conditions = read_map<std::string>(file, "/conditions");
   return info;
 }
 

@@ -72,6 +72,7 @@ int64_t overhead_of(const CheckpointInfo& info, const std::vector<StoredTensor>&
   auto texts = info.config_yaml.size() + info.data_fingerprint.size();
   for (const std::string& ancestor : info.lineage) texts += ancestor.size();
   for (const auto& [kind, model] : info.tokenizer) texts += model.size();
+  for (const auto& [name, value] : info.measured_choices) texts += name.size() + value.size() + 64;
   const auto columns = static_cast<int64_t>(info.metrics.columns.size());
   return kStructure + kPerObject * (static_cast<int64_t>(tensors.size()) + columns) +
          static_cast<int64_t>(texts) + columns * info.metrics.rows() * 8;

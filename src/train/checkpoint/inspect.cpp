@@ -242,6 +242,8 @@ std::string to_text(const CheckpointReport& report, const InspectOptions& option
   for (const auto& [name, value] : info.constants) out += fmt::format("{} = {:g}\n", name, value);
   for (const auto& [name, value] : info.measured_choices)
     out += fmt::format("measured: {} = {}\n", name, value);
+  for (const auto& [name, value] : info.conditions)
+    out += fmt::format("computed with {}: {}\n", name, value);
   out += "\ndata\n" + indented(info.data_fingerprint);
   out += "\nconfiguration\n" + indented(info.config_yaml);
   if (!info.lineage.empty()) out += "\nlineage, oldest first\n";
@@ -271,6 +273,7 @@ std::string to_json(const CheckpointReport& report, const InspectOptions& option
   j["constants"] = Json::object();
   for (const auto& [name, value] : info.constants) j["constants"][name] = number(value);
   j["measured"] = info.measured_choices;
+  j["conditions"] = info.conditions;
   j["tokenizer"] = Json::object();
   for (const auto& [kind, model] : info.tokenizer) j["tokenizer"][kind] = model.size();
   j["metrics"] = {{"columns", info.metrics.columns}, {"rows", info.metrics.rows()}};

@@ -313,6 +313,10 @@ void RunFolder::start(const std::string& config_yaml, int64_t step) {
   });
 }
 
+void RunFolder::write_choices(const std::string& json) {
+  on_first_rank(world_, [&] { replace_file(path_ + "/choices.json", json + "\n"); });
+}
+
 void RunFolder::append_metrics(const std::string& json) {
   append_line(path_ + "/" + kMetricsName, json);
 }

@@ -1,5 +1,5 @@
-// The folder of a run: config.yaml, metrics.jsonl, evaluation.jsonl, log.txt, checkpoints/, and a
-// lock.
+// The folder of a run: config.yaml, choices.json, metrics.jsonl, evaluation.jsonl, log.txt,
+// checkpoints/, and a lock.
 #pragma once
 
 #include <cstdint>
@@ -77,6 +77,8 @@ class RunFolder {
   // The run begins, or goes on, behind `step`: writes config.yaml, cuts the .jsonl files back, and
   // opens log.txt.
   void start(const std::string& config_yaml, int64_t step);
+  // choices.json (src/train/run_record.h).
+  void write_choices(const std::string& json);
   // Rank 0 only. One JSON object a line; of an evaluation, with the step put in front.
   void append_metrics(const std::string& json);
   void append_evaluation(int64_t step, const std::string& json);

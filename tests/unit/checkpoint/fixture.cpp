@@ -119,6 +119,7 @@ CheckpointInfo example_info(int64_t step) {
   info.metrics.columns = {"step", "loss", "eval"};
   info.metrics.values = {{1, 2, 3}, {0.5, 0.25, 0.1}, {std::nan(""), std::nan(""), 0.7}};
   info.measured_choices = {{"attention", "blocked"}, {"gemm/256x256", "3"}};
+  info.conditions = {{"grid", "dp 2, tp 1"}, {"threads per rank", "1"}};
   info.best = {{"recall@1", 0.55}, {"step", 5}};
   info.constants = {{"query.norm.eps", 1e-5}};
   info.optimizer = "tiger";
@@ -144,6 +145,7 @@ void expect_equal(const CheckpointInfo& a, const CheckpointInfo& b) {
                 std::bit_cast<uint64_t>(b.metrics.values[c][r]));
   }
   EXPECT_EQ(a.measured_choices, b.measured_choices);
+  EXPECT_EQ(a.conditions, b.conditions);
   EXPECT_EQ(a.best, b.best);
   EXPECT_EQ(a.constants, b.constants);
   EXPECT_EQ(a.optimizer, b.optimizer);

@@ -58,7 +58,10 @@ std::string pattern_of(const std::string& object) {
 
 void walk(const Hdf5File& file, const std::string& object, Rows* objects, Rows* attributes) {
   static const std::map<std::string, std::string> kAttributeNames = {
-      {"/best", "<metric>"}, {"/constants", "<constant>"}, {"/measured", "<choice>"}};
+      {"/best", "<metric>"},
+      {"/constants", "<constant>"},
+      {"/measured", "<choice>"},
+      {"/conditions", "<condition>"}};
   static const char* kTypes[] = {"i64", "u64", "f64", "text", "texts"};
   const std::string pattern = pattern_of(object);
   objects->insert(pattern);
