@@ -201,11 +201,11 @@ CommBackend RunOptions::comm_backend() const {
   return comm == "mpi" ? CommBackend::mpi : CommBackend::automatic;
 }
 
-CommBackend RunOptions::backend() const {
+CommBackend RunOptions::cpu_backend() const {
   if (device == "cuda")
-    throw UsageError("--device cuda: only amur train computes on a GPU; use --device cpu");
+    throw UsageError("--device cuda: this command computes on the CPU alone; use --device cpu");
   if (comm == "nccl")
-    throw UsageError("--comm nccl: only amur train has tensors on a GPU; use --comm mpi");
+    throw UsageError("--comm nccl: this command has no tensors on a GPU; use --comm mpi");
   return comm_backend();
 }
 

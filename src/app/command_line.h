@@ -58,13 +58,13 @@ struct RunOptions {
   void declare_json(CommandLine& line);
   // Call these after parsing. All refuse what cannot be had.
   //
-  // GPUs of this machine to compute on, for the command that can; 0: the CPU, which --device auto
+  // GPUs of this machine to compute on, in turn to its ranks; 0: the CPU, which --device auto
   // takes, and logs why.
   int gpus() const;
   // What --comm asks for.
   CommBackend comm_backend() const;
-  // The same for a command that computes on the CPU: --device cuda is refused.
-  CommBackend backend() const;
+  // The same for a command that computes on the CPU alone: --device cuda is refused.
+  CommBackend cpu_backend() const;
 };
 
 }  // namespace amur

@@ -18,7 +18,7 @@ int run_compare(Runtime& runtime, const std::vector<std::string>& args) {
   run_options.declare_json(line);
   line.footer("Exit code 0: the same function, within the bound of `amur widen`; 5: two.");
   if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
-  const CompareResult result = compare(options, run_options.backend(), runtime);
+  const CompareResult result = compare(options, run_options.cpu_backend(), runtime);
   if (runtime.rank() == 0) print_text(run_options.json ? to_json(result) + "\n" : to_text(result));
   return result.function.pass() ? kExitOk : kExitNumeric;
 }

@@ -30,15 +30,17 @@ int run_embed(Runtime& runtime, const std::vector<std::string>& args) {
   options.declare_device(line);
   options.declare_json(line);
   if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
-  const CommBackend backend = options.backend();
+  const Device device = device_of_rank(options.gpus(), runtime);
+  const CommBackend backend = options.comm_backend();
   if (embed.input.empty()) throw UsageError("--input is missing: a file, or - for standard input");
   embedding_format(embed.output);
   if (options.json && embed.output == "-")
     throw UsageError("--output - and --json both want standard output");
   embed.resume = resume == "auto";
   runtime.set_phase("reading the checkpoint");
-  const auto grid = start_grid(checkpoint_config(checkpoint, options.overrides), backend, runtime);
-  TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
+  const auto grid =
+      start_grid(checkpoint_config(checkpoint, options.overrides), backend, runtime, device);
+  TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid, device);
   embed.tower = tower == "document" ? 1 : 0;
   if (prefix != "default")
     embed.prefix = prefix;

@@ -124,11 +124,12 @@ int run_eval(Runtime& runtime, const std::vector<std::string>& args) {
   if (!eval.tower.empty() && eval.tower != "query" && eval.tower != "document")
     throw UsageError("amur eval: --tower is '{}', but must be one of query, document", eval.tower);
   eval.refuse_stray_options();
-  const CommBackend backend = options.backend();
+  const Device device = device_of_rank(options.gpus(), runtime);
+  const CommBackend backend = options.comm_backend();
   runtime.set_phase("reading the checkpoint");
   Config config = checkpoint_config(checkpoint, options.overrides);
-  const auto grid = start_grid(config, backend, runtime);
-  TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid);
+  const auto grid = start_grid(config, backend, runtime, device);
+  TrainedModel trained = load_trained_model(checkpoint, options.overrides, *grid, device);
   runtime.set_phase("opening the data");
   const std::string text = run_task(eval, options.json, trained, *grid, runtime);
   if (runtime.rank() != 0) return kExitOk;

@@ -37,7 +37,7 @@ int run_import(Runtime& runtime, const std::vector<std::string>& args) {
   line.footer("`amur embed` and `amur eval` also take DIR itself.");
   if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
   require_format("import", format);
-  const auto grid = grid_of_all(run_options.backend(), runtime);
+  const auto grid = grid_of_all(run_options.cpu_backend(), runtime);
   const ImportResult result = import_pretrained(options, *grid, runtime);
   if (runtime.rank() == 0)
     print_text(run_options.json ? to_json(result, options) + "\n" : to_text(result, options));
@@ -63,7 +63,7 @@ int run_export(Runtime& runtime, const std::vector<std::string>& args) {
   if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
   require_format("export", format);
   if (tower != "either") options.tower = tower;
-  const auto grid = grid_of_all(run_options.backend(), runtime);
+  const auto grid = grid_of_all(run_options.cpu_backend(), runtime);
   const ExportResult result = export_pretrained(options, grid->world(), runtime);
   if (runtime.rank() == 0)
     print_text(run_options.json ? to_json(result, options) + "\n" : to_text(result, options));

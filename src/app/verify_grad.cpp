@@ -24,7 +24,8 @@ int run_verify_grad(Runtime& runtime, const std::vector<std::string>& args) {
   options.declare_json(line);
   line.footer("Exit code 0: within the bounds; 5: not.");
   if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
-  const CommBackend backend = options.backend();
+  const Device device = device_of_rank(options.gpus(), runtime);
+  const CommBackend backend = options.comm_backend();
   if (samples < 2) throw UsageError("--samples {}: a contrastive batch needs at least 2", samples);
   const GradientFault fault =
       fault_name == "naive-accumulation"      ? GradientFault::naive_accumulation
@@ -32,13 +33,13 @@ int run_verify_grad(Runtime& runtime, const std::vector<std::string>& args) {
       : fault_name == "temperature-in-replay" ? GradientFault::temperature_in_replay
                                               : GradientFault::none;
   Config config = load_config(config_path, options.overrides, starting_point);
-  const auto grid = start_grid(config, backend, runtime);
+  const auto grid = start_grid(config, backend, runtime, device);
   runtime.set_phase("opening the data");
   const Dataset data(config.data, grid->world(), grid->node());
   const auto tokenizer = make_tokenizer(config, data, grid->world());
   config.model.vocab = tokenizer->vocab_size();
   const GradientCertificate certificate =
-      verify_gradient(config, data, *tokenizer, samples, fault, *grid, runtime);
+      verify_gradient(config, data, *tokenizer, samples, fault, *grid, runtime, device);
   if (runtime.rank() == 0)
     std::cout << (options.json ? to_json(certificate) + "\n" : to_table(certificate));
   return certificate.pass ? kExitOk : kExitNumeric;

@@ -65,7 +65,7 @@ int run_widen(Runtime& runtime, const std::vector<std::string>& args) {
   run_options.declare_json(line);
   line.footer("Exit code 5: the embeddings differ by more than the bound; OUT is not written.");
   if (!line.parse(args)) return runtime.rank() == 0 ? print_text(line.help()) : kExitOk;
-  const CommBackend backend = run_options.backend();
+  const CommBackend backend = run_options.cpu_backend();
   g.split = split == "even"     ? GrowthSplit::even
             : split == "uneven" ? GrowthSplit::uneven
                                 : GrowthSplit::noise;

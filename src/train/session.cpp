@@ -16,6 +16,10 @@
 
 namespace amur {
 
+Device device_of_rank(int gpus, const Runtime& runtime) {
+  return gpus > 0 ? Device::cuda(runtime.node_rank() % gpus) : Device::cpu();
+}
+
 std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend, Runtime& runtime,
                                         Device device) {
   RuntimeOptions options;
@@ -167,14 +171,15 @@ std::unique_ptr<Tokenizer> tokenizer_of(const CheckpointInfo& info, const std::s
 namespace {
 
 TrainedModel load_folder(const std::string& path, const std::vector<std::string>& overrides,
-                         ProcessGrid& grid) {
+                         ProcessGrid& grid, Device device) {
   const PretrainedModel folder(path);
   TrainedModel t;
   t.config = checkpoint_config(path, overrides);
   t.info = imported_info(folder, path);
   t.tokenizer = tokenizer_of(t.info, path);
   t.config.model.vocab = t.tokenizer->vocab_size();
-  t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, &grid.tp());
+  t.model =
+      std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, &grid.tp(), device);
   for (Parameter& p : t.model->parameters()) read_share(folder, *t.model, p);
   return t;
 }
@@ -182,15 +187,16 @@ TrainedModel load_folder(const std::string& path, const std::vector<std::string>
 }  // namespace
 
 TrainedModel load_trained_model(const std::string& path, const std::vector<std::string>& overrides,
-                                ProcessGrid& grid) {
-  if (PretrainedModel::is_folder(path)) return load_folder(path, overrides, grid);
+                                ProcessGrid& grid, Device device) {
+  if (PretrainedModel::is_folder(path)) return load_folder(path, overrides, grid, device);
   TrainedModel t;
   const std::string file = resolve_checkpoint(path);
   t.info = Checkpoint::read_info(file, &grid);
   t.config = checkpoint_config(file, overrides);
   t.tokenizer = tokenizer_of(t.info, file);
   t.config.model.vocab = t.tokenizer->vocab_size();
-  t.model = std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, &grid.tp());
+  t.model =
+      std::make_unique<EmbeddingModel>(t.config, t.config.train.precision, &grid.tp(), device);
   Checkpoint::load(file, t.model->parameters(), {}, grid);
   t.model->set_constants(t.info.constants);
   return t;

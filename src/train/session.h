@@ -14,6 +14,9 @@ namespace amur {
 
 class Runtime;
 
+// Where this rank computes: the GPUs of a machine go in turn to its ranks; 0: on the CPU.
+Device device_of_rank(int gpus, const Runtime& runtime);
+
 // Starts the watchdog and the compute threads as configured and lays the ranks out. UsageError
 // where the ranks or the model do not fit the grid. `device`: where this rank's tensors will be.
 std::unique_ptr<ProcessGrid> start_grid(const Config& config, CommBackend backend, Runtime& runtime,
@@ -54,8 +57,9 @@ struct TrainedModel {
 
 // `path` is a checkpoint file, a run folder (its newest complete checkpoint), or the folder of a
 // Hugging Face model. Throws UsageError where an override would change the model. Collective.
+// The parameters lie on `device`.
 TrainedModel load_trained_model(const std::string& path, const std::vector<std::string>& overrides,
-                                ProcessGrid& grid);
+                                ProcessGrid& grid, Device device = Device::cpu());
 // The configuration of a checkpoint alone, for `start_grid`: any number of ranks, data-parallel,
 // unless `overrides` say otherwise.
 std::string resolve_checkpoint(const std::string& path);

@@ -48,8 +48,7 @@ class Trainer {
       : config_(std::move(config)),
         options_(options),
         runtime_(runtime),
-        device_(options.gpus > 0 ? Device::cuda(runtime.node_rank() % options.gpus)
-                                 : Device::cpu()),
+        device_(device_of_rank(options.gpus, runtime)),
         grid_(start_grid(config_, backend, runtime, device_)),
         folder_(options.run_dir, *grid_) {}
 

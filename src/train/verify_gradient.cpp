@@ -33,7 +33,8 @@ class GradientBuffers {
  public:
   explicit GradientBuffers(EmbeddingModel& model) : model_(model) {
     for (Parameter& p : model.parameters()) {
-      buffers_.push_back(Tensor::zeros(p.value.shape(), parameter_dtype(p.value.dtype())));
+      buffers_.push_back(
+          Tensor::zeros(p.value.shape(), parameter_dtype(p.value.dtype()), model.device()));
       p.sink = buffers_.back();
       p.sink_scale = 1;
     }
@@ -47,7 +48,8 @@ class GradientBuffers {
   Tensor& operator[](size_t i) { return buffers_[i]; }
   std::vector<double> in_double(size_t i) {
     Tensor wide(buffers_[i].shape(), DType::f64);
-    cast(buffers_[i], wide);
+    Tensor staging;
+    cast(on_host(buffers_[i], staging), wide);
     return {wide.as<double>(), wide.as<double>() + wide.elements()};
   }
 
@@ -355,7 +357,16 @@ GradientCheck check_precision(Precision precision, EmbeddingModel& model, const 
   TwoPass two_pass(model, config, grid.dp(), runtime);
   if (fault != GradientFault::none)
     two_pass.set_loss_stage([&](const ContrastiveInput& input, TensorView dq, TensorView dk) {
-      return faulty_loss(fault, config, model, input, dq, dk, grid.dp());
+      Tensor queries, documents;
+      ContrastiveInput here = input;
+      here.queries = on_host(input.queries, queries);
+      here.documents = on_host(input.documents, documents);
+      Tensor wrong_dq(dq.shape(), dq.dtype()), wrong_dk(dk.shape(), dk.dtype());
+      const ContrastiveOutput out =
+          faulty_loss(fault, config, model, here, wrong_dq, wrong_dk, grid.dp());
+      copy(dq, wrong_dq);
+      copy(dk, wrong_dk);
+      return out;
     });
   StepTimes times;
   const BatchGradient gradient = two_pass.pass1(batch, 0, times);
@@ -384,7 +395,8 @@ GradientCheck check_precision(Precision precision, EmbeddingModel& model, const 
 
 GradientCertificate verify_gradient(const Config& user_config, const Dataset& data,
                                     const Tokenizer& tokenizer, int64_t samples,
-                                    GradientFault fault, ProcessGrid& grid, Runtime& runtime) {
+                                    GradientFault fault, ProcessGrid& grid, Runtime& runtime,
+                                    Device device) {
   Config config = user_config;
   config.train.batch_size = std::min({config.train.batch_size, samples, data.samples()});
   // The certificate is of the gradient, so neither clipped nor frozen.
@@ -402,9 +414,9 @@ GradientCertificate verify_gradient(const Config& user_config, const Dataset& da
     begin_model(config, rounded, unshared);
     exact.assign_from(rounded);
   }
-  EmbeddingModel model(config, config.train.precision, &grid.tp());
+  EmbeddingModel model(config, config.train.precision, &grid.tp(), device);
   begin_model(config, model, grid);
-  EmbeddingModel in_double(config, Precision::fp64, &grid.tp());
+  EmbeddingModel in_double(config, Precision::fp64, &grid.tp(), device);
   in_double.assign_from(model);
 
   runtime.set_phase("verify-grad: reference");

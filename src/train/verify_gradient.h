@@ -52,10 +52,12 @@ struct GradientCertificate {
 // The certificate of the first global batch of `data`, with at most `samples` samples, at freshly
 // initialised weights. The relative error of a tensor is |g - g*| / max(|g*|, 1e-3 sqrt(n) R), R
 // the root mean square over all gradients; of temperature and bias, against the sum of the
-// magnitudes of their terms. Collective.
+// magnitudes of their terms. What is certified computes on `device`, the reference on the CPU.
+// Collective.
 GradientCertificate verify_gradient(const Config& config, const Dataset& data,
                                     const Tokenizer& tokenizer, int64_t samples,
-                                    GradientFault fault, ProcessGrid& grid, Runtime& runtime);
+                                    GradientFault fault, ProcessGrid& grid, Runtime& runtime,
+                                    Device device = Device::cpu());
 
 std::string to_json(const GradientCertificate& certificate);
 std::string to_table(const GradientCertificate& certificate);

@@ -77,15 +77,15 @@ TEST(CommandLine, HelpComesFirst) {
 
 TEST(CommandLine, RefusesAbsentDevices) {
   RunOptions options;
-  EXPECT_EQ(options.backend(), CommBackend::automatic);
+  EXPECT_EQ(options.cpu_backend(), CommBackend::automatic);
   EXPECT_EQ(options.gpus(), 0);
   options.device = "cuda";
-  EXPECT_THROW(options.backend(), UsageError);
+  EXPECT_THROW(options.cpu_backend(), UsageError);
   EXPECT_THROW(options.gpus(), UsageError);
   options.device = "cpu";
   EXPECT_EQ(options.gpus(), 0);
   options.comm = "nccl";
-  EXPECT_THROW(options.backend(), UsageError);
+  EXPECT_THROW(options.cpu_backend(), UsageError);
 }
 
 }  // namespace

@@ -204,14 +204,17 @@ TEST_F(ProgramWithGpu, UsableGpuIsTakenWhereItIsAskedFor) {
   std::filesystem::copy_file(AMUR_NCCL_STAND_IN, folder_ / "libamur_nccl.so");
   EXPECT_THAT(here("doctor").out, HasSubstr("\nnccl                 NCCL 2.28.9\n"));
   EXPECT_EQ(nlohmann::json::parse(here("doctor --json").out)["nccl"]["usable"], true);
-  // Training goes on, to the file that is not there; other commands refuse.
-  EXPECT_THAT(here("train x.yaml --device cuda").err,
-              AllOf(HasSubstr("computing on Pretender"), HasSubstr("x.yaml")));
-  const Outcome run = here("verify-grad x.yaml --device cuda");
+  // Commands go on, to the file that is not there; those of files alone refuse.
+  for (const char* command :
+       {"train x.yaml", "verify-grad x.yaml", "eval x.h5", "embed x.h5 --input - --output -"})
+    EXPECT_THAT(here(fmt::format("{} --device cuda", command)).err,
+                AllOf(HasSubstr("computing on Pretender"), HasSubstr("x.")))
+        << command;
+  const Outcome run = here("compare x.h5 y.h5 --device cuda");
   EXPECT_EQ(run.code, 2);
-  EXPECT_THAT(run.err, HasSubstr("only amur train computes on a GPU"));
-  EXPECT_THAT(here("verify-grad x.yaml --comm nccl").err,
-              HasSubstr("only amur train has tensors on a GPU"));
+  EXPECT_THAT(run.err, HasSubstr("this command computes on the CPU alone"));
+  EXPECT_THAT(here("compare x.h5 y.h5 --comm nccl").err,
+              HasSubstr("this command has no tensors on a GPU"));
 }
 
 TEST_F(Program, FullDiskIsAnError) {
