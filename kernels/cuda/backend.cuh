@@ -109,6 +109,7 @@ class CudaBackend final : public DeviceKernels {
   void* allocate(size_t bytes, Device device) override;
   void release(void* memory, Device device) noexcept override;
   size_t peak_bytes(Device device) const override;
+  size_t free_bytes(Device device) const override;
   void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes,
             Stream stream) override;
   void fill_zero(void* memory, Device device, size_t bytes, Stream stream) override;

@@ -32,17 +32,23 @@ size_t pool_bytes(int device, cudaMemPoolAttr attribute) {
   return bytes;
 }
 
+// What the pool has kept is free too.
+size_t free_bytes_of(int device, size_t& total) {
+  AMUR_CUDA_CHECK(cudaSetDevice(device));
+  size_t free = 0;
+  AMUR_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free + pool_bytes(device, cudaMemPoolAttrReservedMemCurrent) -
+         pool_bytes(device, cudaMemPoolAttrUsedMemCurrent);
+}
+
 void* allocate_in(cudaStream_t stream, size_t bytes, Device device) {
   AMUR_CUDA_CHECK(cudaSetDevice(device.index));
   void* memory = nullptr;
   const cudaError_t status = cudaMallocAsync(&memory, std::max<size_t>(bytes, 1), stream);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    size_t free = 0, total = 0;
-    AMUR_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    // What the pool has kept is free too.
-    free += pool_bytes(device.index, cudaMemPoolAttrReservedMemCurrent) -
-            pool_bytes(device.index, cudaMemPoolAttrUsedMemCurrent);
+    size_t total = 0;
+    const size_t free = free_bytes_of(device.index, total);
     throw MemoryError(device, bytes, free, total);
   }
   AMUR_CUDA_CHECK(status);
@@ -120,6 +126,11 @@ void* CudaBackend::allocate(size_t bytes, Device device) {
 
 size_t CudaBackend::peak_bytes(Device device) const {
   return pool_bytes(device.index, cudaMemPoolAttrUsedMemHigh);
+}
+
+size_t CudaBackend::free_bytes(Device device) const {
+  size_t total = 0;
+  return free_bytes_of(device.index, total);
 }
 
 // Nobody could act on an error here; one of an earlier kernel is seen by the next call.

@@ -55,6 +55,8 @@ class DeviceBackend {
   virtual void release(void* memory, Device device) noexcept = 0;
   // The most that this process had in use at once, work space of the operations included.
   virtual size_t peak_bytes(Device device) const = 0;
+  // What can still be allocated.
+  virtual size_t free_bytes(Device device) const = 0;
   // At least one side is a GPU. A side on the CPU may be used again on return, which is before the
   // copy is made where it goes to the GPU.
   virtual void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes,

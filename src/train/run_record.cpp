@@ -27,17 +27,17 @@ std::string of_all_ranks(const std::string& text, Communicator& world) {
   return all;
 }
 
-std::string device_name(Device device) {
-  if (device == Device::cpu()) return "CPU";
-  const GpuProbe probe = gpu_backend().probe();
-  return probe.gpus.at(static_cast<size_t>(device.index)).name;
-}
-
 std::string library_name(Device device) {
   return device == Device::cpu() ? gemm_library_text() : gpu_backend().library_text();
 }
 
 }  // namespace
+
+std::string device_name(Device device) {
+  if (device == Device::cpu()) return "CPU";
+  const GpuProbe probe = gpu_backend().probe();
+  return probe.gpus.at(static_cast<size_t>(device.index)).name;
+}
 
 std::map<std::string, std::string> conditions_of(ProcessGrid& grid, Runtime& runtime,
                                                  Device device) {

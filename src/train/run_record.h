@@ -16,6 +16,9 @@ namespace amur {
 
 class Runtime;
 
+// "CPU" or the GPU's name.
+std::string device_name(Device device);
+
 // By name, in words: "grid" "dp 2, tp 1", "ranks per machine", "threads per rank", "device" "CPU"
 // or the GPU's name, "instruction set" (of our own kernels on the CPU), "libraries" (of products).
 // What is not the same on all ranks is a list. Collective.

@@ -8,6 +8,7 @@
 #include "kernels/embedding.h"
 #include "kernels/rows.h"
 #include "src/core/hash.h"
+#include "src/train/budgets.h"
 #include "src/train/checkpoint/checkpoint_format.h"
 #include "src/train/config/config_schema.h"
 #include "src/train/data/batch.h"
@@ -33,8 +34,9 @@ TextEmbedder::TextEmbedder(EmbeddingModel& model, const Tokenizer& tokenizer, co
 
 Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
   const int64_t max_length = config_.model.max_length;
-  const int64_t budget =
-      config_.eval.chunk_tokens > 0 ? config_.eval.chunk_tokens : config_.train.chunk_tokens;
+  const int64_t budget = config_.eval.chunk_tokens > 0
+                             ? config_.eval.chunk_tokens
+                             : configured_budgets(config_.train, model_.device()).chunk_tokens;
 
   // The global plan: texts by length, cut into chunks that are dealt to the ranks in turn.
   std::vector<int32_t> order(texts.size());

@@ -59,6 +59,7 @@ class Trainer {
   void check_resumed_config(const CheckpointInfo& saved);
   void open();
   void build_model();
+  void plan_budgets();
   void grow();
   void print_banner();
   void print_model();
@@ -94,6 +95,7 @@ class Trainer {
   std::unique_ptr<EmbeddingModel> model_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<BatchStream> stream_;
+  Budgets budgets_;
   std::unique_ptr<TwoPass> two_pass_;
   std::unique_ptr<StepReporter> reporter_;
   std::unique_ptr<CheckpointWriter> writer_;
@@ -243,6 +245,22 @@ void Trainer::build_model() {
   two_pass_->set_pass2_check([this] { leave_lost_step(); });
   writer_ = std::make_unique<CheckpointWriter>(config_, model_->parameters(), optimizer_->slots(),
                                                info_.optimizer, folder_, *grid_, runtime_);
+}
+
+void Trainer::plan_budgets() {
+  budgets_ =
+      amur::plan_budgets({.config = &config_,
+                          .model = model_.get(),
+                          .unwritten_bytes = resume_from_ ? 0 : optimizer_->state_bytes(),
+                          .device_name = device_name(device_),
+                          .first_batch =
+                              [this] {
+                                return BatchStream(*data_, *tokenizer_, config_, grid_->dp_rank(),
+                                                   grid_->shape().dp, info_.position)
+                                    .next();
+                              }},
+                         *grid_, runtime_);
+  two_pass_->set_budgets(budgets_);
 }
 
 void Trainer::print_model() {
@@ -443,6 +461,7 @@ void Trainer::grow() {
   folder_.publish(info_.step, config_.checkpoint, info_.best);
   resume_from_ = result_.checkpoint = grown;
   build_model();
+  plan_budgets();
   record_->settle(info_);
   print_model();
   checkpoint_seconds_ += watch.elapsed();
@@ -454,7 +473,9 @@ void Trainer::run_evaluation() {
     Log::info("evaluation: the sources hold no evaluation pairs");
     return;
   }
-  TextEmbedder embedder(*model_, *tokenizer_, config_, grid_->dp(), runtime_);
+  Config config = config_;
+  config.train.chunk_tokens = budgets_.chunk_tokens;
+  TextEmbedder embedder(*model_, *tokenizer_, config, grid_->dp(), runtime_);
   const Evaluation e = evaluate(embedder, *eval_set_, grid_->world());
   Log::info("step {}: evaluation in {:.1f} s\n{}", info_.step, e.seconds, to_table(e));
   const double recall = e.query_to_document.recall_1;
@@ -475,6 +496,7 @@ TrainResult Trainer::run() {
   first_step_ = info_.step;
   reporter_ = std::make_unique<StepReporter>(config_, first_step_, total_steps_, info_.metrics);
   folder_.start(config_yaml, info_.step);
+  plan_budgets();
   record_->settle(info_);
   print_banner();
   if (resume_from_) Log::info("resumed from {} at step {}", *resume_from_, info_.step);

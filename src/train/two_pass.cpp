@@ -20,6 +20,7 @@ TwoPass::TwoPass(EmbeddingModel& model, const Config& config, Communicator& dp, 
       config_(config),
       dp_(dp),
       runtime_(runtime),
+      budgets_(configured_budgets(config.train, model.device())),
       stop_requested_(std::move(stop_requested)),
       saved_(model.device()),
       scratch_(model.device()) {
@@ -45,7 +46,7 @@ Context TwoPass::context(const ChunkView& view, bool keep) {
 void TwoPass::plan() {
   const auto queries = static_cast<int32_t>(batch_->queries.size());
   chunks_.clear();
-  for (Chunk& chunk : plan_chunks(*batch_, config_.train.chunk_tokens, model_.separate_towers())) {
+  for (Chunk& chunk : plan_chunks(*batch_, budgets_.chunk_tokens, model_.separate_towers())) {
     PlannedChunk planned;
     planned.tower = chunk.units.front() < queries ? 0 : 1;
     planned.chunk = std::move(chunk);
@@ -62,7 +63,7 @@ void TwoPass::plan() {
   if (model_.tp() && !bytes.empty())
     model_.tp()->all_reduce(TensorView(bytes.data(), {std::ssize(bytes)}, DType::i64),
                             ReduceOp::max);
-  int64_t left = config_.train.activation_budget;
+  int64_t left = budgets_.activation_budget;
   for (size_t i = chunks_.size(); i-- > 0 && bytes[i] <= left;) {
     left -= bytes[i];
     chunks_[i].keep = true;

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "src/train/budgets.h"
 #include "src/train/data/batch.h"
 #include "src/train/embedding_model.h"
 #include "src/train/loss/contrastive_loss.h"
@@ -51,6 +52,9 @@ class TwoPass {
   // `stop_requested` is asked between chunks of pass 1; null: never.
   TwoPass(EmbeddingModel& model, const Config& config, Communicator& dp, Runtime& runtime,
           std::function<bool()> stop_requested = nullptr);
+
+  // Instead of configured_budgets().
+  void set_budgets(Budgets budgets) { budgets_ = budgets; }
 
   // Pass 1 and the loss stage. The batch must stay alive until `pass2`. Collective.
   BatchGradient pass1(const LocalBatch& batch, int64_t step, StepTimes& times);
@@ -92,6 +96,7 @@ class TwoPass {
   const Config& config_;
   Communicator& dp_;
   Runtime& runtime_;
+  Budgets budgets_;
   std::function<bool()> stop_requested_;
   std::function<void()> pass2_check_;
   LossStage loss_stage_;

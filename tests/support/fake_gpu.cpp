@@ -64,6 +64,7 @@ class FakeBackend final : public DeviceBackend {
     return memory;
   }
   size_t peak_bytes(Device) const override { return peak_; }
+  size_t free_bytes(Device) const override { return size_t{1} << 30; }
   void release(void* memory, Device) noexcept override {
     const std::lock_guard lock(mutex_);
     munmap(memory, sizes_[memory]);

@@ -130,11 +130,11 @@ struct TrainConfig {
   std::string start_from;  // a checkpoint that a new run has its weights from
   int64_t steps = 0;       // 0: from epochs
   double epochs = 1;
-  int64_t schedule_steps = 0;  // 0: the steps of the run
-  int64_t batch_size = 1024;   // queries of the global batch
-  int64_t accumulate = 1;      // independent batches a step
-  int64_t chunk_tokens = 4096;
-  int64_t activation_budget = int64_t{1} << 30;  // bytes a rank
+  int64_t schedule_steps = 0;      // 0: the steps of the run
+  int64_t batch_size = 1024;       // queries of the global batch
+  int64_t accumulate = 1;          // independent batches a step
+  int64_t chunk_tokens = 0;        // 0, written as "auto": see src/train/budgets.h
+  int64_t activation_budget = -1;  // bytes a rank; -1, written as "auto"
   uint64_t seed = 0;
   Precision precision = Precision::fp32;
   int64_t max_skipped_steps = 10;  // in a row, non-finite

@@ -130,6 +130,19 @@ class Declare {
         [](int64_t value) { return bytes_text(value); });
   }
 
+  // The same or the word, which is kept as -1.
+  template <class S>
+  void bytes_or(const char* word, const char* name, int64_t S::*member, const char* doc) {
+    add(
+        name, fmt::format("{} or a number of bytes such as 512MiB or 2GB", word), doc, {}, member,
+        [=](int64_t& to, const std::string& text) {
+          if (text != word) return parse_bytes(text, to);
+          to = -1;
+          return true;
+        },
+        [=](int64_t value) { return value < 0 ? word : bytes_text(value); });
+  }
+
   template <class S, class E>
   void words(const char* name, E S::*member, Words<E> words, const char* doc,
              OnResume on_resume = {}) {

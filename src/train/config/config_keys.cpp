@@ -291,11 +291,13 @@ void declare_train(Group& group) {
             kFixed);
   key.whole("accumulate", &T::accumulate, between(1, 1 << 20),
             "independent batches averaged into one optimizer step", kFixed);
-  key.whole("chunk_tokens", &T::chunk_tokens, between(1, 1 << 30),
-            "tokens that a rank encodes at once; a longer text is a chunk of its own");
-  key.bytes("activation_budget", &T::activation_budget,
-            "bytes a rank may use to keep activations from the first pass to the second; what does "
-            "not fit is computed twice");
+  key.whole_or("auto", "chunk_tokens", &T::chunk_tokens, 1 << 30,
+               "tokens that a rank encodes at once; a longer text is a chunk of its own; auto: "
+               "chosen at start, by memory on a CPU (4096, or less), by measuring on a GPU");
+  key.bytes_or("auto", "activation_budget", &T::activation_budget,
+               "bytes a rank may use to keep activations from the first pass to the second; what "
+               "does not fit is computed twice; auto: half of the memory that is free (GPU: nine "
+               "tenths) without what else a step needs");
   key.whole("seed", &T::seed, at_least(0), "of initial weights, data order and dropout", kFixed);
   key.words("precision", &T::precision,
             {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp64", Precision::fp64}},

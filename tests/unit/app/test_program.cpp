@@ -207,7 +207,7 @@ TEST_F(ProgramWithGpu, UsableGpuIsTakenWhereItIsAskedFor) {
   // Commands go on, to the file that is not there; those of files alone refuse.
   for (const char* command :
        {"train x.yaml", "verify-grad x.yaml", "eval x.h5", "embed x.h5 --input - --output -"})
-    EXPECT_THAT(here(fmt::format("{} --device cuda", command)).err,
+    EXPECT_THAT(here(std::string(command) + " --device cuda").err,
                 AllOf(HasSubstr("computing on Pretender"), HasSubstr("x.")))
         << command;
   const Outcome run = here("compare x.h5 y.h5 --device cuda");

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kernels/cuda/launch.h"
+#include "src/train/budgets.h"
 #include "src/train/config/config.h"
 
 namespace amur::cuda {
@@ -110,7 +111,9 @@ TEST(KernelLaunches, EveryRecipeFitsEveryDevice) {
     }
     for (const Config& stage : stages) {
       // One token; one text; as many tokens as a chunk ever has, as one text or as many.
-      const int64_t most = std::max(stage.train.chunk_tokens, stage.model.max_length);
+      const int64_t chunk =
+          stage.train.chunk_tokens > 0 ? stage.train.chunk_tokens : kLargestAutoChunk;
+      const int64_t most = std::max(chunk, stage.model.max_length);
       for (const auto& [tokens, sequences] : {std::pair<int64_t, int64_t>{1, 1},
                                               {stage.model.max_length, 1},
                                               {most, 1},
