@@ -224,7 +224,7 @@ Budgets plan_budgets(const BudgetRequest& request, ProcessGrid& grid, Runtime& r
         RandomKey(config.seed).fold(static_cast<uint64_t>(RandomPurpose::dropout)).fold(0);
     costs = measure_chunks(model, batch, sizes, room, key);
   }
-  // A rank without any text has nothing to say; rank 0 has some.
+  if (costs.empty()) costs = estimate_chunks(model, request.config->model, sizes);  // no text here
   if (grid.world().rank() == 0) {
     const Budgets chosen = choose_budgets(costs, step_tokens, room);
     budgets.chunk_tokens = known || !any_size ? sizes[0] : chosen.chunk_tokens;

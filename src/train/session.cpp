@@ -132,15 +132,15 @@ std::unique_ptr<Tokenizer> make_tokenizer(const Config& config, const Dataset& d
 
 std::string resolve_checkpoint(const std::string& path) {
   namespace fs = std::filesystem;
+  constexpr const char* kGive =
+      "give a checkpoint file, a run folder, or a model's folder with config.json";
   std::error_code ignored;
+  if (!fs::exists(path, ignored)) throw IoError("'{}' does not exist: {}", path, kGive);
   if (!fs::is_directory(path, ignored)) return path;
   for (const fs::path& dir : {fs::path(path) / "checkpoints", fs::path(path)})
     if (fs::is_directory(dir, ignored))
       if (auto newest = Checkpoint::newest_complete(dir.string())) return *newest;
-  throw UsageError(
-      "'{}' holds no complete checkpoint: give a checkpoint file, a run folder, "
-      "or a model's folder with config.json",
-      path);
+  throw UsageError("'{}' holds no complete checkpoint: {}", path, kGive);
 }
 
 Config checkpoint_config(const std::string& path, const std::vector<std::string>& overrides) {

@@ -39,13 +39,15 @@ Texts = collections.namedtuple("Texts", "model batch steps tokens")  # timed ste
 # Setting and precision of the peer, its default first; name, ranks, precision and options of Amur, where each rank has
 # its share of the cores.
 Plan = collections.namedtuple("Plan", "texts peer amur")
+FIXED = ("train.activation_budget=1GiB", "train.chunk_tokens=4096")  # auto depends on the machine's memory
 LEAN = ("train.activation_budget=16MiB", "train.chunk_tokens=512")
 PRETRAINED = Plan(
     {"trans-de-en": Texts("all-MiniLM-L6-v2", 256, 3, 256), "wordnet": Texts("all-MiniLM-L6-v2", 256, 3, 256),
      "32 tokens": Texts("all-MiniLM-L6-v2", 256, 2, 32), "128 tokens": Texts("all-MiniLM-L6-v2", 64, 2, 128)},
     [("mini-batch 32", "fp32"), ("mini-batch 16", "fp32"), ("mini-batch 64", "fp32"),
      ("mini-batch 32", "bf16"), ("mini-batch 16", "bf16")],
-    [("1 rank", 1, "fp32", ()), ("2 ranks", 2, "fp32", ()), ("1 rank", 1, "bf16", ()), ("2 ranks", 2, "bf16", ()),
+    [("1 rank", 1, "fp32", FIXED), ("2 ranks", 2, "fp32", FIXED), ("1 rank", 1, "bf16", FIXED),
+     ("2 ranks", 2, "bf16", FIXED),
      ("1 rank, lean", 1, "fp32", LEAN), ("1 rank, lean", 1, "bf16", LEAN)])
 REAL = ("trans-de-en", "wordnet")
 CHUNKS = "train.chunk_tokens=16384"

@@ -45,7 +45,8 @@ def pretrained_result(own, lean):
     """Of every text, Amur in both precisions against the peer's fastest."""
     out = [f"""## Result
 
-The peer at its fastest setting in any precision, Amur at its fastest and with `{lean[0]}`, `{lean[1]}` (lean):
+The peer at its fastest setting in any precision, Amur at its fastest
+within `train.activation_budget=1GiB` and `train.chunk_tokens=4096`, and with `{lean[0]}`, `{lean[1]}` (lean):
 the ratio of pairs a second, and in brackets that of peak resident memory (of all ranks; the peer's of that setting).
 
 | texts | peer, pairs/s | Amur fp32 | fp32, lean | bf16 | bf16, lean |
