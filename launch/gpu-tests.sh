@@ -126,10 +126,9 @@ failures_end() {
   done
 }
 
-# Eight steps on the CPU, on the device by one rank and by several, through host memory and by NCCL, data
-# and tensor parallel, and half on each device: the same losses up to rounding.
+# Short trainings and what is made of them. Called in a folder of their own, see `in_folder`.
 losses() { sed -n 's/.*"loss":\([-+0-9.e]*\).*/\1/p' "$1/metrics.jsonl"; }
-trainings_agree() (
+in_folder() (  # COMMAND...
   amur=$PWD/$build/src/app/amur
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
@@ -147,23 +146,31 @@ data: {vocab_size: 400, sources: [{format: tsv, path: pairs.tsv}]}
 optimizer: {kind: tiger, learning_rate: 0.002, warmup_steps: 4}
 train: {batch_size: 32, chunk_tokens: 256, steps: 8, schedule_steps: 8, seed: 3}
 YAML
-  run() {  # RUN DEVICE RANKS STEPS [OPTION...]
-    local name=$1 where=$2 ranks=$3 steps=$4
-    shift 4
-    on_one_gpu "$ranks" "$amur" train small.yaml --run-dir "$name" --device "$where" \
-      --set "train.steps=$steps" "$@" 2> "$name.log" || { cat "$name.log" >&2; return 1; }
-  }
-  others=(one two half)
-  run cpu cpu 1 8 && run one $device 1 8 && run two $device 2 8 --comm mpi && run half cpu 1 4 &&
-    run half $device 1 8 || exit 1
+  "$@"
+)
+run() {  # RUN DEVICE RANKS STEPS [OPTION...]
+  local name=$1 where=$2 ranks=$3 steps=$4
+  shift 4
+  on_one_gpu "$ranks" "$amur" train small.yaml --run-dir "$name" --device "$where" \
+    --set "train.steps=$steps" "$@" 2> "$name.log" || { cat "$name.log" >&2; return 1; }
+}
+
+# Eight steps on the CPU, on the device by one rank and by several, through host memory and by NCCL, data
+# and tensor parallel, and half on each device, either first: the same losses up to rounding.
+trainings_agree() {
+  local others=(one two there back) other worst status=0
+  run cpu cpu 1 8 && run one $device 1 8 && run two $device 2 8 --comm mpi && run there cpu 1 4 &&
+    run there $device 1 8 && run back $device 1 4 && run back cpu 1 8 || return
   if [ $device = cuda ]; then
     others+=(nccl-1x1 nccl-2x1 nccl-1x2 nccl-2x2)
     run nccl-1x1 cuda 1 8 --comm nccl && run nccl-2x1 cuda 2 8 --comm nccl &&
       run nccl-1x2 cuda 2 8 --comm nccl --set parallel.tp=2 &&
-      run nccl-2x2 cuda 4 8 --comm nccl --set parallel.tp=2 || exit 1
-    run again cuda 1 8 && cmp <(losses one) <(losses again) || { say "two runs differ"; exit 1; }
+      run nccl-2x2 cuda 4 8 --comm nccl --set parallel.tp=2 || return
+    for state in fp32 bf16_weights bf16; do
+      run once-$state cuda 1 8 --set optimizer.state=$state && run again-$state cuda 1 8 --set optimizer.state=$state &&
+        cmp <(losses once-$state) <(losses again-$state) || { say "two runs differ, $state"; return 1; }
+    done
   fi
-  status=0
   for other in "${others[@]}"; do
     worst=$(paste <(losses cpu) <(losses "$other") | awk '
       NF == 2 { d = ($1 - $2) / $1; if (d < 0) d = -d; if (!(d <= worst)) worst = d; ++n }
@@ -171,8 +178,32 @@ YAML
     say "the CPU and $other: losses differ by $worst at most"
     awk -v d="$worst" 'BEGIN { exit !(d "" ~ /^[0-9.e+-]+$/ && d < 1e-3) }' || status=1
   done
-  exit $status
-)
+  return $status
+}
+
+# Gradients of every parameter against a reference in double, and embeddings of one model by both devices.
+models_agree() {
+  local ranks precision
+  for ranks in 1 2; do
+    for precision in fp32 bf16; do
+      on_one_gpu "$ranks" "$amur" verify-grad small.yaml --device "$device" --comm mpi --samples 48 \
+        --set train.precision=$precision > certificate 2>&1 || { cat certificate >&2; return 1; }
+    done
+  done
+  run model cpu 1 2 || return
+  cut -f 1 pairs.tsv > texts.txt
+  "$amur" embed model --input texts.txt --output cpu.jsonl --device cpu 2> embed.log &&
+    "$amur" embed model --input texts.txt --output device.jsonl --device "$device" 2> embed.log ||
+    { cat embed.log >&2; return 1; }
+  python3 - << 'PYTHON'
+import json, sys
+read = lambda name: [json.loads(line)["embedding"] for line in open(name, encoding="utf-8")]
+one, other = read("cpu.jsonl"), read("device.jsonl")
+worst = max(abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+print(f"embeddings of {len(one)} texts differ by {worst:.1e} at most")
+sys.exit(not (len(one) == 400 and worst < 1e-5))
+PYTHON
+}
 
 gpu_checks() {
   check "kernels and loss stage" device_cases
@@ -184,7 +215,8 @@ gpu_checks() {
     check "collectives, 1 to 4 ranks" collectives_by 1 2 3 4
     check "failures" failures_end
   fi
-  check "training" trainings_agree
+  check "training" in_folder trainings_agree
+  check "gradients and embeddings" in_folder models_agree
   [ "$device" = cpu ] ||
     say "not shown by one GPU: NVLink and RDMA, ranks that compute at the same time, any speed of NCCL"
 }
