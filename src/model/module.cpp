@@ -22,6 +22,14 @@ size_t SavedTensors::rounded_bytes(const Shape& shape, DType dtype) {
   return std::max(round_up(bytes, kAlignment), kAlignment);
 }
 
+void SavedTensors::reserve(size_t bytes) {
+  if (bytes == 0 || (blocks_.size() == 1 && bytes <= blocks_[0].memory.bytes())) return;
+  release_blocks();
+  blocks_.emplace_back();
+  blocks_[0].memory =
+      Tensor({static_cast<int64_t>(round_up(bytes, block_bytes_))}, DType::u8, device_);
+}
+
 TensorView SavedTensors::push(const void* owner, Shape shape, DType dtype) {
   const size_t need = rounded_bytes(shape, dtype);
   if (blocks_.empty()) blocks_.emplace_back();

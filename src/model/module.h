@@ -17,10 +17,14 @@
 
 namespace amur {
 
-// A stack of tensors in large blocks, which are kept for reuse.
+// A stack of tensors in large blocks, which are kept for reuse: in one, where it was told how large
+// it will be.
 class SavedTensors {
  public:
   explicit SavedTensors(Device device = Device::cpu(), size_t block_bytes = size_t{32} << 20);
+  // Room for so many bytes, as `rounded_bytes` counts, in one block; must be empty. Throws
+  // MemoryError.
+  void reserve(size_t bytes);
   // Not initialised, 64-byte aligned.
   TensorView push(const void* owner, Shape shape, DType dtype);
   // Takes the newest tensor, which `owner` must have pushed. It stays readable and writable until

@@ -63,11 +63,26 @@ void TwoPass::plan() {
   if (model_.tp() && !bytes.empty())
     model_.tp()->all_reduce(TensorView(bytes.data(), {std::ssize(bytes)}, DType::i64),
                             ReduceOp::max);
-  int64_t left = budgets_.activation_budget;
-  for (size_t i = chunks_.size(); i-- > 0 && bytes[i] <= left;) {
-    left -= bytes[i];
+  int64_t kept = 0;
+  for (size_t i = chunks_.size(); i-- > 0 && kept + bytes[i] <= budgets_.activation_budget;) {
+    kept += bytes[i];
     chunks_[i].keep = true;
   }
+  reserve(kept, bytes);
+}
+
+// One block for what is kept, or for the largest chunk that is computed twice once all of that is
+// gone; a little more while the budget allows, for the next batch. Another one for what chunks
+// needed so far beside it.
+void TwoPass::reserve(int64_t kept, std::span<const int64_t> bytes) {
+  if (bytes.empty()) return;
+  const int64_t needed = std::max(kept, std::ranges::max(bytes));
+  const int64_t spare =
+      std::min(needed / 8, std::max<int64_t>(0, budgets_.activation_budget - needed));
+  with_advice(chunks_.back(), [&] {
+    scratch_.reserve(scratch_.peak_bytes());
+    saved_.reserve(static_cast<size_t>(needed + spare));
+  });
 }
 
 std::string memory_advice(int64_t tokens, size_t needed, size_t room) {

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -85,6 +86,7 @@ class TwoPass {
     std::unique_ptr<PackedChunk> packed;  // of kept chunks, between the passes
   };
   void plan();
+  void reserve(int64_t kept, std::span<const int64_t> bytes);
   void forward(PlannedChunk& planned, bool keep);
   void backward(PlannedChunk& planned, const GroupDone& group_done);
   template <class F>

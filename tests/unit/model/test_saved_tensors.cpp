@@ -94,6 +94,28 @@ TEST(SavedTensors, ReusesItsBlocks) {
   EXPECT_LT(memory_use(Device::cpu()).now, held);
 }
 
+// Without it each of these would take two blocks of its own.
+TEST(SavedTensors, ReservesOneBlock) {
+  SavedTensors stack(Device::cpu(), 4096);
+  const auto push_all = [&] {
+    for (int i = 0; i < 20; ++i) stack.push(&a, {5000}, DType::u8);
+  };
+  const size_t before = memory_use(Device::cpu()).now,
+               each = SavedTensors::rounded_bytes({5000}, DType::u8);
+  push_all();
+  EXPECT_GE(memory_use(Device::cpu()).now - before, 20 * 8192u);
+  EXPECT_THROW(stack.reserve(1 << 20), InternalError);
+  stack.rewind(0);
+  stack.reserve(20 * each);
+  const size_t held = memory_use(Device::cpu()).now;
+  EXPECT_LT(held - before, 20 * each + 4096);
+  push_all();
+  EXPECT_EQ(memory_use(Device::cpu()).now, held);
+  stack.rewind(0);
+  stack.reserve(each);  // there is room
+  EXPECT_EQ(memory_use(Device::cpu()).now, held);
+}
+
 TEST(SavedTensors, ScratchScopeGivesBackWhatItTook) {
   SavedTensors stack;
   stack.push(&a, {5}, DType::f32);
