@@ -181,7 +181,7 @@ void with_list(std::span<const ConstTensorView> tensors, Stream stream, const F&
     list.push_back({{t.elements(), pieces}, t.as<T>()});
     pieces += pieces_of(t.elements());
   }
-  const Uploaded<ListedTensor<T>> there(list, stream.device(), stream);
+  const Uploaded<ListedTensor<T>> there(list, tensors[0].device(), stream);
   f(there.data(), pieces);
 }
 
