@@ -21,9 +21,14 @@ inline std::string beside_amur(const char* library) {
 inline GpuSearch find_gpus_of_amur() {
   return find_gpus(beside_amur("libamur_cuda.so"), "libcuda.so.1", false);
 }
-inline bool gpu_is_there() {
-  static const bool found = find_gpus_of_amur().usable();
+inline const GpuSearch& gpus_of_amur() {
+  static const GpuSearch found = find_gpus_of_amur();
   return found;
+}
+inline bool gpu_is_there() { return gpus_of_amur().usable(); }
+// Computed by the CPU, many times as slow (tests/support/cuda_emulation): less will do there.
+inline bool is_emulated(Device device) {
+  return device != Device::cpu() && gpus_of_amur().libraries.find("emulated") != std::string::npos;
 }
 inline std::vector<Device> test_devices() {
   std::vector<Device> devices{Device::cpu()};

@@ -1,0 +1,71 @@
+"""Training with --device cuda, over GPUs that the CPU emulates (tests/support/cuda_emulation).
+
+AMUR_PROGRAM is a copy of the program with the emulated back end beside it. Nothing of it says
+anything of a GPU's speed, rounding or driver.
+"""
+import unittest
+
+import support
+from support import columns, checkpoint, datasets
+
+LOOSE = {"train.batch_size": 24, "train.steps": 3, "train.chunk_tokens": 96,
+         "train.precision": "fp64"}
+
+
+class EmulatedGpu(support.EndToEnd):
+    samples, held_out = 160, 20
+
+    def numbers(self, run_dir, device, values=None, *more, ranks=1):
+        """loss, scale, ... of each step."""
+        self.train(run_dir, {**LOOSE, **(values or {})}, "--device", device, *more, ranks=ranks,
+                   limit=120)
+        return columns(self.path(run_dir))
+
+    def close(self, ours, theirs, bound):
+        self.assertEqual(len(ours), len(theirs))
+        for a, b in zip(ours, theirs):
+            for x, y in zip(a, b):
+                self.assertLessEqual(abs(x - y), bound * max(1e-3, abs(y)), f"{a} and {b}")
+
+    def compare(self, name, values, bound):
+        self.close(self.numbers(f"{name}-gpu", "cuda", values),
+                   self.numbers(f"{name}-cpu", "cpu", values), bound)
+
+    def test_one_rank_and_resume(self):
+        on_cpu = self.numbers("cpu", "cpu")
+        on_gpu = self.numbers("gpu", "cuda")
+        self.close(on_gpu, on_cpu, 1e-9)
+        for first, then in (("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")):
+            run_dir = f"{first}-{then}"
+            self.numbers(run_dir, first, {"train.steps": 2, "train.schedule_steps": 3})
+            resumed = self.numbers(run_dir, then, {"train.schedule_steps": 3})
+            self.close(resumed, on_cpu, 1e-9)
+            if first == then:  # bit for bit
+                self.assertEqual(resumed, on_gpu)
+                ours, whole = (datasets(checkpoint(self.path(d), 3)) for d in (run_dir, "gpu"))
+                self.assertEqual(ours.keys(), whole.keys())
+                for name, value in whole.items():
+                    if name.startswith(("/model/", "/optimizer/")):
+                        self.assertEqual(ours[name].tobytes(), value.tobytes(), name)
+
+    def test_two_ranks(self):
+        alone = self.numbers("alone", "cpu")
+        self.close(self.numbers("dp", "cuda", ranks=2), alone, 1e-9)
+        self.close(self.numbers("tp", "cuda", {"parallel.tp": 2}, ranks=2), alone, 1e-9)
+
+    def test_single_precision(self):
+        self.compare("fp32", {"train.precision": "fp32"}, 1e-3)
+
+    def test_half_precision(self):
+        self.compare("bf16", {"train.precision": "bf16"}, 0.1)
+
+    def test_other_optimizers_and_losses(self):
+        self.compare("adamw", {"optimizer.kind": "adamw", "loss.kind": "siglip",
+                               "model.activation": "swiglu", "model.norm": "rms",
+                               "model.position": "rotary"}, 1e-9)
+        self.compare("lion", {"optimizer.kind": "lion", "model.pooling": "cls",
+                              "model.position": "sinusoidal", "train.activation_budget": 0}, 1e-9)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
