@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -192,32 +193,47 @@ std::string stuck() {
   return text;
 }
 
+// Runs a thread until it waits or ends; false where it cannot run.
+bool run_thread(size_t i) {
+  if (threads[i].state != State::ready) return false;
+  const unsigned width = launched->block.x, height = launched->block.y;
+  const auto place = static_cast<unsigned>(i);
+  current = i;
+  threadIdx = {place % width, place / width % height, place / width / height};
+  amur_emulation_switch(&scheduler, threads[i].stack);
+  return true;
+}
+
+// Warps are as far apart as barriers let them: each one runs until all of it waits.
+bool run_warp(size_t first) {
+  const size_t lanes = std::min<size_t>(32, count - first);
+  bool some = false;
+  for (bool ran = true; ran;) {
+    ran = false;
+    for (size_t step = 0; step < lanes; ++step) {
+      ran |= run_thread(first + (way == Direction::forward ? step : lanes - 1 - step));
+      if (!failure.empty()) return true;
+    }
+    some |= ran;
+  }
+  return some;
+}
+
 void run_block() {
-  const auto [x, y, z] = launched->block;
   make_shared_memory();
   waiting = 0;
   for (Warp& warp : warps) warp.arrived = 0;
   for (size_t i = 0; i < count; ++i) threads[i].state = State::ready;
+  const size_t all = (count + 31) / 32;
   for (bool some = true; some;) {
     some = false;
-    bool waits = false;
-    for (size_t step = 0; step < count; ++step) {
-      const size_t i = way == Direction::forward ? step : count - 1 - step;
-      Thread& thread = threads[i];
-      if (thread.state != State::ready) {
-        waits |= thread.state != State::ended;
-        continue;
-      }
-      some = true;
-      current = i;
-      threadIdx = {static_cast<unsigned>(i % x), static_cast<unsigned>(i / x % y),
-                   static_cast<unsigned>(i / x / y)};
-      amur_emulation_switch(&scheduler, thread.stack);
+    for (size_t step = 0; step < all; ++step) {
+      some |= run_warp(32 * (way == Direction::forward ? step : all - 1 - step));
       if (!failure.empty()) return;
     }
-    if (!some && waits) return tell(stuck(), false);
   }
-  static_cast<void>(z);
+  const auto waits = [](const Thread& t) { return t.state != State::ended; };
+  if (std::any_of(threads, threads + count, waits)) return tell(stuck(), false);
   if (!guards_hold()) tell("it wrote behind or before its shared memory", false);
 }
 
@@ -258,15 +274,14 @@ class FaultHandler {
 };
 
 void run_blocks() {
-  const auto [x, y, z] = launched->grid;
+  const unsigned width = launched->grid.x, height = launched->grid.y;
   const size_t blocks = launched->grid.count();
   for (size_t step = 0; step < blocks && failure.empty(); ++step) {
     const size_t i = way == Direction::forward ? step : blocks - 1 - step;
-    blockIdx = {static_cast<unsigned>(i % x), static_cast<unsigned>(i / x % y),
-                static_cast<unsigned>(i / x / y)};
+    const auto place = static_cast<unsigned>(i);
+    blockIdx = {place % width, place / width % height, place / width / height};
     run_block();
   }
-  static_cast<void>(z);
 }
 
 }  // namespace

@@ -111,6 +111,26 @@ TEST_F(Emulation, FindsBlocksThatWriteTheSame) {
   EXPECT_THAT(take_failure(), HasSubstr("depend on the order"));
 }
 
+// Twice: the second sum may be on its way while others still read the first one.
+template <bool waits>
+__global__ void two_sums_kernel(unsigned* to) {
+  __shared__ unsigned parts[2];
+  for (unsigned round = 0; round < 2; ++round) {
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = threadIdx.x + round;
+    __syncthreads();
+    to[round * kThreads + threadIdx.x] = parts[0] + parts[1];
+    if (waits) __syncthreads();
+  }
+}
+
+TEST_F(Emulation, FindsSharedMemoryWrittenTooEarly) {
+  const Memory<unsigned> to(2 * kThreads);
+  two_sums_kernel<true><<<1, kThreads, 0, nullptr>>>(to.data());
+  EXPECT_THAT(take_failure(), IsEmpty());
+  two_sums_kernel<false><<<1, kThreads, 0, nullptr>>>(to.data());
+  EXPECT_THAT(take_failure(), HasSubstr("depend on the order"));
+}
+
 enum class Divergence { two_barriers, some_end, some_lanes, two_instructions };
 
 template <Divergence how>
