@@ -3,6 +3,7 @@
 #include "kernels/check.h"
 #include "kernels/cpu/activation.h"
 #include "kernels/device_kernels.h"
+#include "kernels/elementwise.h"
 
 namespace amur {
 
@@ -32,6 +33,21 @@ void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorVie
     cpu::kernels<cpu::ActivationKernels<T>>().backward(kind, rows, width, dy.as<T>(), u.as<T>(),
                                                        du.as<T>());
   });
+}
+
+void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u, TensorView du,
+                         double scale, TensorView sink, Stream stream) {
+  const char* op = "activation_backward";
+  require_device(op, {dy, u, du, sink});
+  const int64_t rows = dy.rows(), u_width = (is_gated(kind) ? 2 : 1) * dy.columns();
+  require_matrix(op, "u", u, rows, u_width, dy.dtype());
+  require_matrix(op, "du", du, rows, u_width, dy.dtype());
+  require_matrix(op, "sink", sink, u_width, 1, parameter_dtype(dy.dtype()));
+  if (dy.elements() == 0) return;
+  if (on_gpu(dy))
+    return device_kernels().activation_backward_sums(kind, dy, u, du, scale, sink, stream);
+  activation_backward(kind, dy, u, du, stream);
+  accumulate_column_sums(scale, du.reshape({rows, u_width}), sink, stream);
 }
 
 }  // namespace amur

@@ -19,5 +19,10 @@ void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y, St
 // du has u's shape and may be u itself.
 void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u, TensorView du,
                          Stream stream = {});
+// Also sink += scale * the sums of du's columns, which is the gradient of a bias in u; sink [f] or
+// [2f] of the parameters' dtype. The bits of both are those of the function above and of
+// `accumulate_column_sums` (kernels/elementwise.h); on the GPU du is not read again for it.
+void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u, TensorView du,
+                         double scale, TensorView sink, Stream stream = {});
 
 }  // namespace amur

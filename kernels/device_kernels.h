@@ -2,7 +2,9 @@
 // is called by that function after its checks, never with nothing to do; tensors lie on the GPU.
 #pragma once
 
+#include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/activation.h"
@@ -12,6 +14,7 @@
 #include "kernels/norm.h"
 #include "kernels/optimizer_update.h"
 #include "kernels/packed.h"
+#include "kernels/product.h"
 #include "src/core/gpu.h"
 #include "src/core/tensor.h"
 
@@ -34,6 +37,9 @@ class DeviceKernels : public DeviceBackend {
                                   Stream stream) = 0;
   virtual void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
                                    TensorView du, Stream stream) = 0;
+  virtual void activation_backward_sums(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
+                                        TensorView du, double scale, TensorView sink,
+                                        Stream stream) = 0;
 
   // kernels/norm.h; statistics_width is between 1 and the width
   virtual void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain,
@@ -65,9 +71,14 @@ class DeviceKernels : public DeviceBackend {
                              double sink_scale, TensorView y, TensorView dx, TensorView sink,
                              Stream stream) = 0;
 
-  // kernels/gemm.h; no dimension is 0
+  // kernels/gemm.h; no dimension is 0; bias undefined, or alpha 1 and beta 0
   virtual void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
-                    ConstTensorView b, double beta, TensorView c, Stream stream) = 0;
+                    ConstTensorView b, ConstTensorView bias, double beta, TensorView c,
+                    Stream stream) = 0;
+  virtual std::map<std::string, std::string> measure_products(
+      std::span<const Product> products, const std::map<std::string, std::string>& known,
+      Device device) = 0;
+  virtual void use_product_choices(const std::map<std::string, std::string>& choices) = 0;
 
   // kernels/embedding.h; rows.whole is not read, nor are ids checked: one outside the rows that are
   // here counts as another rank's

@@ -11,29 +11,67 @@
 
 namespace amur {
 
-void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
-          ConstTensorView b, double beta, TensorView c, Stream stream) {
-  const char* op = "gemm";
-  require_device(op, {a, b, c});
+namespace {
+
+struct Sizes {
+  int64_t m, n, k;
+};
+
+Sizes require_product(const char* op, Transpose transpose_a, Transpose transpose_b,
+                      ConstTensorView a, ConstTensorView b, TensorView c) {
   const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
   const int64_t m = c.rows(), n = c.columns(), k = ta ? a.rows() : a.columns();
   require_matrix(op, "a", a, ta ? k : m, ta ? m : k, a.dtype());
   require_matrix(op, "b", b, tb ? n : k, tb ? k : n, a.dtype());
   AMUR_CHECK(c.defined() &&
                  (c.dtype() == a.dtype() || (a.dtype() == DType::bf16 && c.dtype() == DType::f32)),
-             "gemm of {} into {}", name_of(a.dtype()), name_of(c.dtype()));
+             "{} of {} into {}", op, name_of(a.dtype()), name_of(c.dtype()));
+  return {m, n, k};
+}
+
+}  // namespace
+
+void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
+          ConstTensorView b, double beta, TensorView c, Stream stream) {
+  const char* op = "gemm";
+  require_device(op, {a, b, c});
+  const auto [m, n, k] = require_product(op, transpose_a, transpose_b, a, b, c);
   if (m == 0 || n == 0) return;
   if (k == 0 || alpha == 0) {
     beta == 0 ? fill_zero(c, stream) : scale(beta, c, stream);
     return;
   }
   if (on_gpu(c))
-    return device_kernels().gemm(transpose_a, transpose_b, alpha, a, b, beta, c, stream);
+    return device_kernels().gemm(transpose_a, transpose_b, alpha, a, b, {}, beta, c, stream);
   const cpu::Gemm g{transpose_a, transpose_b, m, n, k, alpha, a, b, beta, c};
   if (a.dtype() == DType::bf16 || (a.dtype() == DType::f32 && cpu::prefers_dnnl(g)))
     cpu::dnnl_gemm(g);
   else
     cpu::blas_gemm(g);
+}
+
+void gemm_bias(Transpose transpose_a, Transpose transpose_b, ConstTensorView a, ConstTensorView b,
+               ConstTensorView bias, TensorView c, Stream stream) {
+  const char* op = "gemm_bias";
+  require_device(op, {a, b, bias, c});
+  const auto [m, n, k] = require_product(op, transpose_a, transpose_b, a, b, c);
+  require_matrix(op, "bias", bias, n, 1, parameter_dtype(c.dtype()));
+  if (m == 0 || n == 0) return;
+  if (on_gpu(c) && k > 0)
+    return device_kernels().gemm(transpose_a, transpose_b, 1, a, b, bias, 0, c, stream);
+  gemm(transpose_a, transpose_b, 1, a, b, 0, c, stream);
+  add_bias(bias, c.reshape({m, n}), stream);
+}
+
+std::map<std::string, std::string> measure_products(std::span<const Product> products,
+                                                    const std::map<std::string, std::string>& known,
+                                                    Device device) {
+  AMUR_CHECK(device.kind == Device::Kind::cuda, "algorithms of products on {}", device.text());
+  return device_kernels().measure_products(products, known, device);
+}
+
+void use_product_choices(const std::map<std::string, std::string>& choices) {
+  device_kernels().use_product_choices(choices);
 }
 
 void set_compute_threads(int threads) {

@@ -1,7 +1,7 @@
 #include "kernels/activation.h"
 
 #include "kernels/activation_math.h"
-#include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/column_sums.cuh"
 
 namespace amur::cuda {
 namespace {
@@ -83,6 +83,34 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// The same element by element of y, each asked for once, for the sums of du's columns as it is
+// written; where gated, of both halves.
+template <ActivationKind kind, class T, class A = AccumulateType<T>>
+struct GradientTerms {
+  static constexpr int kHalves = is_gated(kind) ? 2 : 1;
+  int64_t width;
+  const T* dy;
+  const T* u;
+  T* du;
+
+  __device__ void operator()(int64_t row, int64_t column, A (&terms)[kHalves]) const {
+    const int64_t at = kHalves * row * width + column;
+    const A d = static_cast<A>(dy[row * width + column]);
+    const auto act = both_of<kind>(static_cast<A>(u[at]));
+    T written[kHalves];
+    if constexpr (is_gated(kind)) {
+      written[0] = T(d * static_cast<A>(u[at + width]) * act.slope);
+      written[1] = T(d * act.value);
+    } else {
+      written[0] = T(d * act.slope);
+    }
+    for (int half = 0; half < kHalves; ++half) {
+      du[at + half * width] = written[half];
+      terms[half] = static_cast<A>(written[half]);
+    }
+  }
+};
+
 // Calls f.template operator()<kind, T>().
 template <class F>
 void dispatch(ActivationKind kind, DType dtype, const char* op, F&& f) {
@@ -124,6 +152,21 @@ void CudaBackend::activation_backward(ActivationKind kind, ConstTensorView dy, C
         <<<blocks_for(n), kThreads, 0, s>>>(n, width, dy.as<T>(), u.as<T>(), du.as<T>());
   });
   check_launch();
+}
+
+void CudaBackend::activation_backward_sums(ActivationKind kind, ConstTensorView dy,
+                                           ConstTensorView u, TensorView du, double scale,
+                                           TensorView sink, Stream stream) {
+  const int64_t rows = dy.rows(), width = dy.columns();
+  dispatch(kind, dy.dtype(), "activation_backward_sums", [&]<ActivationKind k, class T>() {
+    using A = AccumulateType<T>;
+    using Terms = GradientTerms<k, T>;
+    ColumnSinks<Terms::kHalves, A> sinks;
+    for (int half = 0; half < Terms::kHalves; ++half)
+      sinks.sink[half] = sink.as<A>() + half * width;
+    add_column_sums<Terms::kHalves, A>(rows, width, Terms{width, dy.as<T>(), u.as<T>(), du.as<T>()},
+                                       static_cast<A>(scale), sinks, dy.device(), stream);
+  });
 }
 
 }  // namespace amur::cuda

@@ -134,6 +134,9 @@ class CudaBackend final : public DeviceKernels {
                           Stream stream) override;
   void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
                            TensorView du, Stream stream) override;
+  void activation_backward_sums(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
+                                TensorView du, double scale, TensorView sink,
+                                Stream stream) override;
 
   // norm.cu
   void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
@@ -162,7 +165,12 @@ class CudaBackend final : public DeviceKernels {
 
   // gemm.cu
   void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTensorView a,
-            ConstTensorView b, double beta, TensorView c, Stream stream) override;
+            ConstTensorView b, ConstTensorView bias, double beta, TensorView c,
+            Stream stream) override;
+  std::map<std::string, std::string> measure_products(
+      std::span<const Product> products, const std::map<std::string, std::string>& known,
+      Device device) override;
+  void use_product_choices(const std::map<std::string, std::string>& choices) override;
 
   // embedding.cu
   void embedding_forward(const PackedSequences& packed, ConstTensorView ids, ConstTensorView tokens,

@@ -130,8 +130,7 @@ void Attention::forward(const Context& context, ConstTensorView n, TensorView y)
   const TensorView o = keep(heads, n.dtype());
   const TensorView lse = keep({heads[0], heads[1]}, parameter_dtype(n.dtype()));
 
-  qkv_.forward(context, n, qkv);
-  add_biases(context, qkv);
+  qkv_.forward(context, n, qkv, bias_row(context, scratch, parameter_dtype(n.dtype())));
   if (rotary_) rotary(packed, rotary_base_, rotary_period_, false, qkv, context.stream);
   attention_forward(packed, qkv, scale_, dropout(context), o, lse, window_, context.stream);
   output_.forward(context, o, y);
@@ -155,13 +154,11 @@ void Attention::backward(const Context& context, ConstTensorView n, ConstTensorV
   qkv_.backward(context, n, dqkv, beta, dn);
 }
 
-// The biases as one row [3, H, hd], so that one kernel adds them all.
-void Attention::add_biases(const Context& context, TensorView qkv) const {
-  if (qkv_bias_ == nullptr && key_bias_ == nullptr) return;
-  ScratchScope scratch(*context.scratch);
-  const Shape shape = qkv_shape(1);
-  const DType dtype = parameter_dtype(qkv.dtype());
-  const TensorView row = scratch.tensor({3, shape.product(2, 4)}, dtype);
+// The biases as one row [3 * H * hd], so that one pass adds them all; undefined without any.
+ConstTensorView Attention::bias_row(const Context& context, ScratchScope& scratch,
+                                    DType dtype) const {
+  if (qkv_bias_ == nullptr && key_bias_ == nullptr) return {};
+  const TensorView row = scratch.tensor({3, qkv_shape(1).product(2, 4)}, dtype);
   fill_zero(row, context.stream);
   if (qkv_bias_ != nullptr) {
     const ConstTensorView bias = qkv_bias_->value;
@@ -170,7 +167,7 @@ void Attention::add_biases(const Context& context, TensorView qkv) const {
   }
   if (key_bias_ != nullptr)
     copy(part(row, 1), flat(ConstTensorView(key_bias_->value)), context.stream);
-  add_bias(flat(row), qkv.reshape({qkv.rows(), qkv.columns()}), context.stream);
+  return flat(ConstTensorView(row));
 }
 
 void Attention::accumulate_biases(const Context& context, ConstTensorView dqkv) const {
@@ -189,6 +186,12 @@ void Attention::accumulate_biases(const Context& context, ConstTensorView dqkv) 
     axpy(qkv_bias_->sink_scale, part(sums, 2), part(both, 1), context.stream);
   }
   if (key_sink.defined()) axpy(key_bias_->sink_scale, part(sums, 1), key_sink, context.stream);
+}
+
+void Attention::list_products(const ProductListing& of, bool adds,
+                              std::vector<Product>& list) const {
+  qkv_.list_products(of, adds, list, qkv_bias_ != nullptr || key_bias_ != nullptr);
+  output_.list_products(of, false, list);
 }
 
 size_t Attention::saved_bytes(int64_t tokens, DType dtype) const {

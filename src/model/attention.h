@@ -25,6 +25,8 @@ class Attention final : public Branch {
   void forward(const Context& context, ConstTensorView n, TensorView y) const override;
   void backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
                 TensorView dn) const override;
+  void list_products(const ProductListing& of, bool adds,
+                     std::vector<Product>& list) const override;
   size_t saved_bytes(int64_t tokens, DType dtype) const override;
   double forward_flops(std::span<const int64_t> lengths) const override;
 
@@ -35,7 +37,7 @@ class Attention final : public Branch {
  private:
   Shape heads_shape(int64_t tokens) const;  // [T, H, hd], local heads
   Shape qkv_shape(int64_t tokens) const;    // [T, 3, H, hd]
-  void add_biases(const Context& context, TensorView qkv) const;
+  ConstTensorView bias_row(const Context& context, ScratchScope& scratch, DType dtype) const;
   void accumulate_biases(const Context& context, ConstTensorView dqkv) const;
   DropoutSite dropout(const Context& context) const;
 

@@ -203,6 +203,10 @@ std::vector<std::vector<Parameter*>> Encoder::backward_groups() {
   return groups;
 }
 
+void Encoder::list_products(const ProductListing& of, std::vector<Product>& list) const {
+  for (const auto& block : parts_->blocks) block->list_products(of, list);
+}
+
 size_t Encoder::saved_bytes(int64_t tokens, int64_t sequences, DType dtype) const {
   size_t bytes = 0;
   for (const auto& block : parts_->blocks)

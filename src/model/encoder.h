@@ -34,6 +34,9 @@ struct ModelConstant {
   double* value;  // inside the encoder
 };
 
+struct Product;         // kernels/product.h
+struct ProductListing;  // src/model/linear.h
+
 class Encoder {
  public:
   // Registers its parameters as `prefix`.* in `parameters`, which must outlive it. Throws
@@ -54,6 +57,8 @@ class Encoder {
   // layer first, then the others.
   std::vector<std::vector<Parameter*>> backward_groups();
 
+  // Appends the products of the blocks, in which nearly all operations are.
+  void list_products(const ProductListing& of, std::vector<Product>& list) const;
   // Bytes that `forward` leaves in context.saved for a chunk of this size, exactly (on this tp
   // rank, once the parameters are allocated).
   size_t saved_bytes(int64_t tokens, int64_t sequences, DType dtype) const;

@@ -71,8 +71,18 @@ void FeedForward::backward(const Context& context, ConstTensorView n, ConstTenso
   activation_forward(activation_, u, a, context.stream);
   // The gradients take the places of a and of u.
   down_.backward(context, a, dy, 0, a);
-  activation_backward(activation_, a, u, u, context.stream);
-  up_.backward(context, n, u, beta, dn);
+  const TensorView bias = up_.bias_sink();
+  if (bias.defined())
+    activation_backward(activation_, a, u, u, up_.bias_scale(), bias, context.stream);
+  else
+    activation_backward(activation_, a, u, u, context.stream);
+  up_.backward(context, n, u, beta, dn, bias.defined());
+}
+
+void FeedForward::list_products(const ProductListing& of, bool adds,
+                                std::vector<Product>& list) const {
+  up_.list_products(of, adds, list);
+  down_.list_products(of, false, list);
 }
 
 size_t FeedForward::saved_bytes(int64_t tokens, DType dtype) const {

@@ -66,19 +66,22 @@ Linear::Shared Linear::shared(const Context& context) const {
   return axis < slab.count.dims() - input_axes_ ? Shared::outputs : Shared::inputs;
 }
 
-void Linear::forward(const Context& context, ConstTensorView x, TensorView y) const {
+void Linear::forward(const Context& context, ConstTensorView x, TensorView y,
+                     ConstTensorView bias) const {
   ScratchScope scratch(*context.scratch);
   const bool partial = shared(context) == Shared::inputs;
+  AMUR_CHECK(!bias.defined() || (bias_ == nullptr && !partial), "{}: a bias for a sum",
+             weight_->name);
+  if (bias_ != nullptr) bias = ConstTensorView(bias_->value.view()).reshape({outputs()});
+  const ConstTensorView weight = weight_as(context, scratch, x.dtype());
+  if (!partial && bias.defined())
+    return gemm_bias(Transpose::no, Transpose::yes, x, weight, bias, y, context.stream);
   const TensorView sum = partial ? wide(scratch, y) : y;
-  gemm(Transpose::no, Transpose::yes, 1, x, weight_as(context, scratch, x.dtype()), 0, sum,
-       context.stream);
-  if (partial) {
-    context.tp->all_reduce(sum, ReduceOp::sum, context.stream);
-    if (sum.raw() != y.raw()) cast(sum, y, context.stream);
-  }
-  if (bias_ != nullptr)
-    add_bias(bias_->value.view().reshape({outputs()}), y.reshape({y.rows(), y.columns()}),
-             context.stream);
+  gemm(Transpose::no, Transpose::yes, 1, x, weight, 0, sum, context.stream);
+  if (!partial) return;
+  context.tp->all_reduce(sum, ReduceOp::sum, context.stream);
+  if (sum.raw() != y.raw()) cast(sum, y, context.stream);
+  if (bias.defined()) add_bias(bias, y.reshape({y.rows(), y.columns()}), context.stream);
 }
 
 // A product of f32 is not summed in bf16: the sink is widened, and rounded once.
@@ -93,12 +96,12 @@ void Linear::accumulate_weight(const Context& context, ConstTensorView x, ConstT
 }
 
 void Linear::backward(const Context& context, ConstTensorView x, ConstTensorView dy, double beta,
-                      TensorView dx) const {
+                      TensorView dx, bool bias_done) const {
   ScratchScope scratch(*context.scratch);
   if (const TensorView sink = flat_sink(*weight_); sink.defined())
     accumulate_weight(context, x, dy, sink.reshape({outputs(), inputs()}));
-  if (bias_ != nullptr)
-    if (const TensorView sink = flat_sink(*bias_); sink.defined())
+  if (!bias_done)
+    if (const TensorView sink = bias_sink(); sink.defined())
       accumulate_column_sums(bias_->sink_scale, dy.reshape({dy.rows(), dy.columns()}), sink,
                              context.stream);
   if (!dx.defined()) return;
@@ -114,6 +117,37 @@ void Linear::backward(const Context& context, ConstTensorView x, ConstTensorView
   if (!partial) return;
   context.tp->all_reduce(sum, ReduceOp::sum, context.stream);
   if (sum.raw() != dx.raw()) cast(sum, dx, context.stream);
+}
+
+void Linear::list_products(const ProductListing& of, bool adds, std::vector<Product>& list,
+                           bool bias) const {
+  const int64_t rows = of.tokens, in = inputs(), out = outputs();
+  const DType dtype = of.context.dtype, wide = parameter_dtype(dtype);
+  const Shared spread = shared(of.context);
+  const bool sums = spread == Shared::inputs;
+  list.push_back({.transpose_b = Transpose::yes,
+                  .m = rows,
+                  .n = out,
+                  .k = in,
+                  .ab = dtype,
+                  .c = sums ? wide : dtype,
+                  .bias = (bias || bias_ != nullptr) && !sums});
+  if (!weight_->frozen)
+    list.push_back({.transpose_a = Transpose::yes,
+                    .m = out,
+                    .n = in,
+                    .k = rows,
+                    .ab = dtype,
+                    .c = dtype == DType::bf16 ? of.sinks : wide,
+                    .adds = true});
+  const bool partial = spread == Shared::outputs;
+  const Product dx{.m = rows, .n = in, .k = out, .ab = dtype, .c = partial ? wide : dtype};
+  // Of a group, the first rank alone adds.
+  for (const bool added : {false, true})
+    if (added == adds || partial) {
+      list.push_back(dx);
+      list.back().adds = added;
+    }
 }
 
 }  // namespace amur

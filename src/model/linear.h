@@ -2,6 +2,9 @@
 // 1909.08053).
 #pragma once
 
+#include <vector>
+
+#include "kernels/product.h"
 #include "src/model/module.h"
 #include "src/model/parameter.h"
 
@@ -12,6 +15,14 @@ namespace amur {
 TensorView flat_sink(const Parameter& parameter);
 // The local shape, or the global one before `ParameterSet::allocate`.
 Shape local_shape(const Parameter& parameter);
+
+// Of which products are listed: a forward and backward pass of so many tokens, under this context
+// (dtype, tp), with weight gradients added to sinks of this dtype.
+struct ProductListing {
+  Context context;
+  int64_t tokens = 0;
+  DType sinks = DType::f32;
+};
 
 // Keeps nothing: its caller hands the input to the backward again.
 //
@@ -27,12 +38,23 @@ class Linear {
   Linear(Parameter& weight, Parameter* bias, int input_axes);
 
   // x [T, in], y [T, out], local, of one dtype, bf16 or parameter_dtype() of the weight's.
-  void forward(const Context& context, ConstTensorView x, TensorView y) const;
+  // `bias` [out], where defined, stands for the parameter; not where y is summed over the group.
+  void forward(const Context& context, ConstTensorView x, TensorView y,
+               ConstTensorView bias = {}) const;
   // dx = beta * dx + dy W; the weight's sink += sink_scale * dy^T x, the bias' likewise. dx may be
   // undefined, and may be x, which is read before. Scratch: a copy of the weight, or of its sink,
-  // in the dtype of x, where that is another.
+  // in the dtype of x, where that is another. `bias_done`: the caller has added the bias' gradient.
   void backward(const Context& context, ConstTensorView x, ConstTensorView dy, double beta,
-                TensorView dx) const;
+                TensorView dx, bool bias_done = false) const;
+
+  // Where the bias' gradient goes, undefined where none is wanted, and by how much it is scaled.
+  TensorView bias_sink() const { return bias_ ? flat_sink(*bias_) : TensorView(); }
+  double bias_scale() const { return bias_->sink_scale; }
+
+  // Appends the products of both passes; `adds`: the backward's beta is not 0; `bias`: the forward
+  // is given one.
+  void list_products(const ProductListing& of, bool adds, std::vector<Product>& list,
+                     bool bias = false) const;
 
   int64_t inputs() const;   // local
   int64_t outputs() const;  // local

@@ -64,6 +64,10 @@ void ResidualBlock::backward(const Context& context, ConstTensorView x, TensorVi
   context.saved->pop(this);
 }
 
+void ResidualBlock::list_products(const ProductListing& of, std::vector<Product>& list) const {
+  branch_->list_products(of, !norm_ || position_ == NormPosition::post, list);
+}
+
 size_t ResidualBlock::saved_bytes(int64_t tokens, int64_t hidden, DType dtype) const {
   return SavedTensors::rounded_bytes({tokens, hidden}, dtype) + branch_->saved_bytes(tokens, dtype);
 }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 
+#include "src/model/linear.h"
 #include "src/model/norm.h"
 
 namespace amur {
@@ -19,6 +20,9 @@ class Branch {
   // dn = beta * dn + gradient of n. dn may be dy: it is written last.
   virtual void backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
                         TensorView dn) const = 0;
+  // Appends its products; `adds`: the backward's beta is not 0.
+  virtual void list_products(const ProductListing& of, bool adds,
+                             std::vector<Product>& list) const = 0;
   virtual size_t saved_bytes(int64_t tokens, DType dtype) const = 0;
   // Of sequences of these lengths.
   virtual double forward_flops(std::span<const int64_t> lengths) const = 0;
@@ -35,6 +39,7 @@ class ResidualBlock {
   // g is the gradient of the output on entry and of x on return. Pops the output too.
   void backward(const Context& context, ConstTensorView x, TensorView g) const;
 
+  void list_products(const ProductListing& of, std::vector<Product>& list) const;
   size_t saved_bytes(int64_t tokens, int64_t hidden, DType dtype) const;
   const Branch& branch() const { return *branch_; }
   std::optional<Norm>& norm() { return norm_; }

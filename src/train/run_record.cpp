@@ -94,8 +94,9 @@ void RunRecord::settle(CheckpointInfo& info) {
   }
   if (const std::string& devices = conditions_["device"]; devices.find("; ") != std::string::npos)
     Log::warn(
-        "the ranks compute on different devices ({}): what rank 0 measured counts for all of them, "
-        "and bits depend on which rank has which",
+        "the ranks compute on different devices ({}): what rank 0 measured counts for its own "
+        "kind, "
+        "the others take what their library proposes, and bits depend on which rank has which",
         devices);
   changed_.clear();
   resumed_.reset();

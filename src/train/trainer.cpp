@@ -16,6 +16,7 @@
 #include "src/train/growth/run_growth.h"
 #include "src/train/huggingface/model_class.h"
 #include "src/train/optimizer/optimizer.h"
+#include "src/train/product_choices.h"
 #include "src/train/replica_check.h"
 #include "src/train/run_record.h"
 #include "src/train/session.h"
@@ -61,6 +62,7 @@ class Trainer {
   void build_model();
   void plan_budgets();
   void grow();
+  void make_choices();
   void print_banner();
   void print_model();
   bool step();
@@ -263,6 +265,17 @@ void Trainer::plan_budgets() {
   two_pass_->set_budgets(budgets_);
 }
 
+// All that are made by measuring, for the model as it is now.
+void Trainer::make_choices() {
+  plan_budgets();
+  DType sinks = model_->parameters_dtype();
+  for (const OptimizerSlot& slot : optimizer_->slots())
+    if (slot.parameter->kind == ParamKind::weight) sinks = slot.value.dtype();
+  choose_product_algorithms(*model_, budgets_.chunk_tokens, sinks, config_.runtime.tune, *grid_,
+                            runtime_, *record_);
+  record_->settle(info_);
+}
+
 void Trainer::print_model() {
   const int64_t parameters = model_->parameters().global_elements();
   Log::info(
@@ -461,8 +474,7 @@ void Trainer::grow() {
   folder_.publish(info_.step, config_.checkpoint, info_.best);
   resume_from_ = result_.checkpoint = grown;
   build_model();
-  plan_budgets();
-  record_->settle(info_);
+  make_choices();
   print_model();
   checkpoint_seconds_ += watch.elapsed();
 }
@@ -496,8 +508,7 @@ TrainResult Trainer::run() {
   first_step_ = info_.step;
   reporter_ = std::make_unique<StepReporter>(config_, first_step_, total_steps_, info_.metrics);
   folder_.start(config_yaml, info_.step);
-  plan_budgets();
-  record_->settle(info_);
+  make_choices();
   print_banner();
   if (resume_from_) Log::info("resumed from {} at step {}", *resume_from_, info_.step);
   result_.first_step = info_.step;

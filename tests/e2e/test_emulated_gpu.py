@@ -3,13 +3,14 @@
 AMUR_PROGRAM is a copy of the program with the emulated back end beside it. Nothing of it says
 anything of a GPU's speed, rounding or driver.
 """
+import json
 import unittest
 
 import support
 from support import columns, checkpoint, datasets
 
 LOOSE = {"train.batch_size": 24, "train.steps": 3, "train.chunk_tokens": 96,
-         "train.precision": "fp64"}
+         "train.precision": "fp64", "runtime.tune": "false"}
 
 
 class EmulatedGpu(support.EndToEnd):
@@ -58,6 +59,23 @@ class EmulatedGpu(support.EndToEnd):
 
     def test_half_precision(self):
         self.compare("bf16", {"train.precision": "bf16"}, 0.1)
+
+    def test_measured_algorithms(self):
+        """Chosen once: a resume computes by the choices of its checkpoint."""
+        values = LOOSE | {"train.batch_size": 8, "train.chunk_tokens": 8, "train.steps": 1,
+                          "train.schedule_steps": 2, "train.precision": "fp32",
+                          "runtime.tune": "true"}
+        first = self.train("tuned", values, "--device", "cuda", limit=120)
+        self.assertRegex(first.err, r"\d+ products were measured in")
+        with open(self.path("tuned", "choices.json"), encoding="utf-8") as file:
+            chosen = json.load(file)["choices"]
+        products = [name for name in chosen if name.startswith("product/")]
+        self.assertGreater(len(products), 12)
+        again = self.train("tuned", values | {"train.steps": 2}, "--device", "cuda", limit=120)
+        self.assertNotIn("were measured", again.err)
+        self.assertNotIn("bits may differ", again.err)
+        with open(self.path("tuned", "choices.json"), encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["choices"], chosen)
 
     def test_other_optimizers_and_losses(self):
         self.compare("adamw", {"optimizer.kind": "adamw", "loss.kind": "siglip",

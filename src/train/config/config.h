@@ -175,6 +175,7 @@ struct RuntimeConfig {
   double liveness_seconds = 15;
   double progress_seconds = 600;
   bool check_collectives = false;
+  bool tune = true;       // measure the algorithms of products on a GPU
   int64_t log_every = 0;  // steps between plain log lines; 0: about 100 lines a run
 };
 

@@ -418,6 +418,10 @@ void declare_runtime(Group& group) {
            "a rank that stays in the same phase for so long without advance ends the job");
   key.flag("check_collectives", &R::check_collectives,
            "compare every collective over its ranks before it starts (slow: for tests)");
+  key.flag(
+      "tune", &R::tune,
+      "on a GPU: before the first step, time the algorithms for each product of the model, and "
+      "take the fastest; off: the library's first, but for those that a checkpoint has chosen");
   key.whole("log_every", &R::log_every, at_least(0),
             "steps between lines of the log; 0: about 100 lines a run");
 }

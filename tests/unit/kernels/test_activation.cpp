@@ -1,4 +1,5 @@
 #include "kernels/activation.h"
+#include "kernels/elementwise.h"
 #include "tests/unit/kernels/kernel_test.h"
 
 namespace amur::test {
@@ -86,6 +87,35 @@ TEST_P(ActivationTest, MatchesTheDefinition) {
       copy(in_place, u);
       activation_backward(kind, dy, in_place, in_place);
       EXPECT_TRUE(same_bits(in_place, du));
+    }
+  }
+}
+
+// The gradient of a bias in u, beside that of u: the same bits as two passes.
+TEST_P(ActivationTest, BiasGradientBeside) {
+  for (const ActivationKind kind : kKinds) {
+    for (const auto& [rows, width] :
+         {std::pair<int64_t, int64_t>{1, 1}, {7, 33}, {130, 64}, {65, 100}}) {
+      const int64_t u_width = is_gated(kind) ? 2 * width : width;
+      const Tensor dy = random_tensor({rows, width}, dtype(), 1);
+      Tensor u = random_tensor({rows, u_width}, dtype(), 2);
+      Tensor du = empty({rows, u_width}, dtype()), one = empty({rows, u_width}, dtype());
+      Tensor sums = random_tensor({u_width}, parameter(), 3);
+      Tensor sums_apart = random_tensor({u_width}, parameter(), 3);
+      const Doubles before = to_doubles(sums);
+      activation_backward(kind, dy, u, one);
+      accumulate_column_sums(0.25, one, sums_apart);
+      activation_backward(kind, dy, u, du, 0.25, sums);
+      EXPECT_TRUE(same_bits(du, one)) << rows << " " << width;
+      EXPECT_TRUE(same_bits(sums, sums_apart)) << rows << " " << width;
+      Doubles expected = before;
+      const Doubles gradient = to_doubles(du);
+      for (size_t i = 0; i < gradient.size(); ++i)
+        expected[i % static_cast<size_t>(u_width)] += 0.25 * gradient[i];
+      expect_near(sums, expected, 60 * rounding(parameter()) * std::sqrt(rows), "bias");
+      // In place of u.
+      activation_backward(kind, dy, u, u, 0.25, sums_apart);
+      EXPECT_TRUE(same_bits(u, du));
     }
   }
 }

@@ -1,5 +1,7 @@
 #include <thread>
 
+#include "kernels/elementwise.h"
+#include "kernels/product.h"
 #include "tests/unit/kernels/kernel_test.h"
 
 namespace amur::test {
@@ -58,6 +60,99 @@ TEST_P(GemmTest, MatchesTheDefinition) {
                                     k, alpha, beta));
           }
         }
+      }
+    }
+  }
+}
+
+// On a GPU: what is measured is taken, keeps its bits when it is read back, and is not measured
+// again.
+TEST_P(GemmTest, MeasuredAlgorithms) {
+  if (target().device == Device::cpu()) {
+    EXPECT_THROW(measure_products({}, {}, Device::cpu()), InternalError);
+    return;
+  }
+  constexpr int64_t kTokens = 90, kOut = 96, kIn = 64;  // 90 is in the bucket of 96
+  for (const DType c_type : result_types()) {
+    const Product forward{.transpose_b = Transpose::yes,
+                          .m = kTokens,
+                          .n = kOut,
+                          .k = kIn,
+                          .ab = dtype(),
+                          .c = c_type};
+    const Product gradient{.transpose_a = Transpose::yes,
+                           .m = kOut,
+                           .n = kIn,
+                           .k = kTokens,
+                           .ab = dtype(),
+                           .c = c_type,
+                           .adds = true};
+    const Product products[] = {forward, gradient, forward};
+    const auto chosen = measure_products(products, {}, target().device);
+    ASSERT_EQ(chosen.size(), 2u);
+    for (const auto& [name, value] : chosen) {
+      EXPECT_TRUE(name.starts_with(kProductChoices)) << name;
+      EXPECT_TRUE(parse_algorithm(value)) << value;
+    }
+    EXPECT_TRUE(measure_products(products, chosen, target().device).empty());
+
+    const Tensor x = random_tensor({kTokens, kIn}, dtype(), 1);
+    const Tensor w = random_tensor({kOut, kIn}, dtype(), 2);
+    const Tensor dy = random_tensor({kTokens, kOut}, dtype(), 3);
+    const auto compute = [&](Tensor& y, Tensor& dw) {
+      y = filled({kTokens, kOut}, c_type, std::nan(""));
+      dw = random_tensor({kOut, kIn}, c_type, 4);
+      gemm(Transpose::no, Transpose::yes, 1, x, w, 0, y);
+      gemm(Transpose::yes, Transpose::no, 0.5, dy, x, 1, dw);
+    };
+    Tensor y, dw, y_again, dw_again;
+    use_product_choices(chosen);
+    compute(y, dw);
+    use_product_choices({});  // as after a restart
+    use_product_choices(chosen);
+    compute(y_again, dw_again);
+    EXPECT_TRUE(same_bits(y, y_again));
+    EXPECT_TRUE(same_bits(dw, dw_again));
+    const double tolerance = std::max(rounding(c_type), 600 * rounding(parameter()));
+    expect_near(y, oracle(false, true, kTokens, kOut, kIn, 1, to_doubles(x), to_doubles(w), 0, {}),
+                tolerance, "forward");
+    expect_near(dw,
+                oracle(true, false, kOut, kIn, kTokens, 0.5, to_doubles(dy), to_doubles(x), 1,
+                       to_doubles(random_tensor({kOut, kIn}, c_type, 4))),
+                tolerance, "gradient");
+    // Words that are no algorithm, and one that no library has, are passed over.
+    auto damaged = chosen;
+    damaged.begin()->second = "as fast as possible";
+    damaged.rbegin()->second = to_text(ProductAlgorithm{{30000, 1, 1, 0, 0, 0, 1, 0, 0}});
+    use_product_choices(damaged);
+    compute(y_again, dw_again);
+    expect_near(y_again, to_doubles(y), 2 * tolerance, "without choices");
+    use_product_choices({});
+  }
+}
+
+TEST_P(GemmTest, BiasInOnePass) {
+  for (const DType c_type : result_types()) {
+    for (const auto& [m, n, k] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {7, 33, 5}, {64, 96, 128}, {5, 3, 0}}) {
+      const Tensor a = random_tensor({m, k}, dtype(), 1), b = random_tensor({n, k}, dtype(), 2);
+      const Tensor bias = random_tensor({n}, parameter_dtype(c_type), 3);
+      Tensor c = filled({m, n}, c_type, std::nan(""));
+      const Doubles added = to_doubles(bias);
+      Doubles expected = oracle(false, true, static_cast<size_t>(m), static_cast<size_t>(n),
+                                static_cast<size_t>(k), 1, to_doubles(a), to_doubles(b), 0, {});
+      for (size_t i = 0; i < expected.size(); ++i) expected[i] += added[i % added.size()];
+      gemm_bias(Transpose::no, Transpose::yes, a, b, bias, c);
+      // Of what is rounded before the two cancel.
+      const double tolerance =
+          std::max(2 * rounding(c_type), 60 * rounding(parameter())) * std::sqrt(k + 1);
+      expect_near(c, expected, tolerance,
+                  fmt::format("bias {} {}x{}x{}", name_of(c_type), m, n, k));
+      if (k > 0 && c.device() == Device::cpu()) {  // two passes there
+        Tensor two = empty({m, n}, c_type);
+        gemm(Transpose::no, Transpose::yes, 1, a, b, 0, two);
+        add_bias(bias, two);
+        EXPECT_TRUE(same_bits(c, two));
       }
     }
   }

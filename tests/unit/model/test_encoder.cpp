@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/model/linear.h"
 #include "tests/unit/model/fixture.h"
 
 namespace amur::test {
@@ -427,6 +428,55 @@ TEST(ModelConfig, DefaultsOfTheFeedForwardWidth) {
   EXPECT_EQ(config.resolved_ffn(), 704);  // 682.7 rounded up to 64
   config.ffn = 100;
   EXPECT_EQ(config.resolved_ffn(), 100);
+}
+
+std::vector<std::string> listed(const ModelConfig& config, DType dtype, DType sinks) {
+  ParameterSet parameters;
+  const Encoder encoder(config, "e", parameters);
+  ProductListing of;
+  of.tokens = 48;
+  of.context.dtype = dtype;
+  of.sinks = sinks;
+  std::vector<Product> products;
+  encoder.list_products(of, products);
+  std::vector<std::string> texts;
+  for (const Product& product : products) texts.push_back(to_text(product));
+  return texts;
+}
+
+// For the choice of algorithms: as `forward` and `backward` of attention and feed-forward network
+// compute them, the two linear layers of each in turn.
+TEST(Encoder, ListsItsProducts) {
+  ModelConfig config = tiny_config();
+  config.layers = 1;
+  config.hidden = 6;
+  config.heads = 2;
+  config.head_size = 5;
+  config.ffn = 16;
+  config.activation = ActivationKind::gelu;
+  config.norm_position = NormPosition::post;
+  config.bias = true;
+  config.key_bias = false;
+  EXPECT_EQ(
+      listed(config, DType::f32, DType::f32),
+      (std::vector<std::string>{"nt 48 x 30 x 6 f32 to f32 bias", "tn 30 x 6 x 48 f32 to f32 adds",
+                                "nn 48 x 6 x 30 f32 to f32 adds", "nt 48 x 6 x 10 f32 to f32 bias",
+                                "tn 6 x 10 x 48 f32 to f32 adds", "nn 48 x 10 x 6 f32 to f32",
+                                "nt 48 x 16 x 6 f32 to f32 bias", "tn 16 x 6 x 48 f32 to f32 adds",
+                                "nn 48 x 6 x 16 f32 to f32 adds", "nt 48 x 6 x 16 f32 to f32 bias",
+                                "tn 6 x 16 x 48 f32 to f32 adds", "nn 48 x 16 x 6 f32 to f32"}));
+  // The first block has no norm before it, the second one has; gated, without biases, in bf16.
+  config.norm_position = NormPosition::pre;
+  config.activation = ActivationKind::swiglu;
+  config.bias = false;
+  const std::vector<std::string> bf16 = listed(config, DType::bf16, DType::f32);
+  ASSERT_EQ(bf16.size(), 12u);
+  EXPECT_EQ(bf16[0], "nt 48 x 30 x 6 bf16 to bf16");
+  EXPECT_EQ(bf16[1], "tn 30 x 6 x 48 bf16 to f32 adds");
+  EXPECT_EQ(bf16[2], "nn 48 x 6 x 30 bf16 to bf16 adds");
+  EXPECT_EQ(bf16[6], "nt 48 x 32 x 6 bf16 to bf16");
+  EXPECT_EQ(bf16[8], "nn 48 x 6 x 32 bf16 to bf16");
+  EXPECT_EQ(listed(config, DType::bf16, DType::bf16)[1], "tn 30 x 6 x 48 bf16 to bf16 adds");
 }
 
 }  // namespace
