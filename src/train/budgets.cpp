@@ -13,6 +13,7 @@
 #include "src/core/log.h"
 #include "src/core/process.h"
 #include "src/train/stopwatch.h"
+#include "src/train/two_pass.h"
 
 namespace amur {
 namespace {
@@ -147,7 +148,7 @@ std::vector<ChunkCost> measure_chunks(EmbeddingModel& model, const LocalBatch& b
     for (int i = 0; i < kRepeats; ++i) {
       wait_for(model.device());
       Stopwatch watch;
-      {
+      try {
         const PackedChunk packed(batch, chunk, &step_key, model.device());
         const ChunkView view = packed.view();
         ScratchScope scope(scratch);
@@ -163,6 +164,8 @@ std::vector<ChunkCost> measure_chunks(EmbeddingModel& model, const LocalBatch& b
         tower.forward(context, h);
         kept = saved.bytes();
         tower.backward(context, h);
+      } catch (const MemoryError& error) {
+        throw_with_advice(error, tower, model.dtype(), chunk, saved, scratch);
       }
       wait_for(model.device());
       if (i > 0) seconds = std::min(seconds, watch.elapsed());

@@ -95,21 +95,24 @@ std::string memory_advice(int64_t tokens, size_t needed, size_t room) {
       static_cast<int64_t>(0.9 * fits));
 }
 
-// What a chunk finds no memory for is told with what would fit in its place. The blocks of both
-// stacks are about as large as these ever were.
+// The blocks of both stacks are about as large as these ever were.
+void throw_with_advice(const MemoryError& error, const Encoder& tower, DType dtype,
+                       const Chunk& chunk, const SavedTensors& saved, const SavedTensors& scratch) {
+  const size_t kept =
+      tower.saved_bytes(chunk.tokens, static_cast<int64_t>(chunk.units.size()), dtype);
+  throw UsageError("{}; {}", error.what(),
+                   memory_advice(chunk.tokens, kept + scratch.peak_bytes(),
+                                 error.free() + saved.peak_bytes() + scratch.peak_bytes()));
+}
+
+// What a chunk finds no memory for is told with what would fit in its place.
 template <class F>
 void TwoPass::with_advice(const PlannedChunk& planned, const F& compute) {
   try {
     compute();
   } catch (const MemoryError& error) {
-    const Chunk& chunk = planned.chunk;
-    const size_t kept =
-        model_.tower(planned.tower)
-            .saved_bytes(chunk.tokens, static_cast<int64_t>(chunk.units.size()), model_.dtype());
-    const size_t scratch = scratch_.peak_bytes();
-    throw UsageError(
-        "{}; {}", error.what(),
-        memory_advice(chunk.tokens, kept + scratch, error.free() + saved_.peak_bytes() + scratch));
+    throw_with_advice(error, model_.tower(planned.tower), model_.dtype(), planned.chunk, saved_,
+                      scratch_);
   }
 }
 

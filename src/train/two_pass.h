@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "src/core/device_backend.h"
 #include "src/train/budgets.h"
 #include "src/train/data/batch.h"
 #include "src/train/embedding_model.h"
@@ -47,6 +48,10 @@ struct BatchGradient {
 // What to set where a GPU has not enough memory: a chunk of `tokens` takes `needed` bytes, and
 // there are `room`.
 std::string memory_advice(int64_t tokens, size_t needed, size_t room);
+// The error of a chunk that was being computed with these stacks, with what would fit in its place.
+[[noreturn]] void throw_with_advice(const MemoryError& error, const Encoder& tower, DType dtype,
+                                    const Chunk& chunk, const SavedTensors& saved,
+                                    const SavedTensors& scratch);
 
 class TwoPass {
  public:
