@@ -13,7 +13,7 @@ LOOSE = {"train.batch_size": 24, "train.steps": 3, "train.chunk_tokens": 96,
          "train.precision": "fp64", "runtime.tune": "false"}
 
 
-class EmulatedGpu(support.EndToEnd):
+class Emulated(support.EndToEnd):
     samples, held_out = 160, 20
 
     def numbers(self, run_dir, device, values=None, *more, ranks=1):
@@ -32,6 +32,8 @@ class EmulatedGpu(support.EndToEnd):
         self.close(self.numbers(f"{name}-gpu", "cuda", values),
                    self.numbers(f"{name}-cpu", "cpu", values), bound)
 
+
+class Training(Emulated):
     def test_one_rank_and_resume(self):
         on_cpu = self.numbers("cpu", "cpu")
         on_gpu = self.numbers("gpu", "cuda")
@@ -54,8 +56,14 @@ class EmulatedGpu(support.EndToEnd):
         self.close(self.numbers("dp", "cuda", ranks=2), alone, 1e-9)
         self.close(self.numbers("tp", "cuda", {"parallel.tp": 2}, ranks=2), alone, 1e-9)
 
-    def test_single_precision(self):
-        self.compare("fp32", {"train.precision": "fp32"}, 1e-3)
+    def test_too_little_memory(self):
+        """A GPU of 1 GiB: the message says which chunk would fit, measured or not."""
+        values = {**LOOSE, "model.ffn": 65536, "train.batch_size": 120, "train.chunk_tokens": 4096}
+        for budget in ("auto", 0):
+            outcome = self.run_in(*self.train_args(f"budget-{budget}", {
+                **values, "train.activation_budget": budget}, "--device", "cuda"), limit=120)
+            self.refuses(outcome, 2, "GiB were asked for, but only", "of 1.000 GiB are free",
+                         "the largest train.chunk_tokens that would fit is about ")
 
     def test_half_precision(self):
         self.compare("bf16", {"train.precision": "bf16"}, 0.1)
@@ -76,6 +84,39 @@ class EmulatedGpu(support.EndToEnd):
         self.assertNotIn("bits may differ", again.err)
         with open(self.path("tuned", "choices.json"), encoding="utf-8") as file:
             self.assertEqual(json.load(file)["choices"], chosen)
+
+
+class More(Emulated):
+    def test_three_ranks_share_two_gpus(self):
+        values = {"model.towers": "separate", "model.projection": 16,
+                  "optimizer.embedding_rows": "dense"}
+        self.close(self.numbers("gpu", "cuda", values, ranks=3),
+                   self.numbers("cpu", "cpu", values), 1e-9)
+
+    def test_other_commands(self):
+        self.numbers("run", "cpu", {"train.precision": "fp32"})
+        self.write("texts.txt", "\n".join(query for query, _ in support.pairs(40, seed=5)))
+        for command in (["eval", "run", "--json"],
+                        ["embed", "run", "--input", "texts.txt", "--output", "-"],
+                        ["verify-grad", "small.yaml", "--samples", "24", "--json"]):
+            ours, theirs = (self.run_in(*command, "--device", device, limit=120)
+                            for device in ("cuda", "cpu"))
+            self.assertEqual((ours.code, theirs.code), (0, 0), f"{ours}{theirs}")
+            if command[0] == "embed":
+                rows = [[json.loads(line)["embedding"] for line in outcome.out.splitlines()]
+                        for outcome in (ours, theirs)]
+                self.assertEqual(len(rows[0]), 40)
+                worst = max(abs(a - b) for x, y in zip(*rows) for a, b in zip(x, y))
+                self.assertLess(worst, 1e-5)
+            elif command[0] == "eval":
+                for side in ("query_to_document", "document_to_query"):
+                    for name, value in ours.json()[side].items():
+                        self.assertEqual(value, theirs.json()[side][name], name)
+            else:
+                self.assertLessEqual(ours.json()["max_relative_error"], 1e-5)
+
+    def test_single_precision(self):
+        self.compare("fp32", {"train.precision": "fp32"}, 1e-3)
 
     def test_other_optimizers_and_losses(self):
         self.compare("adamw", {"optimizer.kind": "adamw", "loss.kind": "siglip",
