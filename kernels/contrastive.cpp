@@ -13,7 +13,8 @@
 namespace amur {
 namespace {
 
-using cpu::ContrastiveKernels;
+using cpu::ContrastiveGradients;
+using cpu::ContrastiveStatistics;
 using cpu::kColumnBlock;
 using cpu::parallel_for;
 using cpu::SigmoidSums;
@@ -25,83 +26,79 @@ void check_vector(const char* name, ConstTensorView v, int64_t size, DType dtype
              name_of(v.dtype()), v.shape().text(), name_of(dtype), size);
 }
 
-void check_positives(const TilePositives& positives, int64_t rows) {
-  check_vector("positives", positives.column, rows, DType::i64);
-  check_vector("values of positives", positives.value, rows, DType::f64);
+// Exclusions of a tile whose first row is there, and its passes' results.
+void check_tile(const char* op, const LogitTile& tile,
+                std::initializer_list<ConstTensorView> others) {
+  const LogitExclusions& e = tile.exclusions;
+  require_device(op, {tile.logits, e.positive, e.self, e.first_range, e.ranges, e.columns});
+  for (const ConstTensorView& other : others) require_device(op, {tile.logits, other});
+  const int64_t m = tile.logits.rows(), rows = e.positive.rows();
+  const TilePlace at = tile.place;
+  AMUR_CHECK(at.row >= 0 && at.column >= 0 && at.row + m <= rows,
+             "{}: rows {}+{} of {}, columns from {}", op, at.row, m, rows, at.column);
+  check_vector("positive", e.positive, rows, DType::i64);
+  check_vector("self", e.self, rows, DType::i64);
+  check_vector("first_range", e.first_range, rows + 1, DType::i64);
+}
+void check_gradient(const LogitTile& tile, ConstTensorView gradient) {
+  AMUR_CHECK(gradient.rows() == tile.logits.rows() && gradient.columns() == tile.logits.columns(),
+             "logits {}, gradients {}", tile.logits.shape().text(), gradient.shape().text());
+  AMUR_CHECK(gradient.raw() != tile.logits.raw() || gradient.dtype() == tile.logits.dtype(),
+             "{} gradients in the place of {} logits", name_of(gradient.dtype()),
+             name_of(tile.logits.dtype()));
 }
 
-// f(row, entry) for each positive that is in the tile.
-template <class T, class F>
-void for_each_positive(TensorView logits, const int64_t* column, int64_t first_column, const F& f) {
-  const int64_t n = logits.columns();
-  for (int64_t i = 0; i < logits.rows(); ++i) {
-    const int64_t j = column[i] - first_column;
-    if (j >= 0 && j < n) f(i, logits.as<T>()[i * n + j]);
+// f(row, element) for each positive that is in the tile, of logits or gradients of type E.
+template <class E, class F>
+void for_each_positive(const LogitTile& tile, TensorView elements, const F& f) {
+  const int64_t m = elements.rows(), n = elements.columns();
+  const int64_t* positives = tile.exclusions.positive.as<int64_t>() + tile.place.row;
+  for (int64_t i = 0; i < m; ++i) {
+    const int64_t j = positives[i] - tile.place.column;
+    if (j >= 0 && j < n) f(i, elements.as<E>()[i * n + j]);
   }
 }
 
-// Returns how many entries were masked.
+// Sets positives, own and masked entries to kMaskedLogit; positive_logit[i] takes the positives
+// that are there, masked[i] += the row's masked entries. Both may be null.
 template <class T>
-int64_t exclude(TensorView logits, TilePlace place, const LogitExclusions& exclusions,
-                double* positive_logit) {
-  const int64_t m = logits.rows(), n = logits.columns();
-  const int64_t* positives = exclusions.positive.as<int64_t>() + place.row;
-  for_each_positive<T>(logits, positives, place.column, [&](int64_t i, T& entry) {
+void exclude(const LogitTile& tile, double* positive_logit, double* masked) {
+  const LogitExclusions& e = tile.exclusions;
+  const TilePlace place = tile.place;
+  const int64_t m = tile.logits.rows(), n = tile.logits.columns();
+  for_each_positive<T>(tile, tile.logits, [&](int64_t i, T& entry) {
     if (positive_logit) positive_logit[i] = static_cast<double>(entry);
     entry = kMaskedLogit;
   });
-  const int64_t* first_range = exclusions.first_range.as<int64_t>();
-  const int64_t* ranges = exclusions.ranges.as<int64_t>();
-  const int32_t* columns = exclusions.columns.as<int32_t>();
-  int64_t masked = 0;
+  const int64_t* first_range = e.first_range.as<int64_t>();
+  const int64_t* ranges = e.ranges.as<int64_t>();
+  const int32_t* columns = e.columns.as<int32_t>();
   for (int64_t i = 0; i < m; ++i) {
-    const int64_t row = place.row + i, self = exclusions.self.as<int64_t>()[row] - place.column;
-    T* z = logits.as<T>() + i * n;
+    const int64_t row = place.row + i, self = e.self.as<int64_t>()[row] - place.column;
+    T* z = tile.logits.as<T>() + i * n;
     if (self >= 0 && self < n) z[self] = kMaskedLogit;
     for (int64_t r = first_range[row]; r < first_range[row + 1]; ++r) {
       const int32_t* last = columns + ranges[2 * r + 1];
       for (const int32_t* c = std::lower_bound(columns + ranges[2 * r], last, place.column);
            c != last && *c < place.column + n; ++c) {
         T& entry = z[*c - place.column];
-        // Ranges may overlap: count an entry once.
-        if (*c == positives[i] || entry == static_cast<T>(kMaskedLogit)) continue;
+        // Positives are out already, and ranges may overlap: an entry counts once.
+        if (entry == static_cast<T>(kMaskedLogit)) continue;
         entry = kMaskedLogit;
-        ++masked;
+        if (masked) masked[i] += 1;
       }
     }
   }
-  return masked;
 }
 
 }  // namespace
 
-void contrastive_exclude(TensorView logits, TilePlace place, const LogitExclusions& exclusions,
-                         TensorView positive_logit, TensorView masked, Stream stream) {
-  const LogitExclusions& e = exclusions;
-  require_device("contrastive_exclude", {logits, e.positive, e.self, e.first_range, e.ranges,
-                                         e.columns, positive_logit, masked});
-  const int64_t m = logits.rows(), rows = e.positive.rows();
-  AMUR_CHECK(place.row >= 0 && place.column >= 0 && place.row + m <= rows,
-             "rows {}+{} of {}, columns from {}", place.row, m, rows, place.column);
-  check_vector("positive", e.positive, rows, DType::i64);
-  check_vector("self", e.self, rows, DType::i64);
-  check_vector("first_range", e.first_range, rows + 1, DType::i64);
-  if (positive_logit.defined()) check_vector("positive_logit", positive_logit, m, DType::f64);
-  if (masked.defined()) check_vector("masked", masked, 1, DType::f64);
-  if (logits.elements() == 0) return;
-  if (on_gpu(logits))
-    return device_kernels().contrastive_exclude(logits, place, e, positive_logit, masked, stream);
-  dispatch_f32_f64(logits.dtype(), "contrastive_exclude", [&]<class T>() {
-    const int64_t count = exclude<T>(
-        logits, place, e, positive_logit.defined() ? positive_logit.as<double>() : nullptr);
-    if (masked.defined()) masked.as<double>()[0] += static_cast<double>(count);
-  });
-}
-
-void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, TensorView row_sum,
-                            TensorView column_maximum, TensorView column_sum, Stream stream) {
-  require_device("contrastive_statistics",
-                 {logits, row_maximum, row_sum, column_maximum, column_sum});
+void contrastive_statistics(const LogitTile& tile, TensorView row_maximum, TensorView row_sum,
+                            TensorView column_maximum, TensorView column_sum,
+                            TensorView positive_logit, TensorView masked, Stream stream) {
+  const char* op = "contrastive_statistics";
+  check_tile(op, tile, {row_maximum, row_sum, column_maximum, column_sum, positive_logit, masked});
+  const TensorView logits = tile.logits;
   const int64_t m = logits.rows(), n = logits.columns();
   check_vector("row_maximum", row_maximum, m, logits.dtype());
   check_vector("row_sum", row_sum, m, DType::f64);
@@ -109,34 +106,40 @@ void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, Tens
     check_vector("column_maximum", column_maximum, n, logits.dtype());
     check_vector("column_sum", column_sum, n, DType::f64);
   }
+  check_vector("positive_logit", positive_logit, m, DType::f64);
+  check_vector("masked", masked, m, DType::f64);
   if (logits.elements() == 0) return;
   if (on_gpu(logits))
-    return device_kernels().contrastive_statistics(logits, row_maximum, row_sum, column_maximum,
-                                                   column_sum, stream);
-  dispatch_f32_f64(logits.dtype(), "contrastive_statistics", [&]<class T>() {
-    const auto& kernels = cpu::kernels<ContrastiveKernels<T>>();
+    return device_kernels().contrastive_statistics(tile, row_maximum, row_sum, column_maximum,
+                                                   column_sum, positive_logit, masked, stream);
+  dispatch_f32_f64(logits.dtype(), op, [&]<class T>() {
+    exclude<T>(tile, positive_logit.as<double>(), masked.as<double>());
+    const auto& kernels = cpu::kernels<ContrastiveStatistics<T>>();
     const T* z = logits.as<T>();
     parallel_for(m, kRowGrain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
-        kernels.row_statistics(z + i * n, n, row_maximum.as<T>() + i, row_sum.as<double>() + i);
+        kernels.row(z + i * n, n, row_maximum.as<T>() + i, row_sum.as<double>() + i);
     });
     if (!column_maximum.defined()) return;
     parallel_for((n + kColumnBlock - 1) / kColumnBlock, 1, [&](int64_t first, int64_t last) {
       for (int64_t j = first * kColumnBlock; j < std::min(n, last * kColumnBlock);
            j += kColumnBlock)
-        kernels.column_statistics(z + j, m, n, std::min(kColumnBlock, n - j),
-                                  column_maximum.as<T>() + j, column_sum.as<double>() + j);
+        kernels.columns(z + j, m, n, std::min(kColumnBlock, n - j), column_maximum.as<T>() + j,
+                        column_sum.as<double>() + j);
     });
   });
 }
 
-void contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
                                   ConstTensorView row_factor, ConstTensorView column_maximum,
-                                  ConstTensorView column_factor, const TilePositives& positives,
-                                  TensorView sum, Stream stream) {
-  require_device("contrastive_softmax_gradient",
-                 {logits, row_maximum, row_factor, column_maximum, column_factor, positives.column,
-                  positives.value, sum});
+                                  ConstTensorView column_factor, ConstTensorView positive_gradient,
+                                  TensorView sum, TensorView gradient, Stream stream) {
+  const char* op = "contrastive_softmax_gradient";
+  check_tile(
+      op, tile,
+      {row_maximum, row_factor, column_maximum, column_factor, positive_gradient, sum, gradient});
+  check_gradient(tile, gradient);
+  const TensorView logits = tile.logits;
   const int64_t m = logits.rows(), n = logits.columns();
   check_vector("row_maximum", row_maximum, m, logits.dtype());
   check_vector("row_factor", row_factor, m, logits.dtype());
@@ -145,66 +148,72 @@ void contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum
     check_vector("column_maximum", column_maximum, n, logits.dtype());
     check_vector("column_factor", column_factor, n, logits.dtype());
   }
-  check_positives(positives, m);
+  check_vector("positive_gradient", positive_gradient, m, DType::f64);
   check_vector("sum", sum, 1, DType::f64);
   if (logits.elements() == 0) return;
   if (on_gpu(logits))
-    return device_kernels().contrastive_softmax_gradient(
-        logits, row_maximum, row_factor, column_maximum, column_factor, positives, sum, stream);
+    return device_kernels().contrastive_softmax_gradient(tile, row_maximum, row_factor,
+                                                         column_maximum, column_factor,
+                                                         positive_gradient, sum, gradient, stream);
   std::vector<double> of_row(static_cast<size_t>(m));
-  dispatch_f32_f64(logits.dtype(), "contrastive_softmax_gradient", [&]<class T>() {
-    const auto& kernels = cpu::kernels<ContrastiveKernels<T>>();
+  dispatch_gradient(tile, gradient.dtype(), op, [&]<class T, class G>() {
+    exclude<T>(tile, nullptr, nullptr);
+    const auto& kernels = cpu::kernels<ContrastiveGradients<T, G>>();
     parallel_for(m, kRowGrain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
-        of_row[static_cast<size_t>(i)] = kernels.softmax_gradient(
-            logits.as<T>() + i * n, n, row_maximum.as<T>()[i], row_factor.as<T>()[i],
-            columns ? column_maximum.as<T>() : nullptr, columns ? column_factor.as<T>() : nullptr);
+        of_row[static_cast<size_t>(i)] =
+            kernels.softmax(logits.as<T>() + i * n, n, row_maximum.as<T>()[i],
+                            row_factor.as<T>()[i], columns ? column_maximum.as<T>() : nullptr,
+                            columns ? column_factor.as<T>() : nullptr, gradient.as<G>() + i * n);
     });
-    for_each_positive<T>(
-        logits, positives.column.as<int64_t>(), positives.first_column,
-        [&](int64_t i, T& entry) { entry = static_cast<T>(positives.value.as<double>()[i]); });
+    for_each_positive<G>(tile, gradient, [&](int64_t i, G& entry) {
+      entry = G(static_cast<AccumulateType<G>>(positive_gradient.as<double>()[i]));
+    });
   });
   double total = 0;
   for (double s : of_row) total += s;
   sum.as<double>()[0] += total;
 }
 
-void contrastive_sigmoid(TensorView logits, double bias, double weight,
-                         const TilePositives& positives, TensorView sums, Stream stream) {
-  require_device("contrastive_sigmoid", {logits, positives.column, positives.value, sums});
+void contrastive_sigmoid(const LogitTile& tile, double bias, double weight, TensorView sums,
+                         TensorView gradient, Stream stream) {
+  const char* op = "contrastive_sigmoid";
+  check_tile(op, tile, {sums, gradient});
+  check_gradient(tile, gradient);
+  check_vector("sums", sums, 4, DType::f64);
+  const TensorView logits = tile.logits;
   const int64_t m = logits.rows(), n = logits.columns();
-  check_positives(positives, m);
-  check_vector("sums", sums, 3, DType::f64);
   if (logits.elements() == 0) return;
   if (on_gpu(logits))
-    return device_kernels().contrastive_sigmoid(logits, bias, weight, positives, sums, stream);
-  const int64_t* column = positives.column.as<int64_t>();
+    return device_kernels().contrastive_sigmoid(tile, bias, weight, sums, gradient, stream);
+  const int64_t* positive = tile.exclusions.positive.as<int64_t>() + tile.place.row;
   std::vector<SigmoidSums> of_row(static_cast<size_t>(m));
-  dispatch_f32_f64(logits.dtype(), "contrastive_sigmoid", [&]<class T>() {
-    const auto& kernels = cpu::kernels<ContrastiveKernels<T>>();
+  std::vector<double> positive_logit(static_cast<size_t>(m)), masked(static_cast<size_t>(m));
+  dispatch_gradient(tile, gradient.dtype(), op, [&]<class T, class G>() {
+    exclude<T>(tile, positive_logit.data(), masked.data());
+    const auto& kernels = cpu::kernels<ContrastiveGradients<T, G>>();
     parallel_for(m, kRowGrain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
-        of_row[static_cast<size_t>(i)] =
-            kernels.sigmoid(logits.as<T>() + i * n, n, static_cast<T>(bias),
-                            column[i] < 0 ? T{0} : static_cast<T>(weight));
+        of_row[static_cast<size_t>(i)] = kernels.sigmoid(
+            logits.as<T>() + i * n, n, static_cast<T>(bias),
+            positive[i] < 0 ? T{0} : static_cast<T>(weight), gradient.as<G>() + i * n);
     });
-    SigmoidSums total;
-    for (const SigmoidSums& s : of_row) {
-      total.loss += s.loss;
-      total.gradient += s.gradient;
-      total.gradient_z += s.gradient_z;
+    double total[4] = {};
+    for (size_t i = 0; i < of_row.size(); ++i) {
+      total[0] += of_row[i].loss;
+      total[1] += of_row[i].gradient;
+      total[2] += of_row[i].gradient_z;
+      total[3] += masked[i];
     }
     double* all = sums.as<double>();
-    all[0] += total.loss;
-    all[1] += total.gradient;
-    all[2] += total.gradient_z;
-    for_each_positive<T>(logits, column, positives.first_column, [&](int64_t i, T& entry) {
-      const double z = positives.value.as<double>()[i];
+    for (int k = 0; k < 4; ++k) all[k] += total[k];
+    for_each_positive<G>(tile, gradient, [&](int64_t i, G& entry) {
+      const double z = positive_logit[static_cast<size_t>(i)];
       const RightPair pair = right_pair(weight, z + bias);
       all[0] += pair.loss;
       all[1] += pair.gradient;
       all[2] += pair.gradient * z;
-      entry = static_cast<T>(pair.gradient);
+      entry = G(static_cast<AccumulateType<G>>(pair.gradient));
     });
   });
 }

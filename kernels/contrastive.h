@@ -1,9 +1,9 @@
 // Passes over one tile of the contrastive logit matrix.
 //
-// A tile holds Z = s q.k without the bias, [m, n] in f32 or f64. Entries that take part in no sum
-// (masked ones, and each row's positive, which is handled apart in double) hold kMaskedLogit: it is
-// finite, so that no pass can make a NaN of it, and below any logit of unit vectors, so that its
-// exponential is exactly 0 next to a real one.
+// A tile holds Z = s q.k without the bias, [m, n] in f32 or f64, as a product has left it. Entries
+// that take part in no sum (masked ones, and each row's positive, which is handled apart in double)
+// count as kMaskedLogit: it is finite, so that no pass can make a NaN of it, and below any logit of
+// unit vectors, so that its exponential is exactly 0 next to a real one.
 //
 // All tensors lie where the tile lies. Every sum has a fixed order, whatever the number of threads;
 // results are left on the device, and nothing waits for them.
@@ -31,40 +31,54 @@ struct TilePlace {
   int64_t row = 0, column = 0;
 };
 
-// Sets positives, own and masked entries to kMaskedLogit.
-//   positive_logit [m] f64, may be undefined: takes Z at the positives that are in this tile
-//   masked [1] f64, may be undefined: += entries that were masked; a positive or own entry is not
-void contrastive_exclude(TensorView logits, TilePlace place, const LogitExclusions& exclusions,
-                         TensorView positive_logit, TensorView masked, Stream stream = {});
+// The entries are used up: a pass may leave anything in their place.
+struct LogitTile {
+  TensorView logits;  // [m, n] f32 or f64
+  TilePlace place;
+  const LogitExclusions& exclusions;  // of the whole matrix
+};
 
 // Running log-sum-exp of rows and of columns: maximum and sum of exp(Z - maximum), merged with what
 // the statistics hold already. Start from maximum = kMaskedLogit, sum = 0.
-//   logits [m, n]; row_maximum [m], column_maximum [n] dtype of logits; row_sum [m], column_sum [n]
-//   f64. The column views may both be undefined.
-void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, TensorView row_sum,
-                            TensorView column_maximum, TensorView column_sum, Stream stream = {});
+//   row_maximum [m], column_maximum [n] dtype of the logits; row_sum [m], column_sum [n] f64. The
+//   column views may both be undefined.
+//   positive_logit [m] f64 takes Z at the positives that are in this tile
+//   masked [m] f64 += masked entries of the row; a positive or own entry is not
+void contrastive_statistics(const LogitTile& tile, TensorView row_maximum, TensorView row_sum,
+                            TensorView column_maximum, TensorView column_sum,
+                            TensorView positive_logit, TensorView masked, Stream stream = {});
 
-// The positives of a tile's rows.
-struct TilePositives {
-  ConstTensorView column;    // [m] i64 in the whole matrix; -1: the row has none
-  int64_t first_column = 0;  // of the tile
-  ConstTensorView value;     // [m] f64
-};
-
-// logits <- G = row_factor_i exp(Z_ij - row_maximum_i) + column_factor_j exp(Z_ij -
-// column_maximum_j), and at the positives their `value`
-//   row_factor [m], column_factor [n] dtype of logits: weight over the sum of the row or column, 0
-//   for none. The column views may both be undefined.
+// gradient = G = row_factor_i exp(Z_ij - row_maximum_i) + column_factor_j exp(Z_ij -
+// column_maximum_j), and at the positives positive_gradient_i
+//   row_factor [m], column_factor [n] dtype of the logits: weight over the sum of the row or
+//   column, 0 for none. The column views may both be undefined.
+//   positive_gradient [m] f64
 //   sum [1] f64 += sum G Z, without the positives
-void contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+//   gradient [m, n] of the dtype of the logits, in whose memory it may be, or bf16 in its own:
+//   rounded once; sums are of what is not rounded
+void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
                                   ConstTensorView row_factor, ConstTensorView column_maximum,
-                                  ConstTensorView column_factor, const TilePositives& positives,
-                                  TensorView sum, Stream stream = {});
+                                  ConstTensorView column_factor, ConstTensorView positive_gradient,
+                                  TensorView sum, TensorView gradient, Stream stream = {});
 
-// Every entry is a decision of its own: logits <- G = y weight sigmoid(y (Z_ij + bias)), y = -1 at
-// the positives, whose Z is their `value`, and 1 elsewhere; 0 in rows without a positive.
-//   sums [3] f64 += weight * sum log(1 + exp(y (Z + bias))), sum G, sum G Z
-void contrastive_sigmoid(TensorView logits, double bias, double weight,
-                         const TilePositives& positives, TensorView sums, Stream stream = {});
+// Every entry is a decision of its own: gradient = G = y weight sigmoid(y (Z_ij + bias)), y = -1 at
+// the positives and 1 elsewhere; 0 in rows without a positive.
+//   sums [4] f64 += weight * sum log(1 + exp(y (Z + bias))), sum G, sum G Z, masked entries
+//   gradient: as above
+void contrastive_sigmoid(const LogitTile& tile, double bias, double weight, TensorView sums,
+                         TensorView gradient, Stream stream = {});
+
+// Calls f.template operator()<T, G>() for logits of type T and gradients of type G.
+template <class F>
+void dispatch_gradient(const LogitTile& tile, DType gradient, const char* op, F&& f) {
+  dispatch_f32_f64(tile.logits.dtype(), op, [&]<class T>() {
+    if (gradient == dtype_of<T>) return f.template operator()<T, T>();
+    if constexpr (std::is_same_v<T, float>) {
+      if (gradient == DType::bf16) return f.template operator()<float, bf16>();
+    }
+    throw InternalError(fmt::format("{}: logits are {}, gradients {}", op, name_of(dtype_of<T>),
+                                    name_of(gradient)));
+  });
+}
 
 }  // namespace amur

@@ -121,21 +121,18 @@ class DeviceKernels : public DeviceBackend {
                       TensorView qkv, Stream stream) = 0;
 
   // kernels/contrastive.h
-  virtual void contrastive_exclude(TensorView logits, TilePlace place,
-                                   const LogitExclusions& exclusions, TensorView positive_logit,
-                                   TensorView masked, Stream stream) = 0;
-  virtual void contrastive_statistics(ConstTensorView logits, TensorView row_maximum,
+  virtual void contrastive_statistics(const LogitTile& tile, TensorView row_maximum,
                                       TensorView row_sum, TensorView column_maximum,
-                                      TensorView column_sum, Stream stream) = 0;
-  virtual void contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+                                      TensorView column_sum, TensorView positive_logit,
+                                      TensorView masked, Stream stream) = 0;
+  virtual void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
                                             ConstTensorView row_factor,
                                             ConstTensorView column_maximum,
                                             ConstTensorView column_factor,
-                                            const TilePositives& positives, TensorView sum,
-                                            Stream stream) = 0;
-  virtual void contrastive_sigmoid(TensorView logits, double bias, double weight,
-                                   const TilePositives& positives, TensorView sums,
-                                   Stream stream) = 0;
+                                            ConstTensorView positive_gradient, TensorView sum,
+                                            TensorView gradient, Stream stream) = 0;
+  virtual void contrastive_sigmoid(const LogitTile& tile, double bias, double weight,
+                                   TensorView sums, TensorView gradient, Stream stream) = 0;
 };
 
 // Of the GPUs in use. The interface check of src/core/gpu.cpp covers this header.

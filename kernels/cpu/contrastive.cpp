@@ -73,9 +73,9 @@ void column_statistics(const T* logits, int64_t m, int64_t n, int64_t count, T* 
   }
 }
 
-template <class T>
-double softmax_gradient(T* row, int64_t n, T row_maximum, T row_factor, const T* column_maximum,
-                        const T* column_factor) {
+template <class T, class G>
+double softmax_gradient(const T* row, int64_t n, T row_maximum, T row_factor,
+                        const T* column_maximum, const T* column_factor, G* gradient) {
   Vec<T> sums = {};
   for_each_vector<T>(n, [&](auto span) {
     const Vec<T> z = logits_at(span, row);
@@ -83,36 +83,37 @@ double softmax_gradient(T* row, int64_t n, T row_maximum, T row_factor, const T*
     if (column_maximum != nullptr)
       g += exp_of(z - span.load_from(column_maximum)) * span.load_from(column_factor);
     sums += g * z;
-    span.store_to(row, g);
+    span.store_to(gradient, g);
   });
   return static_cast<double>(sum_lanes<T>(sums));
 }
 
-template <class T>
-SigmoidSums sigmoid(T* row, int64_t n, T bias, T weight) {
-  Vec<T> loss = {}, gradient = {}, gradient_z = {};
+template <class T, class G>
+SigmoidSums sigmoid(const T* row, int64_t n, T bias, T weight, G* gradient) {
+  Vec<T> loss = {}, sums = {}, sums_z = {};
   for_each_vector<T>(n, [&](auto span) {
     const Vec<T> z = logits_at(span, row);
     const Vec<T> s = z + bias;
     const Vec<T> e = exp_of(s < T{0} ? s : -s);
     loss += (s > T{0} ? s : Vec<T>{}) + log1p_of_unit(e);
     const Vec<T> g = (s < T{0} ? e : broadcast(T{1})) / (e + T{1}) * weight;
-    gradient += g;
-    gradient_z += g * z;
-    span.store_to(row, g);
+    sums += g;
+    sums_z += g * z;
+    span.store_to(gradient, g);
   });
   return {static_cast<double>(weight) * static_cast<double>(sum_lanes<T>(loss)),
-          static_cast<double>(sum_lanes<T>(gradient)),
-          static_cast<double>(sum_lanes<T>(gradient_z))};
+          static_cast<double>(sum_lanes<T>(sums)), static_cast<double>(sum_lanes<T>(sums_z))};
 }
 
 }  // namespace
 }  // namespace AMUR_ISA
 
 using namespace AMUR_ISA;
-AMUR_KERNEL_TABLE(ContrastiveKernels<float>, row_statistics<float>, column_statistics<float>,
-                  softmax_gradient<float>, sigmoid<float>)
-AMUR_KERNEL_TABLE(ContrastiveKernels<double>, row_statistics<double>, column_statistics<double>,
-                  softmax_gradient<double>, sigmoid<double>)
+AMUR_KERNEL_TABLE(ContrastiveStatistics<float>, row_statistics<float>, column_statistics<float>)
+AMUR_KERNEL_TABLE(ContrastiveStatistics<double>, row_statistics<double>, column_statistics<double>)
+AMUR_KERNEL_TABLE(ContrastiveGradientsInF32, softmax_gradient<float, float>, sigmoid<float, float>)
+AMUR_KERNEL_TABLE(ContrastiveGradientsInBf16, softmax_gradient<float, bf16>, sigmoid<float, bf16>)
+AMUR_KERNEL_TABLE(ContrastiveGradientsInF64, softmax_gradient<double, double>,
+                  sigmoid<double, double>)
 
 }  // namespace amur::cpu

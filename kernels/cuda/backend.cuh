@@ -209,17 +209,17 @@ class CudaBackend final : public DeviceKernels {
               TensorView qkv, Stream stream) override;
 
   // contrastive.cu
-  void contrastive_exclude(TensorView logits, TilePlace place, const LogitExclusions& exclusions,
-                           TensorView positive_logit, TensorView masked, Stream stream) override;
-  void contrastive_statistics(ConstTensorView logits, TensorView row_maximum, TensorView row_sum,
+  void contrastive_statistics(const LogitTile& tile, TensorView row_maximum, TensorView row_sum,
                               TensorView column_maximum, TensorView column_sum,
+                              TensorView positive_logit, TensorView masked,
                               Stream stream) override;
-  void contrastive_softmax_gradient(TensorView logits, ConstTensorView row_maximum,
+  void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
                                     ConstTensorView row_factor, ConstTensorView column_maximum,
-                                    ConstTensorView column_factor, const TilePositives& positives,
-                                    TensorView sum, Stream stream) override;
-  void contrastive_sigmoid(TensorView logits, double bias, double weight,
-                           const TilePositives& positives, TensorView sums, Stream stream) override;
+                                    ConstTensorView column_factor,
+                                    ConstTensorView positive_gradient, TensorView sum,
+                                    TensorView gradient, Stream stream) override;
+  void contrastive_sigmoid(const LogitTile& tile, double bias, double weight, TensorView sums,
+                           TensorView gradient, Stream stream) override;
 };
 
 }  // namespace amur::cuda

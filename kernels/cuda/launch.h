@@ -36,6 +36,15 @@ inline unsigned row_blocks(int64_t rows) {
   return static_cast<unsigned>((rows + rows_of_block(rows) - 1) / rows_of_block(rows));
 }
 
+// Logits: a block takes a panel of so many rows and columns of a tile; x and y of the grid.
+inline constexpr int64_t kPanelRows = 64, kPanelColumns = 256;
+inline unsigned panels_across(int64_t columns) {
+  return static_cast<unsigned>((columns + kPanelColumns - 1) / kPanelColumns);
+}
+inline unsigned panels_down(int64_t rows) {
+  return static_cast<unsigned>((rows + kPanelRows - 1) / kPanelRows);
+}
+
 // Tiles of at most `rows` tokens of one sequence each. Sequence s has those from cu[s] / rows + s
 // on: enough for its tokens wherever it begins, so the host need not know the boundaries. The last
 // tile of a sequence may be empty.

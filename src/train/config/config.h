@@ -50,6 +50,7 @@ struct DataConfig {
 
 enum class LossKind : uint8_t { infonce, siglip };
 enum class LossCandidates : uint8_t { documents, all };
+enum class LossPrecision : uint8_t { fp32, bf16 };
 
 struct LossConfig {
   LossKind kind = LossKind::infonce;
@@ -62,7 +63,8 @@ struct LossConfig {
   double scale_learning_rate = 0.002;  // step of t under sign optimizers, rate under AdamW
   double bias = -10;                   // siglip
   bool learn_bias = true;
-  int64_t tile_rows = 256, tile_columns = 1024;
+  LossPrecision precision = LossPrecision::fp32;  // of what products take
+  int64_t tile_rows = 0, tile_columns = 0;        // 0, written as "auto": by the device
 };
 
 enum class OptimizerKind : uint8_t { tiger, adamw, lion };

@@ -138,6 +138,8 @@ class Checker {
       if (l.kind == LossKind::siglip)
         report("loss.candidates", "all is a choice of infonce; siglip takes documents");
     }
+    if (l.precision == LossPrecision::bf16 && c_.train.precision == Precision::fp64)
+      report("loss.precision", "train.precision fp64 takes products in fp64; set it to fp32");
   }
 
   void optimizer() {

@@ -184,10 +184,16 @@ void declare_loss(Group& group) {
            "step of log(scale), and of the bias, under tiger and lion; learning rate under adamw");
   key.real("bias", &L::bias, any(), "siglip: initial bias");
   key.flag("learn_bias", &L::learn_bias, "siglip: learn the bias", kFixed);
-  key.whole("tile_rows", &L::tile_rows, between(1, 1 << 20),
-            "rows of the tiles in which the logits are computed; on a GPU eight times as many");
-  key.whole("tile_columns", &L::tile_columns, between(1, 1 << 20),
-            "columns of the tiles; on a GPU eight times as many");
+  key.words("precision", &L::precision,
+            {{"fp32", LossPrecision::fp32}, {"bf16", LossPrecision::bf16}},
+            "bf16: inexact; embeddings and gradients of the logits are rounded on the way into "
+            "products, which a GPU then computes many times as fast. Logits, sums and the loss "
+            "stay fp32");
+  key.whole_or("auto", "tile_rows", &L::tile_rows, 1 << 20,
+               "rows of the tiles in which the logits are computed; auto: 256 on a CPU, 2048 on a "
+               "GPU");
+  key.whole_or("auto", "tile_columns", &L::tile_columns, 1 << 20,
+               "columns of the tiles; auto: 1024 on a CPU, 4096 on a GPU");
 }
 
 void declare_optimizer(Group& group) {

@@ -8,15 +8,16 @@
 
 #include "kernels/contrastive.h"
 #include "kernels/contrastive_math.h"
+#include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "src/train/loss/logit_mask.h"
 
 namespace amur {
 namespace {
 
-// On a GPU tiles are this many times as long and as wide as on the CPU: it takes that much work to
-// keep one busy, and a launch costs the same whatever it does.
-constexpr int64_t kGpuTile = 8;
+// On a GPU the logits of a tile, 32 MiB, are to stay in its cache between the product and the pass
+// over them (docs/gpu.md).
+constexpr LossTile kCpuTile{256, 1024}, kGpuTile{2048, 4096};
 
 // Hands out the stage's memory and counts it.
 class Workspace {
@@ -143,6 +144,12 @@ LogitColumns gather_columns(const LogitColumns& local, std::span<const int64_t> 
   return columns;
 }
 
+// What products take of embeddings.
+DType operand_dtype(const LossConfig& config, DType embeddings) {
+  const bool rounded = config.precision == LossPrecision::bf16 && embeddings == DType::f32;
+  return rounded ? DType::bf16 : embeddings;
+}
+
 void bring(Device device, std::initializer_list<Tensor*> tensors) {
   for (Tensor* t : tensors) *t = on_device(std::move(*t), device);
 }
@@ -171,10 +178,14 @@ class RowBlock {
         work_(work),
         stream_(stream),
         device_(rows.device()) {
-    const int64_t times = device_ == Device::cpu() ? 1 : kGpuTile, r = rows.rows();
-    tile_rows_ = std::clamp<int64_t>(r, 1, times * config.tile_rows);
-    tile_columns_ = std::clamp<int64_t>(columns.rows(), 1, times * config.tile_columns);
-    tile_ = work.tensor({tile_rows_ * tile_columns_}, dtype_of<T>, device_);
+    const LossTile most = loss_tile(config, device_);
+    const int64_t r = rows.rows();
+    tile_rows_ = std::clamp<int64_t>(r, 1, most.rows);
+    tile_columns_ = std::clamp<int64_t>(columns.rows(), 1, most.columns);
+    logits_ = work.tensor({tile_rows_ * tile_columns_}, dtype_of<T>, device_);
+    if (rows.dtype() != dtype_of<T>)
+      gradient_ = work.tensor({tile_rows_ * tile_columns_}, rows.dtype(), device_);
+    masked_ = work.zeros({r}, DType::f64, device_);
     positive_logit_ = work.zeros({r}, DType::f64, device_);
     positive_gradient_ = work.zeros({r}, DType::f64);
     sums_ = work.zeros({4}, DType::f64, device_);
@@ -193,27 +204,27 @@ class RowBlock {
       column_sum = work_.zeros({n}, DType::f64, device_);
     }
     bring(device_, {&row_maximum, &column_maximum});
-    for_each_tile([&](TensorView tile, TilePlace at) {
-      exclude(tile, at, true);
-      contrastive_statistics(tile, part(row_maximum, at.row, tile.rows()),
-                             part(row_sum, at.row, tile.rows()),
-                             part(column_maximum, at.column, tile.columns()),
-                             part(column_sum, at.column, tile.columns()), stream_);
+    for_each_tile([&](const LogitTile& tile, int64_t r, int64_t c) {
+      contrastive_statistics(
+          tile, part(row_maximum, tile.place.row, r), part(row_sum, tile.place.row, r),
+          part(column_maximum, tile.place.column, c), part(column_sum, tile.place.column, c),
+          part(positive_logit_, tile.place.row, r), part(masked_, tile.place.row, r), stream_);
     });
-    bring(Device::cpu(), {&row_maximum, &row_sum, &column_maximum, &column_sum, &positive_logit_});
+    bring(Device::cpu(),
+          {&row_maximum, &row_sum, &column_maximum, &column_sum, &positive_logit_, &masked_});
+    for (int64_t i = 0; i < m; ++i) masked += masked_.as<double>()[i];
     Tensor row_factor = finish_rows(row_maximum, row_sum);
     Tensor column_factor;
     if (symmetric) column_factor = finish_columns(column_maximum, column_sum, dp);
     bring(device_,
           {&row_maximum, &row_factor, &column_maximum, &column_factor, &positive_gradient_});
-    for_each_tile([&](TensorView tile, TilePlace at) {
-      exclude(tile, at, false);
+    for_each_tile([&](const LogitTile& tile, int64_t r, int64_t c) {
+      const TensorView gradient = gradient_of(tile);
       contrastive_softmax_gradient(
-          tile, part(row_maximum, at.row, tile.rows()), part(row_factor, at.row, tile.rows()),
-          part(column_maximum, at.column, tile.columns()),
-          part(column_factor, at.column, tile.columns()), positives(tile, at, positive_gradient_),
-          sums_.view().slice(2, 1), stream_);
-      add_gradients(tile, at, drows, dcolumns);
+          tile, part(row_maximum, tile.place.row, r), part(row_factor, tile.place.row, r),
+          part(column_maximum, tile.place.column, c), part(column_factor, tile.place.column, c),
+          part(positive_gradient_, tile.place.row, r), sums_.view().slice(2, 1), gradient, stream_);
+      add_gradients(gradient, tile.place, drows, dcolumns);
     });
     bring(Device::cpu(), {&positive_gradient_});
     take_sums();
@@ -223,13 +234,13 @@ class RowBlock {
 
   // Every pair is a decision of its own: one sweep, no statistics.
   void pairwise_sigmoid(TensorView drows, TensorView dcolumns) {
-    for_each_tile([&](TensorView tile, TilePlace at) {
-      exclude(tile, at, true);
-      contrastive_sigmoid(tile, bias_, weight_, positives(tile, at, positive_logit_),
-                          sums_.view().slice(0, 3), stream_);
-      add_gradients(tile, at, drows, dcolumns);
+    for_each_tile([&](const LogitTile& tile, int64_t, int64_t) {
+      const TensorView gradient = gradient_of(tile);
+      contrastive_sigmoid(tile, bias_, weight_, sums_, gradient, stream_);
+      add_gradients(gradient, tile.place, drows, dcolumns);
     });
     take_sums();
+    masked = sums_.as<double>()[3];
   }
 
  private:
@@ -237,30 +248,25 @@ class RowBlock {
     return whole.defined() ? whole.view().slice(first, count) : TensorView();
   }
 
-  // Calls f(tile of logits, its place); columns run inside, always in the same order and shapes, so
-  // that both sweeps see the same bits.
+  // Calls f(tile, its rows, its columns); columns run inside, always in the same order and shapes,
+  // so that both sweeps see the same bits.
   template <class F>
   void for_each_tile(const F& f) {
     for (int64_t i = 0; i < rows_.rows(); i += tile_rows_) {
       const int64_t m = std::min(tile_rows_, rows_.rows() - i);
       for (int64_t j = 0; j < columns_.rows(); j += tile_columns_) {
         const int64_t n = std::min(tile_columns_, columns_.rows() - j);
-        const TensorView tile(tile_.view().raw(), {m, n}, dtype_of<T>, device_);
+        const TensorView logits(logits_.view().raw(), {m, n}, dtype_of<T>, device_);
         gemm(Transpose::no, Transpose::yes, scale_, rows_.slice(i, m), columns_.slice(j, n), 0,
-             tile, stream_);
-        f(tile, {i, j});
+             logits, stream_);
+        f(LogitTile{logits, {i, j}, exclusions_}, m, n);
       }
     }
   }
-  // In the first sweep the positives' logits are taken, and masked entries counted.
-  void exclude(TensorView tile, TilePlace at, bool first_sweep) {
-    contrastive_exclude(tile, at, exclusions_,
-                        first_sweep ? part(positive_logit_, at.row, tile.rows()) : TensorView(),
-                        first_sweep ? sums_.view().slice(3, 1) : TensorView(), stream_);
-  }
-  TilePositives positives(TensorView tile, TilePlace at, const Tensor& value) const {
-    return {exclusions_.positive.slice(at.row, tile.rows()), at.column,
-            value.view().slice(at.row, tile.rows())};
+  // Where the gradient of a tile goes: what products take, or else the place of the logits.
+  TensorView gradient_of(const LogitTile& tile) {
+    if (!gradient_.defined()) return tile.logits;
+    return {gradient_.view().raw(), tile.logits.shape(), gradient_.dtype(), device_};
   }
   // What the passes summed up.
   void take_sums() {
@@ -269,7 +275,6 @@ class RowBlock {
     loss += s[0];
     bias_gradient = s[1];
     scale_gradient = s[2];
-    masked = s[3];
   }
 
   // Loss and positive gradient of the rows. Leaves the maxima over negatives and positive, and
@@ -333,15 +338,17 @@ class RowBlock {
     return factor;
   }
 
-  void add_gradients(TensorView tile, TilePlace at, TensorView drows, TensorView dcolumns) {
-    gemm(Transpose::no, Transpose::no, scale_, tile, columns_.slice(at.column, tile.columns()), 1,
-         drows.slice(at.row, tile.rows()), stream_);
-    gemm(Transpose::yes, Transpose::no, scale_, tile, rows_.slice(at.row, tile.rows()), 1,
-         dcolumns.slice(at.column, tile.columns()), stream_);
+  void add_gradients(ConstTensorView gradient, TilePlace at, TensorView drows,
+                     TensorView dcolumns) {
+    const int64_t m = gradient.rows(), n = gradient.columns();
+    gemm(Transpose::no, Transpose::no, scale_, gradient, columns_.slice(at.column, n), 1,
+         drows.slice(at.row, m), stream_);
+    gemm(Transpose::yes, Transpose::no, scale_, gradient, rows_.slice(at.row, m), 1,
+         dcolumns.slice(at.column, n), stream_);
   }
 
   const double scale_, bias_, weight_;
-  const ConstTensorView rows_, columns_;  // [R, e], [C, e]
+  const ConstTensorView rows_, columns_;  // [R, e], [C, e], as products take them
   const std::span<const LogitRow> row_info_;
   const LogitColumns& column_info_;
   const LogitExclusions& exclusions_;
@@ -349,12 +356,55 @@ class RowBlock {
   const Stream stream_;
   const Device device_;
   int64_t tile_rows_, tile_columns_;
-  Tensor tile_;
-  Tensor positive_logit_, positive_gradient_;  // [R] f64
+  Tensor logits_, gradient_;                            // of a tile; no gradient_: in its place
+  Tensor positive_logit_, positive_gradient_, masked_;  // [R] f64
   Tensor sums_;  // [4] f64, of the passes: loss, sum G, sum G Z, masked entries
 };
 
 }  // namespace
+
+LossTile loss_tile(const LossConfig& config, Device device) {
+  const LossTile chosen = device == Device::cpu() ? kCpuTile : kGpuTile;
+  return {config.tile_rows > 0 ? config.tile_rows : chosen.rows,
+          config.tile_columns > 0 ? config.tile_columns : chosen.columns};
+}
+
+LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& x, Device device) {
+  const bool all = config.candidates == LossCandidates::all, apart = all || x.ranks > 1;
+  const bool gpu = device != Device::cpu(), rounded = config.precision == LossPrecision::bf16;
+  const bool softmax = config.kind == LossKind::infonce;
+  const auto bytes = [](int64_t elements, DType type) {
+    return static_cast<size_t>(elements) * size_of(type);
+  };
+  const int64_t rows = all ? x.queries + x.documents : x.queries;
+  const int64_t own = all ? rows : x.documents;
+  const int64_t columns = all ? x.all_queries + x.all_documents : x.all_documents;
+  const LossTile most = loss_tile(config, device);
+  const int64_t tile_rows = std::clamp<int64_t>(rows, 1, most.rows);
+  const int64_t tile_columns = std::clamp<int64_t>(columns, 1, most.columns);
+  const DType operand = operand_dtype(config, DType::f32);
+
+  LossBytes b;
+  if (apart || rounded) b.embeddings += bytes(columns * x.width, operand);
+  if (rounded && !all) b.embeddings += bytes(rows * x.width, operand);
+  if (apart) b.gradients += bytes(columns * x.width, DType::f32);
+  if (all && x.ranks > 1) b.gradients += bytes(rows * x.width, DType::f32);
+  b.tiles = bytes(tile_rows * tile_columns, DType::f32);
+  if (rounded) b.tiles += bytes(tile_rows * tile_columns, operand);
+  // Of a row: positive logit and gradient, masked entries; maximum, sum, factor. Of a column:
+  // maximum, sum, factor; its own maximum, negatives and positives while they are added up.
+  b.statistics = static_cast<size_t>(rows) * (3 * 8 + (softmax ? 16 : 0)) + 2 * 4 * 8;
+  if (softmax && config.symmetric && !all) b.statistics += static_cast<size_t>(columns) * (16 + 20);
+  if (gpu) b.statistics *= 2;  // there and on the host
+  // Ids travel as three numbers a column; then they are kept in 17 bytes, and the columns twice
+  // sorted. A row's range is empty.
+  b.bookkeeping = static_cast<size_t>(own + columns) * (3 * 8 + 17) +
+                  static_cast<size_t>(rows) * (sizeof(LogitRow) + (gpu ? 2 : 1) * 3 * 8) + 8;
+  if (config.mask_duplicates) b.bookkeeping += static_cast<size_t>(columns) * (gpu ? 2 : 1) * 2 * 4;
+  // Products have 32 MiB, passes their panels' sums.
+  if (gpu) b.work_space = (32u << 20) + (4u << 20);
+  return b;
+}
 
 ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, double bias,
                                    const ContrastiveInput& in, TensorView dq, TensorView dk,
@@ -391,25 +441,36 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
   const LogitMask mask(column_info, texts.rows, config.mask_duplicates, device);
   work.count(mask.bytes());
 
-  // Alone and with two sets of texts, input and output serve as they are.
-  Tensor gathered, partial;
-  ConstTensorView columns = in.documents, rows = in.queries;
+  // Alone, with two sets of texts and nothing rounded, input and output serve as they are.
+  const DType operand = operand_dtype(config, dtype);
+  const bool rounded = operand != dtype, apart = all || !alone;
+  Tensor gathered, partial, own_rows;
+  ConstTensorView columns = in.documents, rows = in.queries, own_columns = in.documents;
   TensorView dcolumns = dk, drows = dq;
-  if (all || !alone) {
-    gathered = work.tensor({total, e}, dtype, device);
-    partial = work.zeros({total, e}, dtype, device);
+  if (apart || rounded) {
+    gathered = work.tensor({total, e}, operand, device);
     columns = gathered;
+  }
+  if (apart) {
+    partial = work.zeros({total, e}, dtype, device);
     dcolumns = partial;
   }
   if (all) {
     // Every text is a row: gradients of both its roles meet in one place.
     const TensorView slot = gathered.view().slice(first, b + n);
-    copy(slot.slice(0, b), in.queries.reshape({b, e}), stream);
-    copy(slot.slice(b, n), in.documents.reshape({n, e}), stream);
-    rows = slot;
+    cast(in.queries, slot.slice(0, b), stream);
+    cast(in.documents, slot.slice(b, n), stream);
+    rows = own_columns = slot;
     drows = dcolumns.slice(first, b + n);
+  } else if (rounded) {
+    own_rows = work.tensor({b, e}, operand, device);
+    cast(in.queries, own_rows, stream);
+    rows = own_rows;
+    const TensorView slot = gathered.view().slice(first, n);
+    cast(in.documents, slot, stream);
+    own_columns = slot;
   }
-  if (!alone) dp.all_gather(all ? rows : in.documents, gathered, counts, stream);
+  if (!alone) dp.all_gather(own_columns, gathered, counts, stream);
   dp.synchronize(stream);
 
   const int64_t anchors = all ? 2 * out.queries : out.queries;

@@ -52,13 +52,49 @@ struct ContrastiveOutput {
 // entry is excluded, and texts equal to the row's are masked too. The loss is the mean over 2N
 // rows, both directions already, so `symmetric` says nothing; hard negatives are columns only.
 //
+// With loss.precision bf16 and f32 embeddings, S is that of the embeddings rounded to bf16,
+// computed from exact products summed in f32; dL/dS is computed from it in f32 and rounded to bf16
+// on its way into the products with the rounded embeddings, which are summed in f32. What comes out
+// is the gradient with respect to the rounded embeddings, taken for that of the given ones. Loss,
+// scale and bias gradient see no rounding but the embeddings'. f64 embeddings are never rounded.
+//
 // `dq` [b_r, e] and `dk` [n_r, e], on the same device, are set to dL/dz of the local rows. A
 // non-finite input makes the loss non-finite on every rank. Collective over `dp`: one all-gather of
-// documents (and ids), two small all-reduces for the columns and one for the sums, one
-// reduce-scatter, whatever the number of chunks. Memory O(N_documents * e), never b x N. The same
-// input, grid, threads, instruction set and kind of device give the same bits.
+// documents (and ids), rounded first where they are, two small all-reduces for the columns and one
+// for the sums, one reduce-scatter, whatever the number of chunks. Memory O(N_documents * e), never
+// b x N. The same input, grid, threads, instruction set and kind of device give the same bits.
 ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, double bias,
                                    const ContrastiveInput& input, TensorView dq, TensorView dk,
                                    Communicator& dp, Stream stream = {});
+
+// Rows and columns of the tiles of logits on a device.
+struct LossTile {
+  int64_t rows, columns;
+};
+LossTile loss_tile(const LossConfig& config, Device device);
+
+// What a rank has to do with.
+struct LossExtent {
+  int64_t queries = 0, documents = 0;          // of the rank
+  int64_t all_queries = 0, all_documents = 0;  // of all ranks
+  int64_t width = 0;
+  int ranks = 1;
+};
+// Bytes that the stage takes of the rank's memory beside its input and output (f32 embeddings and
+// their gradients), where no text is a duplicate and no query has further right documents; of a
+// GPU's memory and the host's together, without what communication takes.
+struct LossBytes {
+  size_t embeddings = 0;   // copies: gathered, rounded
+  size_t gradients = 0;    // of all documents, before they are summed over the ranks
+  size_t tiles = 0;        // logits, and their gradients where those are rounded
+  size_t statistics = 0;   // of rows and columns
+  size_t bookkeeping = 0;  // ids, masks
+  size_t work_space = 0;   // of the kernels, on a GPU
+
+  size_t total() const {
+    return embeddings + gradients + tiles + statistics + bookkeeping + work_space;
+  }
+};
+LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& extent, Device device);
 
 }  // namespace amur

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "src/core/dtype.h"
 #include "src/core/error.h"
 
 namespace amur {
@@ -82,6 +83,20 @@ double siglip(const Problem& p, std::span<double> g) {
       if (!g.empty()) g[i * m + j] -= p.weight[i] * y / (1 + std::exp(s));
     }
   return loss;
+}
+
+// What products take of the embeddings.
+ReferenceRows operands_of(const LossConfig& config, const ReferenceRows& rows) {
+  ReferenceRows operands = rows;
+  if (config.precision == LossPrecision::bf16)
+    for (double& x : operands.values) x = static_cast<double>(bf16(static_cast<float>(x)));
+  return operands;
+}
+ReferenceBatch with_operands(const LossConfig& config, const ReferenceBatch& batch) {
+  ReferenceBatch result = batch;
+  result.queries = operands_of(config, batch.queries);
+  result.documents = operands_of(config, batch.documents);
+  return result;
 }
 
 const double* vector_of(const ReferenceBatch& batch, size_t text) {
@@ -177,7 +192,8 @@ Problem make_problem(const LossConfig& config, double log_scale, double bias,
 }  // namespace
 
 ReferenceLoss reference_loss(const LossConfig& config, double log_scale, double bias,
-                             const ReferenceBatch& batch, std::span<const double> row_weights) {
+                             const ReferenceBatch& given, std::span<const double> row_weights) {
+  const ReferenceBatch batch = with_operands(config, given);
   const Problem p = make_problem(config, log_scale, bias, batch, row_weights);
   const size_t m = p.columns.size();
   const auto width = static_cast<size_t>(batch.queries.width);
@@ -217,7 +233,8 @@ ReferenceLoss reference_loss(const LossConfig& config, double log_scale, double 
 
 double reference_loss_value(const LossConfig& config, double log_scale, double bias,
                             const ReferenceBatch& batch) {
-  return loss_of(config, make_problem(config, log_scale, bias, batch, {}), {});
+  return loss_of(config, make_problem(config, log_scale, bias, with_operands(config, batch), {}),
+                 {});
 }
 
 }  // namespace amur

@@ -31,6 +31,9 @@ struct ReferenceLoss {
   int64_t masked = 0;          // candidates left out, a text as its own candidate not counted
 };
 
+// With loss.precision bf16 embeddings are rounded to it first and the gradient of the rounded ones
+// is given; everything else stays in double.
+//
 // `row_weights` [queries] replaces 1/N: the weight of each query's row (and of its column, in the
 // symmetric loss). Empty: 1/N.
 ReferenceLoss reference_loss(const LossConfig& config, double log_scale, double bias,

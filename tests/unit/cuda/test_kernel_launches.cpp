@@ -65,8 +65,8 @@ std::vector<Launch> launches_of(const Config& c, int64_t tokens, int64_t sequenc
   }
   for (const int64_t rows : {tokens, sequences, m.vocab, m.max_length, c.train.batch_size})
     all.push_back({"rows", blocks_for_each(rows)});
-  // On a GPU tiles are larger than configured; no row of scores is longer than all texts are many.
-  all.push_back({"columns of scores", blocks_for_columns(64 * c.loss.tile_columns)});
+  // Whatever tile sizes are configured.
+  all.push_back({"logits", panels_across(1 << 20), panels_down(1 << 20)});
   if (m.layers == 0) return all;
   EXPECT_LE(head, kWidestHead);
   add_attention<float, 32>(all, tokens, sequences, m.heads);

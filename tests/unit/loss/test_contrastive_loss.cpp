@@ -221,8 +221,7 @@ void ContrastiveLoss::expect_equal(const Case& c, const Global& global,
 TEST_P(ContrastiveLoss, EqualsTheWholeMatrix) {
   const int ranks = dp_group().size();
   const Content contents[] = {{}, {true, 0, false}, {false, 3, false}, {true, 2, true}};
-  std::vector<std::pair<int64_t, int64_t>> tiles = {{256, 1024}, {7, 5}, {3, 40}};
-  if (device() != Device::cpu()) tiles = {{256, 1024}, {1, 2}, {2, 1}};  // eight times that
+  std::vector<std::pair<int64_t, int64_t>> tiles = {{0, 0}, {7, 5}, {3, 40}};
   std::vector<Split> splits = {Split::even, Split::uneven, Split::empty};
   if (is_emulated(device())) {
     tiles.pop_back();
@@ -407,8 +406,8 @@ TEST_P(ContrastiveLoss, NotFiniteIsSeenByAllRanks) {
 TEST_P(ContrastiveLoss, MemoryIsLinearInTheBatch) {
   Communicator& dp = dp_group();
   for (Case c : kinds()) {
-    c.config.tile_rows = device() == Device::cpu() ? 32 : 4;  // eight times that
-    c.config.tile_columns = device() == Device::cpu() ? 64 : 8;
+    c.config.tile_rows = 32;
+    c.config.tile_columns = 64;
     double bytes[3];
     for (int k = 0; k < 3; ++k) {
       const int queries = 480 << k;

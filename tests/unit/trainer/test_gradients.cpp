@@ -124,6 +124,24 @@ TEST_F(GradientTest, MatchesTheReferenceInDoubleAndSingle) {
   }
 }
 
+// Products of the loss in bf16: in double nothing is rounded, in fp32 the reference rounds alike.
+TEST_F(GradientTest, MatchesTheReferenceThatRoundsAlike) {
+  std::vector<Case> cases = {{"symmetric", {"train.chunk_tokens=64"}, 23, true},
+                             {"siglip", {"loss.kind=siglip", "loss.scale=10"}, 24, false},
+                             {"one tower", {"loss.candidates=all"}, 23, true}};
+  for (Case& c : cases) {
+    c.overrides.push_back("loss.precision=bf16");
+    const GradientCertificate certificate = certify(c);
+    EXPECT_TRUE(certificate.pass) << c.name << '\n' << to_table(certificate);
+    ASSERT_EQ(certificate.checks.size(), 2u);
+    EXPECT_LE(certificate.checks[0].max_relative_error, 1e-12) << c.name;
+    // It does round.
+    EXPECT_GT(certificate.checks[1].max_relative_error, 1e-4) << c.name;
+    const GradientCertificate wrong = certify(c, GradientFault::mean_of_local_means);
+    EXPECT_FALSE(wrong.checks[1].pass) << c.name << '\n' << to_table(wrong);
+  }
+}
+
 // What one grid makes of a case: this rank's part of every gradient, summed over dp, and the loss
 // and embeddings that it sees.
 struct GridRun {
