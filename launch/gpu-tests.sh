@@ -3,14 +3,14 @@
 # is `cpu` the same checks run without a GPU and without NCCL, to show that they work.
 
 # shellcheck disable=SC2034  # used by gpu-check.sh and gpu-bundle.sh
-gpu_targets=(amur test_kernels test_contrastive_loss test_collectives test_nccl misbehave
-  amur_bench_kernels amur_bench_training)
+gpu_targets=(amur test_kernels test_contrastive_loss test_loss_precision test_collectives test_nccl
+  misbehave amur_bench_kernels amur_bench_training)
 gpu_programs=(src/app/{amur,libamur_cuda.so,libamur_nccl.so}
-  tests/unit/{kernels/test_kernels,loss/test_contrastive_loss}
+  tests/unit/{kernels/test_kernels,loss/test_contrastive_loss,loss/test_loss_precision}
   tests/unit/comm/{test_collectives,test_nccl,misbehave}
   tests/bench/{amur_bench_kernels,amur_bench_training})
 build=build/release
-gpu_tests=("$build"/tests/unit/{kernels/test_kernels,loss/test_contrastive_loss})
+gpu_tests=("$build"/tests/unit/{kernels/test_kernels,loss/test_contrastive_loss,loss/test_loss_precision})
 
 # Programs, libraries and MPI of an unpacked bundle, for ranks on one machine; CUDA's libraries where they
 # are.
@@ -60,7 +60,7 @@ filter_of() {
   if [ "$device" = cuda ]; then
     printf '%s' '*/cuda*'
   elif [ -n "$small" ]; then
-    printf '%s' 'All/GemmTest.Matches*_f32:All/NormTest.*/baseline_f32:All/ContrastiveLoss.ScaleAndBias*/cpu'
+    printf '%s' 'All/GemmTest.Matches*_f32:All/NormTest.*/baseline_f32:All/ContrastiveLoss.ScaleAndBias*/cpu:All/LossPrecisionTest.Only*/cpu'
   else
     printf '%s' '*-*/cuda*'
   fi

@@ -12,6 +12,7 @@
 #include "src/core/gpu.h"
 #include "src/core/log.h"
 #include "src/core/process.h"
+#include "src/train/loss/contrastive_loss.h"
 #include "src/train/stopwatch.h"
 #include "src/train/two_pass.h"
 
@@ -58,12 +59,12 @@ void wait_for(Device device) {
 size_t batch_bytes(const Config& config, const EmbeddingModel& model, int dp) {
   const int64_t queries = config.train.batch_size;
   const int64_t documents = queries * (1 + config.data.hard_negatives);
-  const int64_t rows = 3 * (queries + documents) / dp + 2 * documents;
-  // Tiles of scores are 64 times as large on a GPU.
-  const int64_t tiles = 2 * config.loss.tile_rows * config.loss.tile_columns *
-                        (model.device() == Device::cpu() ? 1 : 64);
-  return static_cast<size_t>(rows * model.embedding_size() + tiles) *
-         size_of(model.parameters_dtype());
+  const DType dtype = model.parameters_dtype();
+  const LossExtent extent{queries / dp, documents / dp, queries, documents, model.embedding_size(),
+                          dp,           dtype};
+  const int64_t vectors = 3 * (queries + documents) / dp * model.embedding_size();
+  return static_cast<size_t>(vectors) * size_of(dtype) +
+         contrastive_loss_bytes(config.loss, extent, model.device()).total();
 }
 
 // What this rank may take for activations.

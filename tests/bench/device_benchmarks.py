@@ -39,12 +39,14 @@ STEPS = {
     "minilm, 128 tokens, fp32": "--model minilm --pairs 256 --length 128 --precision fp32",
 }
 PROFILED = ("minilm, 128 tokens", "bert-base, 128 tokens", "bert-large, 128 tokens")
-LOSS = {"65,536 x 768": "--rows 65536 --width 768", "32,768 x 384": "--rows 32768 --width 384"}
+IN_BF16 = " --set loss.precision=bf16"
+LOSS = {"65,536 x 768, bf16": "--rows 65536 --width 768" + IN_BF16, "65,536 x 768, fp32": "--rows 65536 --width 768",
+        "32,768 x 384, bf16": "--rows 32768 --width 384" + IN_BF16, "32,768 x 384, fp32": "--rows 32768 --width 384"}
 # Small: the same commands, to show on a CPU that they work.
 SMALL_STEPS = {"tiny, 16 tokens": "--model tiny --pairs 8 --length 16 --steps 2",
                "tiny, mixed lengths, nothing kept": "--model tiny --pairs 8 --length 12 --longest 40 --steps 2 "
                                                     "--set train.activation_budget=0 --precision fp32"}
-SMALL_LOSS = {"64 x 32": "--rows 64 --width 32"}
+SMALL_LOSS = {"64 x 32, bf16": "--rows 64 --width 32" + IN_BF16, "64 x 32, fp32": "--rows 64 --width 32"}
 SMALL_KERNELS = "--benchmark_filter=norm|optimizer_update/0"
 
 # Of a bundle, for the programs alone (launch/gpu-tests.sh).

@@ -138,9 +138,10 @@ def loss_table(stages):
         else:
             rows.append((name, milliseconds(s["seconds"]), f"{s['fraction']:.3f}", rate(s["flops_per_second"]),
                          f"{s['extra_bytes'] * 1e-9:.3f}"))
-    return ["## Loss stage", "", "Loss and gradients of all texts, `8 rows^2 width` operations; memory beside the "
-            "embeddings and their gradients. Aim: at most 0.5 GB at 65,536 x 768.", "",
-            *table(("rows x width", "ms", "fraction", "rate", "extra, GB"), rows)]
+    return ["## Loss stage", "", "Loss and gradients of all texts, `8 rows^2 width` operations, by `loss.precision`; "
+            "fraction of the rate of a large product in bf16; memory beside the embeddings and their gradients. Aim: at "
+            "most 0.5 GB at 65,536 x 768.", "",
+            *table(("rows x width, precision", "ms", "fraction", "rate", "extra, GB"), rows)]
 
 
 def kernel_tables(kernels):

@@ -114,7 +114,7 @@ def main():
     options = options.parse_args()
     with open(options.measured, encoding="utf-8") as file:
         report = json.load(file)
-    losses = [loss for loss in report["loss"].values() if "error" not in loss]
+    losses = [loss for loss in report["loss"].values() if "error" not in loss and not loss["overrides"]]
     good = {name: step for name, step in report["steps"].items() if "error" not in step}
     # As the recipes train: bf16, everything else as it is.
     steps = {name: step for name, step in good.items() if step["precision"] == "bf16" and not step["overrides"]} or good

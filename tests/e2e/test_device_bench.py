@@ -34,9 +34,11 @@ class DeviceBench(support.EndToEnd):
         self.assertEqual(kept["recomputed_chunks"], 0)
         self.assertEqual(dropped["recomputed_chunks"], dropped["chunks"])
         self.assertEqual([kept["mean_length"], kept["tokens_per_second"] > 0], [16, True])
-        loss = next(iter(found["loss"].values()))
+        rounded, loss = found["loss"].values()
         # A query has nothing to do with its document, so the loss is above log 64, that of a blind guess.
         self.assertGreater(loss["loss"], 4.16)
+        self.assertNotEqual(rounded["loss"], loss["loss"])
+        self.assertAlmostEqual(rounded["loss"], loss["loss"], delta=0.01)
         self.assertIn("CPU", found["profiles"]["error"])
         self.part("training", "--config", self.path("small.yaml"))
 

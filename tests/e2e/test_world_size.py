@@ -112,6 +112,20 @@ class WorldSize(support.EndToEnd):
             self.assertLessEqual(relative(other, losses[0]), 1e-3)
         self.assertLessEqual(max(recalls) - min(recalls), 0.01)
 
+    def test_loss_in_bf16(self):
+        """Products of the loss in bf16: nearly the losses of fp32, on one rank and on three."""
+        runs = {"exact": ("fp32", 1), "rounded": ("bf16", 1), "spread": ("bf16", 3)}
+        for name, (precision, ranks) in runs.items():
+            self.train(name, BASE | {"train.steps": 40, "loss.precision": precision}, ranks=ranks)
+        exact, rounded, spread = (self.losses(name) for name in runs)
+        self.assertLess(exact[-1], 0.95 * exact[0])
+        self.assertNotEqual(rounded, exact)
+        self.assertLessEqual(relative(rounded[:1], exact[:1]), 1e-3)  # of the same weights
+        self.assertLessEqual(relative(rounded, exact), 2e-2)
+        self.assertLessEqual(relative(spread, rounded), 2e-2)
+        self.refuses(self.run_in(*self.train_args("proof", {"loss.precision": "bf16", "train.precision": "fp64"})), 2,
+                     "loss.precision")
+
 
 if __name__ == "__main__":
     support.main()

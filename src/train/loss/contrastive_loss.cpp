@@ -371,7 +371,8 @@ LossTile loss_tile(const LossConfig& config, Device device) {
 
 LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& x, Device device) {
   const bool all = config.candidates == LossCandidates::all, apart = all || x.ranks > 1;
-  const bool gpu = device != Device::cpu(), rounded = config.precision == LossPrecision::bf16;
+  const DType dtype = x.dtype, operand = operand_dtype(config, dtype);
+  const bool gpu = device != Device::cpu(), rounded = operand != dtype;
   const bool softmax = config.kind == LossKind::infonce;
   const auto bytes = [](int64_t elements, DType type) {
     return static_cast<size_t>(elements) * size_of(type);
@@ -382,14 +383,13 @@ LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& x, 
   const LossTile most = loss_tile(config, device);
   const int64_t tile_rows = std::clamp<int64_t>(rows, 1, most.rows);
   const int64_t tile_columns = std::clamp<int64_t>(columns, 1, most.columns);
-  const DType operand = operand_dtype(config, DType::f32);
 
   LossBytes b;
   if (apart || rounded) b.embeddings += bytes(columns * x.width, operand);
   if (rounded && !all) b.embeddings += bytes(rows * x.width, operand);
-  if (apart) b.gradients += bytes(columns * x.width, DType::f32);
-  if (all && x.ranks > 1) b.gradients += bytes(rows * x.width, DType::f32);
-  b.tiles = bytes(tile_rows * tile_columns, DType::f32);
+  if (apart) b.gradients += bytes(columns * x.width, dtype);
+  if (all && x.ranks > 1) b.gradients += bytes(rows * x.width, dtype);
+  b.tiles = bytes(tile_rows * tile_columns, dtype);
   if (rounded) b.tiles += bytes(tile_rows * tile_columns, operand);
   // Of a row: positive logit and gradient, masked entries; maximum, sum, factor. Of a column:
   // maximum, sum, factor; its own maximum, negatives and positives while they are added up.

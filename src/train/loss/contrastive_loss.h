@@ -79,8 +79,9 @@ struct LossExtent {
   int64_t all_queries = 0, all_documents = 0;  // of all ranks
   int64_t width = 0;
   int ranks = 1;
+  DType dtype = DType::f32;  // of embeddings
 };
-// Bytes that the stage takes of the rank's memory beside its input and output (f32 embeddings and
+// Bytes that the stage takes of the rank's memory beside its input and output (embeddings and
 // their gradients), where no text is a duplicate and no query has further right documents; of a
 // GPU's memory and the host's together, without what communication takes.
 struct LossBytes {
