@@ -186,7 +186,8 @@ __global__ void __launch_bounds__(kThreads)
     }
   });
   if constexpr (kWithColumns) {
-    __shared__ T tops_of[kWarps][kPanelColumns], sums_of[kWarps][kPanelColumns];
+    __shared__ T tops_of[kWarps][kPanelColumns];
+    __shared__ T sums_of[kWarps][kPanelColumns];
 #pragma unroll
     for (int q = 0; q < kValues; ++q) {
       tops_of[warp][32 * q + lane] = tops[q];

@@ -117,6 +117,7 @@ class More(Emulated):
 
     def test_single_precision(self):
         self.compare("fp32", {"train.precision": "fp32"}, 1e-3)
+        self.compare("loss", {"train.precision": "fp32", "loss.precision": "bf16"}, 2e-3)
 
     def test_other_optimizers_and_losses(self):
         self.compare("adamw", {"optimizer.kind": "adamw", "loss.kind": "siglip",

@@ -144,11 +144,21 @@ TEST_P(ContrastiveTest, SoftmaxGradient) {
         const auto rows = static_cast<size_t>(m);
         Tile z = logits(m, n, 30, 0.2);
         const Right right(m, n, device());
-        Doubles factors(rows, 0.25);
-        factors[2] = 0;
-        const Tensor row_max = vector(m, 31), column_max = vector(n, 30.5);
+        // Numbers that are exact in every type.
+        Doubles factors(rows), tops(rows);
+        for (size_t i = 0; i < rows; ++i) {
+          factors[i] = i == 2 ? 0 : 0.25 + 0.125 * static_cast<double>(i % 5);
+          tops[i] = 31 + 0.25 * static_cast<double>(i % 7);
+        }
+        Doubles column_factors(static_cast<size_t>(n)), column_tops(column_factors);
+        for (size_t j = 0; j < column_tops.size(); ++j) {
+          column_factors[j] = 0.5 + 0.125 * static_cast<double>(j % 11);
+          column_tops[j] = 30.5 + 0.25 * static_cast<double>(j % 13);
+        }
+        const Tensor row_max = from_doubles(tops, {m}, dtype(), device());
         const Tensor row_factor = from_doubles(factors, {m}, dtype(), device());
-        const Tensor column_factor = vector(n, 0.5);
+        const Tensor column_max = from_doubles(column_tops, {n}, dtype(), device());
+        const Tensor column_factor = from_doubles(column_factors, {n}, dtype(), device());
         Tensor sum = sums(1, 1.5), beside = gradient_beside(z, type);
         const TensorView gradient = beside.defined() ? beside.view() : z.tensor.view();
         contrastive_softmax_gradient({z.tensor, {0, 40}, right.out.there}, row_max, row_factor,
@@ -160,8 +170,9 @@ TEST_P(ContrastiveTest, SoftmaxGradient) {
         for (size_t i = 0; i < result.size(); ++i) {
           const size_t row = i / static_cast<size_t>(n);
           const double x = z.values[i];
-          double e = factors[row] * std::exp(x - 31);
-          if (both) e += 0.5 * std::exp(x - 30.5);
+          const size_t column = i % static_cast<size_t>(n);
+          double e = factors[row] * std::exp(x - tops[row]);
+          if (both) e += column_factors[column] * std::exp(x - column_tops[column]);
           if (right.place(row, n) == static_cast<int64_t>(i) % n) {
             e = right.values[row];
           } else {
