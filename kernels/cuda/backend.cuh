@@ -211,8 +211,7 @@ class CudaBackend final : public DeviceKernels {
   // contrastive.cu
   void contrastive_statistics(const LogitTile& tile, TensorView row_maximum, TensorView row_sum,
                               TensorView column_maximum, TensorView column_sum,
-                              TensorView positive_logit, TensorView masked,
-                              Stream stream) override;
+                              TensorView positive_logit, TensorView masked, Stream stream) override;
   void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
                                     ConstTensorView row_factor, ConstTensorView column_maximum,
                                     ConstTensorView column_factor,
