@@ -121,8 +121,8 @@ class WorldSize(support.EndToEnd):
         self.assertLess(exact[-1], 0.95 * exact[0])
         self.assertNotEqual(rounded, exact)
         self.assertLessEqual(relative(rounded[:1], exact[:1]), 1e-3)  # of the same weights
-        self.assertLessEqual(relative(rounded, exact), 2e-2)
-        self.assertLessEqual(relative(spread, rounded), 2e-2)
+        self.assertLessEqual(relative(rounded, exact), 5e-2)
+        self.assertLessEqual(relative(spread, rounded), 1e-3)
         self.refuses(self.run_in(*self.train_args("proof", {"loss.precision": "bf16", "train.precision": "fp64"})), 2,
                      "loss.precision")
 
