@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/activation.h"
+#include "kernels/attention_engine.h"
 #include "kernels/contrastive.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
@@ -117,6 +118,12 @@ class DeviceKernels : public DeviceBackend {
                                   ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
                                   double scale, const DropoutSite& dropout, TensorView dqkv,
                                   int64_t window, Stream stream) = 0;
+  // kernels/attention_engine.h
+  virtual AttentionEngines use_attention_engines(const AttentionEngines& engines) = 0;
+  virtual std::string other_attention_library() const = 0;
+  // Why cuDNN does not take `sequences` texts of the kind; empty where it does.
+  virtual std::string cudnn_problem(const AttentionKind& kind, int64_t sequences,
+                                    Device device) = 0;
   virtual void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
                       TensorView qkv, Stream stream) = 0;
 

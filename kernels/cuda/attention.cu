@@ -9,8 +9,10 @@
 // Products with a tile are written as fused multiply-adds (the module is compiled without
 // contraction).
 #include <limits>
+#include <utility>
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/cudnn_engine.cuh"
 #include "kernels/positions_math.h"
 
 namespace amur::cuda {
@@ -399,11 +401,41 @@ void dispatch(ConstTensorView qkv, const char* op, F&& f) {
 
 }  // namespace
 
+AttentionEngines CudaBackend::use_attention_engines(const AttentionEngines& engines) {
+  return std::exchange(attention_engines_, engines);
+}
+
+std::string CudaBackend::other_attention_library() const {
+  return find_cudnn().usable() ? find_cudnn().text : "";
+}
+
+std::string CudaBackend::cudnn_problem(const AttentionKind& kind, int64_t sequences,
+                                       Device device) {
+  enter(device, {});
+  std::string problem;
+  cudnn_engine().plan(device, kind.direction,
+                      {sequences_bucket(sequences), kind.longest, kind.heads, kind.head_size},
+                      &problem);
+  return problem;
+}
+
+bool CudaBackend::wants_cudnn(AttentionDirection direction, const PackedSequences& packed,
+                              ConstTensorView qkv, const DropoutSite& dropout,
+                              int64_t window) const {
+  if (qkv.dtype() != DType::bf16 || dropout.probability > 0 || window < packed.longest)
+    return false;
+  return attention_engines_.of({direction, qkv.shape()[2], qkv.shape()[3],
+                                length_bucket(packed.longest)}) == AttentionEngine::cudnn;
+}
+
 void CudaBackend::attention_forward(const PackedSequences& packed, ConstTensorView qkv,
                                     double scale, const DropoutSite& dropout, TensorView o,
                                     TensorView lse, int64_t window, Stream stream) {
   const char* op = "attention_forward";
   const cudaStream_t s = enter(qkv.device(), stream);
+  if (wants_cudnn(AttentionDirection::forward, packed, qkv, dropout, window) &&
+      cudnn_engine().forward(packed, qkv, scale, o, lse, stream))
+    return;
   require_narrow(op, qkv);
   if (qkv.dtype() == DType::bf16)
     return attention_forward_bf16(packed, qkv, scale, dropout, o, lse, window, s);
@@ -423,6 +455,9 @@ void CudaBackend::attention_backward(const PackedSequences& packed, ConstTensorV
                                      TensorView dqkv, int64_t window, Stream stream) {
   const char* op = "attention_backward";
   const cudaStream_t s = enter(qkv.device(), stream);
+  if (wants_cudnn(AttentionDirection::backward, packed, qkv, dropout, window) &&
+      cudnn_engine().backward(packed, d_output, qkv, output, lse, scale, dqkv, stream))
+    return;
   require_narrow(op, qkv);
   const Scratch along(lse.bytes(), qkv.device(), stream);
   if (qkv.dtype() == DType::bf16)

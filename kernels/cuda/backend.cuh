@@ -205,6 +205,9 @@ class CudaBackend final : public DeviceKernels {
                           ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
                           double scale, const DropoutSite& dropout, TensorView dqkv, int64_t window,
                           Stream stream) override;
+  AttentionEngines use_attention_engines(const AttentionEngines& engines) override;
+  std::string other_attention_library() const override;
+  std::string cudnn_problem(const AttentionKind& kind, int64_t sequences, Device device) override;
   void rotary(const PackedSequences& packed, double base, int64_t period, bool inverse,
               TensorView qkv, Stream stream) override;
 
@@ -219,6 +222,13 @@ class CudaBackend final : public DeviceKernels {
                                     TensorView gradient, Stream stream) override;
   void contrastive_sigmoid(const LogitTile& tile, double bias, double weight, TensorView sums,
                            TensorView gradient, Stream stream) override;
+
+ private:
+  // Whether cuDNN is to compute this.
+  bool wants_cudnn(AttentionDirection direction, const PackedSequences& packed, ConstTensorView qkv,
+                   const DropoutSite& dropout, int64_t window) const;
+
+  AttentionEngines attention_engines_;
 };
 
 }  // namespace amur::cuda

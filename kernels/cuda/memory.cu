@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/staging.cuh"
 
 // Set by the build: the headers between program and module, and what the device code is for.
@@ -68,7 +69,9 @@ void check(cudaError_t status, const char* call, CallSite site) {
 std::string CudaBackend::library_text() const {
   int runtime = 0;
   AMUR_CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
-  return fmt::format("CUDA {} ({}), {}", version_text(runtime), AMUR_CUDA_TARGETS, gemm_text());
+  return fmt::format("CUDA {} ({}), {}, {}", version_text(runtime), AMUR_CUDA_TARGETS, gemm_text(),
+                     find_cudnn().usable() ? find_cudnn().text
+                                           : "no cuDNN: " + find_cudnn().problem);
 }
 
 GpuProbe CudaBackend::probe() const {

@@ -160,18 +160,20 @@ def kernel_tables(kernels):
                      [(RULES[arguments[0]][0], f"**{1 / entry['copies']:.2f}**", RULES[arguments[0]][1] or "",
                        milliseconds(entry["real_time"] * 1e-9))
                       for arguments, entry in measured.pop("optimizer_update")])
-    if "attention_by_length" in measured:
-        rows = {}
-        for arguments, entry in measured.pop("attention_by_length"):
+    rows = {}
+    for engine, name in (("own", "attention_by_length"), ("cuDNN", "attention_by_cudnn")):
+        for arguments, entry in measured.pop(name, []):
             dtype, backward, length, window, size = map(int, arguments)
-            rows.setdefault((("f32", "bf16")[dtype], size, length, window or "all"), {})[backward] = entry
-        cells = []
-        for key, passes in rows.items():
-            cells.append((*key, *(text for k in (0, 1) for text in (
-                (rate(passes[k]["FLOP/s"]), f"{passes[k]['peak']:.3f}", f"{passes[k]['copies']:.1f}")
-                if k in passes else ("", "", "")))))
+            rows.setdefault((("f32", "bf16")[dtype], size, length, window or "all", engine), {})[backward] = entry
+    if rows:
+        def cells(entry):
+            if "FLOP/s" not in entry:
+                return entry.get("error_message", ""), "", ""
+            return rate(entry["FLOP/s"]), f"{entry['peak']:.3f}", f"{entry['copies']:.1f}"
+        order = sorted(rows, key=lambda key: (*key[:3], key[3] != "all", key[4] != "own"))
         out += ["Attention by length of the texts:", "", *table(
-            ("type", "head", "tokens", "window", "forward", "peak", "copies", "backward", "peak", "copies"), cells)]
+            ("type", "head", "tokens", "window", "engine", "forward", "peak", "copies", "backward", "peak", "copies"),
+            [(*key, *cells(rows[key].get(0, {})), *cells(rows[key].get(1, {}))) for key in order])]
     rows = [(name, " ".join(arguments), milliseconds(entry["real_time"] * 1e-9), f"{entry['copies']:.2f}",
              f"{entry['peak']:.3f}" if "peak" in entry else "")
             for name, entries in measured.items() for arguments, entry in entries]

@@ -16,6 +16,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/attention_engine.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
@@ -228,7 +229,7 @@ void attention(benchmark::State& state) {
 
 // range: dtype, pass, tokens of every text, of which a query sees so many on either side (0: all),
 // size of a head. The operations are those of what is seen.
-void attention_by_length(benchmark::State& state) {
+void attention_of_engine(benchmark::State& state, AttentionEngine engine) {
   const int64_t length = state.range(2), window = state.range(3), heads = setup.attention_heads;
   std::vector<int32_t> starts;
   for (int64_t t = 0; t <= setup.tokens; t += length) starts.push_back(static_cast<int32_t>(t));
@@ -238,8 +239,23 @@ void attention_by_length(benchmark::State& state) {
   packed.cu_seqlens = boundaries;
   packed.longest = length;
   const int64_t seen = window > 0 ? std::min(length, 2 * window + 1) : length;
+  if (engine == AttentionEngine::cudnn) {
+    const auto direction =
+        state.range(1) == 1 ? AttentionDirection::backward : AttentionDirection::forward;
+    const AttentionTimes times = time_attention_engines(
+        {direction, heads, state.range(4), length_bucket(length)}, setup.tokens, setup.device);
+    if (!times.cudnn) return state.SkipWithError(times.problem.c_str());
+  }
+  const AttentionEngines before = use_attention_engines({engine, {}}, setup.device);
   time_attention(state, packed, dtype_of_state(state), heads, state.range(4), state.range(1) == 1,
                  window, 4.0 * static_cast<double>(setup.tokens * seen * heads * state.range(4)));
+  use_attention_engines(before, setup.device);
+}
+void attention_by_length(benchmark::State& state) {
+  attention_of_engine(state, AttentionEngine::own);
+}
+void attention_by_cudnn(benchmark::State& state) {
+  attention_of_engine(state, AttentionEngine::cudnn);
 }
 
 void dropout(benchmark::State& state) {
@@ -323,6 +339,9 @@ void register_benchmarks() {
       {setup.attention_dtypes, {0, 1}, setup.lengths, {0}, setup.head_sizes});
   add("attention_by_length", attention_by_length,
       {setup.attention_dtypes, {0, 1}, {512, 8192}, {64}, {64}});
+  if (setup.device != Device::cpu())
+    add("attention_by_cudnn", attention_by_cudnn,
+        {{1}, {0, 1}, {32, 64, 128, 256, 512}, {0}, setup.head_sizes});
   add("optimizer_update", optimizer_update, {{0, 1, 2}});
 }
 

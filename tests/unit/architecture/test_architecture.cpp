@@ -96,6 +96,7 @@ const Home kHomes[] = {
     {"cblas.h", "kernels/cpu/.*", 1},
     {"dnnl.hpp", "kernels/cpu/.*", 1},
     {"cublasLt.h", "kernels/cuda/.*", 1},
+    {"cudnn_graph.h", "kernels/cuda/.*", 1},
     {"cuda", "(kernels/cuda|src/core|comm)/.*", kAnyNumber},
     {"omp.h", "kernels/.*", kAnyNumber},
     {"immintrin.h", "kernels/.*", kAnyNumber},

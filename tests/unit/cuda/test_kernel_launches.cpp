@@ -9,6 +9,7 @@
 #include "kernels/cuda/launch.h"
 #include "src/train/budgets.h"
 #include "src/train/config/config.h"
+#include "tests/unit/cuda/minilm.h"
 
 namespace amur::cuda {
 namespace {
@@ -80,22 +81,10 @@ std::vector<Launch> launches_of(const Config& c, int64_t tokens, int64_t sequenc
   return all;
 }
 
-// What recipes start from that name no sizes of their own: all-MiniLM-L6-v2.
-Config minilm(const std::string&) {
-  Config c;
-  c.model.layers = 6;
-  c.model.hidden = 384;
-  c.model.heads = 12;
-  c.model.ffn = 1536;
-  c.model.max_length = 512;
-  c.data.vocab_size = 30522;
-  return c;
-}
-
 TEST(KernelLaunches, EveryRecipeFitsEveryDevice) {
   int recipes = 0;
   for (const auto& file : std::filesystem::directory_iterator(AMUR_SOURCE_DIR "/configs")) {
-    Config config = load_config(file.path(), {}, minilm);
+    Config config = load_config(file.path(), {}, test::minilm);
     config.model.vocab = config.data.vocab_size;
     std::vector<Config> stages = {config};
     for (const RunGrowth& growth : config.train.growth) {

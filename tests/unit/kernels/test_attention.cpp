@@ -1,4 +1,6 @@
 #include "kernels/attention.h"
+
+#include "kernels/attention_engine.h"
 #include "kernels/dropout_math.h"
 #include "tests/unit/kernels/kernel_test.h"
 
@@ -303,6 +305,88 @@ TEST_P(AttentionTest, RotaryMatchesTheDefinitionAndTurnsBack) {
 }
 
 AMUR_ALL_KERNEL_CASES(AttentionTest);
+
+// cuDNN's engine, where there is a GPU and cuDNN.
+class CudnnAttentionTest : public KernelTest {
+ protected:
+  // What the two passes give, each by its engine.
+  Results run(const Sequences& sequences, const Tensor& qkv, const Tensor& d_output, double scale,
+              AttentionEngine forward, AttentionEngine backward) {
+    const int64_t tokens = qkv.shape()[0], heads = qkv.shape()[2], size = qkv.shape()[3];
+    Results r{empty({tokens, heads, size}, dtype()), empty({tokens, heads}, parameter()),
+              empty({tokens, 3, heads, size}, dtype())};
+    use_attention_engines({forward, {}}, device());
+    attention_forward(sequences.packed, qkv, scale, kNoDropout, r.output, r.lse);
+    use_attention_engines({backward, {}}, device());
+    attention_backward(sequences.packed, d_output, qkv, r.output, r.lse, scale, kNoDropout,
+                       r.d_qkv);
+    use_attention_engines({}, device());
+    return r;
+  }
+};
+
+std::vector<Target> cudnn_targets() {
+  std::vector<Target> targets = all_targets();
+  std::erase_if(targets, [](const Target& t) { return other_attention_library(t.device).empty(); });
+  return targets;
+}
+
+TEST_P(CudnnAttentionTest, MatchesTheDefinitionWhicheverPassItDoes) {
+  using enum AttentionEngine;
+  const Sequences sequences(kLengths, 1000, device());
+  const int64_t tokens = sequences.tokens();
+  for (const auto& [heads, size] : {std::pair<int64_t, int64_t>{4, 32}, {2, 64}, {1, 128}}) {
+    const Tensor qkv = random_tensor({tokens, 3, heads, size}, dtype(), 1);
+    const Tensor d_output = random_tensor({tokens, heads, size}, dtype(), 2);
+    const double scale = 1 / std::sqrt(static_cast<double>(size));
+    const Oracle o =
+        oracle(sequences, heads, size, to_doubles(qkv), scale, kNoDropout, to_doubles(d_output));
+    for (const auto& [forward, backward] :
+         {std::pair{cudnn, cudnn}, std::pair{own, cudnn}, std::pair{cudnn, own}}) {
+      const Results r = run(sequences, qkv, d_output, scale, forward, backward);
+      const std::string what = fmt::format("{} heads of {}, {} and {}", heads, size,
+                                           amur::name_of(forward), amur::name_of(backward));
+      expect_near(r.output, o.output, 4 * rounding(dtype()), what);
+      expect_near(r.lse, o.lse, 100 * rounding(parameter()), what);
+      // Its row sums are those of the rounded output.
+      expect_near(r.d_qkv, o.d_qkv, 8 * rounding(dtype()), what + " gradient");
+    }
+  }
+}
+
+TEST_P(CudnnAttentionTest, GivesTheSameBitsTwice) {
+  std::vector<int32_t> lengths;
+  for (int32_t i = 0; i < 100; ++i) lengths.push_back(1 + i * 37 % 500);
+  const Sequences sequences(lengths, 1000, device());
+  const Tensor qkv = random_tensor({sequences.tokens(), 3, 12, 64}, dtype(), 1);
+  const Tensor d_output = random_tensor({sequences.tokens(), 12, 64}, dtype(), 2);
+  const auto once = [&] {
+    return run(sequences, qkv, d_output, 0.125, AttentionEngine::cudnn, AttentionEngine::cudnn);
+  };
+  const Results first = once();
+  for (int i = 0; i < 5; ++i) {
+    const Results again = once();
+    EXPECT_TRUE(same_bits(again.output, first.output));
+    EXPECT_TRUE(same_bits(again.lse, first.lse));
+    EXPECT_TRUE(same_bits(again.d_qkv, first.d_qkv));
+  }
+}
+
+TEST_P(CudnnAttentionTest, IsTimedAndAgrees) {
+  for (const auto direction : {AttentionDirection::forward, AttentionDirection::backward}) {
+    const AttentionKind kind{direction, 12, 64, 128};
+    const AttentionTimes times = time_attention_engines(kind, 8192, device());
+    std::printf("%s: own %.3g s, cuDNN %.3g s %s\n", kind.text().c_str(), times.own,
+                times.cudnn.value_or(0), times.problem.c_str());
+    // Below sm_90, and on sm_100, cuDNN has no backward that gives the same bits twice.
+    EXPECT_TRUE(times.cudnn || (direction == AttentionDirection::backward &&
+                                times.problem.find("numbers") == std::string::npos))
+        << times.problem;
+  }
+}
+
+AMUR_KERNEL_CASES(CudnnAttentionTest, cudnn_targets(), DType::bf16);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudnnAttentionTest);
 
 TEST(AttentionDerivative, CentralDifferences) {
   const Sequences sequences({3, 1, 6});
