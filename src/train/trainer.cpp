@@ -11,6 +11,7 @@
 #include "src/core/gpu.h"
 #include "src/core/log.h"
 #include "src/core/process.h"
+#include "src/train/attention_choices.h"
 #include "src/train/checkpoint/checkpoint_writer.h"
 #include "src/train/checkpoint/run_folder.h"
 #include "src/train/growth/run_growth.h"
@@ -267,6 +268,7 @@ void Trainer::plan_budgets() {
 
 // All that are made by measuring, for the model as it is now.
 void Trainer::make_choices() {
+  choose_attention_engines(config_, device_, *grid_, runtime_, *record_);
   plan_budgets();
   DType sinks = model_->parameters_dtype();
   for (const OptimizerSlot& slot : optimizer_->slots())

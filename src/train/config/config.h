@@ -173,11 +173,14 @@ struct EvalConfig {
   int64_t chunk_tokens = 0;  // 0: train.chunk_tokens
 };
 
+enum class AttentionChoice : uint8_t { automatic, own, cudnn };
+
 struct RuntimeConfig {
   double liveness_seconds = 15;
   double progress_seconds = 600;
   bool check_collectives = false;
-  bool tune = true;       // measure the algorithms of products on a GPU
+  bool tune = true;  // measure the algorithms of products on a GPU
+  AttentionChoice attention = AttentionChoice::automatic;
   int64_t log_every = 0;  // steps between plain log lines; 0: about 100 lines a run
 };
 

@@ -428,6 +428,12 @@ void declare_runtime(Group& group) {
       "tune", &R::tune,
       "on a GPU: before the first step, time the algorithms for each product of the model, and "
       "take the fastest; off: the library's first, but for those that a checkpoint has chosen");
+  key.words("attention", &R::attention,
+            {{"auto", AttentionChoice::automatic},
+             {"own", AttentionChoice::own},
+             {"cudnn", AttentionChoice::cudnn}},
+            "who computes attention in bf16 on a GPU: own kernels, cuDNN where it can, or by length "
+            "whichever was faster when it was timed at the start");
   key.whole("log_every", &R::log_every, at_least(0),
             "steps between lines of the log; 0: about 100 lines a run");
 }
