@@ -10,9 +10,11 @@ namespace amur::cuda {
 namespace {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int kRowsOfWarp = 4;
+// In f64 registers are filled by half as many.
+template <class T>
+constexpr int kRowsOfWarp = sizeof(T) == sizeof(double) ? 2 : 4;
 constexpr int kValues = kPanelColumns / 32;  // of a lane in a row: columns lane, lane + 32, ...
-static_assert(kPanelColumns == kThreads && kPanelRows % (kWarps * kRowsOfWarp) == 0);
+static_assert(kPanelColumns == kThreads && kPanelRows % (kWarps * kRowsOfWarp<float>) == 0);
 
 // Exclusions by plain pointers; those by row begin at the tile's first row.
 struct Exclusions {
@@ -105,14 +107,15 @@ template <class T, class F>
 __device__ void for_each_rows(const Panels<T>& tile, const F& f) {
   const int64_t begin = int64_t{blockIdx.y} * kPanelRows;
   const int64_t end = begin + kPanelRows < tile.m ? begin + kPanelRows : tile.m;
-  for (int64_t i = begin + kRowsOfWarp * (threadIdx.x / 32); i < end; i += kRowsOfWarp * kWarps) {
-    LaneRow<T> rows[kRowsOfWarp];
+  for (int64_t i = begin + kRowsOfWarp<T> * (threadIdx.x / 32); i < end;
+       i += kRowsOfWarp<T> * kWarps) {
+    LaneRow<T> rows[kRowsOfWarp<T>];
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp; ++r) load(tile, i + r, i + r < end, rows[r]);
+    for (int r = 0; r < kRowsOfWarp<T>; ++r) load(tile, i + r, i + r < end, rows[r]);
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp; ++r)
+    for (int r = 0; r < kRowsOfWarp<T>; ++r)
       if (i + r < end) exclude(tile, i + r, rows[r]);
-    f(i, end - i < kRowsOfWarp ? static_cast<int>(end - i) : kRowsOfWarp, rows);
+    f(i, end - i < kRowsOfWarp<T> ? static_cast<int>(end - i) : kRowsOfWarp<T>, rows);
   }
 }
 
@@ -150,9 +153,9 @@ __global__ void __launch_bounds__(kThreads)
     tops[q] = kMaskedLogit;
     sums[q] = 0;
   }
-  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp]) {
+  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp<T>]) {
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp; ++r) {
+    for (int r = 0; r < kRowsOfWarp<T>; ++r) {
       if (r >= count) continue;
       const LaneRow<T>& row = rows[r];
       if (row.positive >= 0) positive_logit[i + r] = static_cast<double>(row.positive_logit);
@@ -176,10 +179,10 @@ __global__ void __launch_bounds__(kThreads)
       for (int q = 0; q < kValues; ++q) {
         T top = tops[q];
 #pragma unroll
-        for (int r = 0; r < kRowsOfWarp; ++r) top = rows[r].z[q] > top ? rows[r].z[q] : top;
+        for (int r = 0; r < kRowsOfWarp<T>; ++r) top = rows[r].z[q] > top ? rows[r].z[q] : top;
         T sum = sums[q] * exp(tops[q] - top);
 #pragma unroll
-        for (int r = 0; r < kRowsOfWarp; ++r) sum += exp(rows[r].z[q] - top);
+        for (int r = 0; r < kRowsOfWarp<T>; ++r) sum += exp(rows[r].z[q] - top);
         tops[q] = top;
         sums[q] = sum;
       }
@@ -260,9 +263,9 @@ __global__ void __launch_bounds__(kThreads)
     factors[q] = there ? column_factor[first + 32 * q] : T(0);
   }
   double sum = 0;
-  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp]) {
+  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp<T>]) {
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp; ++r) {
+    for (int r = 0; r < kRowsOfWarp<T>; ++r) {
       if (r >= count) continue;
       const T top = row_maximum[i + r], factor = row_factor[i + r];
       G* to = gradient + (i + r) * tile.n + first;
@@ -289,9 +292,9 @@ __global__ void __launch_bounds__(kThreads)
     sigmoid_kernel(Panels<T> tile, double bias, double weight, G* gradient, double* of_panel) {
   const int64_t first = lane_column();
   double sums[4] = {};
-  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp]) {
+  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp<T>]) {
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp; ++r) {
+    for (int r = 0; r < kRowsOfWarp<T>; ++r) {
       if (r >= count) continue;
       const LaneRow<T>& row = rows[r];
       const T own = tile.out.positive[i + r] < 0 ? T(0) : static_cast<T>(weight);
