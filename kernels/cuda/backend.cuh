@@ -35,12 +35,19 @@ __device__ inline int64_t item_stride() {
   return int64_t{gridDim.x} * blockDim.x;
 }
 
+// The sum over a warp, in one fixed order; every lane gets it.
+template <class T>
+__device__ T warp_sum(T value) {
+  for (int offset = 16; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
 // The sum over a block of kThreads threads, in one fixed order; every thread gets it.
 template <class T>
 __device__ T block_sum(T value) {
   __shared__ T parts[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  value = warp_sum(value);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
   __syncthreads();
   T sum = 0;

@@ -119,13 +119,7 @@ __device__ void for_each_rows(const Panels<T>& tile, const F& f) {
   }
 }
 
-// Over a warp, in one fixed order; every lane gets it.
-template <class T>
-__device__ T warp_sum(T value) {
-  for (int offset = 16; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
-}
+// Over a warp; every lane gets it.
 template <class T>
 __device__ T warp_max(T value) {
   for (int offset = 16; offset > 0; offset /= 2) {

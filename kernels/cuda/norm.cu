@@ -3,30 +3,11 @@
 #include "kernels/norm.h"
 
 #include "kernels/cuda/column_sums.cuh"
+#include "kernels/cuda/packs.cuh"
 
 namespace amur::cuda {
 namespace {
 
-constexpr int kLanes = 32;
-constexpr int kRowsOfBlock = kThreads / kLanes;
-
-// Over a warp, in one fixed order; every lane gets it.
-template <class P>
-__device__ P warp_sum(P value) {
-  for (int offset = kLanes / 2; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
-}
-
-__device__ int64_t first_row() {
-  return int64_t{blockIdx.x} * kRowsOfBlock + threadIdx.x / kLanes;
-}
-__device__ int64_t row_stride() {
-  return int64_t{gridDim.x} * kRowsOfBlock;
-}
-unsigned blocks_for_rows(int64_t rows) {
-  return blocks_for(rows * kLanes);
-}
 
 // `mean` is null for RMS norms, `bias` where there is none.
 template <class T, class P = AccumulateType<T>>

@@ -19,12 +19,16 @@ struct bf16 {
 
   bf16() = default;
   AMUR_HOST_DEVICE explicit bf16(float value) {
+#if defined(__CUDA_ARCH__)  // the instruction: the same bits, but for those of a NaN
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
     uint32_t b = std::bit_cast<uint32_t>(value);
     if ((b & 0x7fffffffu) > 0x7f800000u) {
       bits = static_cast<uint16_t>((b >> 16) | 0x40u);  // keep NaN a NaN
     } else {
       bits = static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
     }
+#endif
   }
   AMUR_HOST_DEVICE explicit operator float() const {
     return std::bit_cast<float>(uint32_t{bits} << 16);
