@@ -20,34 +20,25 @@ void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y, St
 }
 
 void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u, TensorView du,
-                         Stream stream) {
+                         const ActivationExtras& also, Stream stream) {
   const char* op = "activation_backward";
-  require_device(op, {dy, u, du});
+  require_device(op, {dy, u, du, also.y, also.sink});
   const int64_t rows = dy.rows(), width = dy.columns();
   const int64_t u_width = is_gated(kind) ? 2 * width : width;
   require_matrix(op, "u", u, rows, u_width, dy.dtype());
   require_matrix(op, "du", du, rows, u_width, dy.dtype());
+  if (also.y.defined()) require_matrix(op, "y", also.y, rows, width, dy.dtype());
+  if (also.sink.defined())
+    require_matrix(op, "sink", also.sink, u_width, 1, parameter_dtype(dy.dtype()));
   if (dy.elements() == 0) return;
-  if (on_gpu(dy)) return device_kernels().activation_backward(kind, dy, u, du, stream);
+  if (on_gpu(dy)) return device_kernels().activation_backward(kind, dy, u, du, also, stream);
   dispatch_float(dy.dtype(), op, [&]<class T>() {
     cpu::kernels<cpu::ActivationKernels<T>>().backward(kind, rows, width, dy.as<T>(), u.as<T>(),
-                                                       du.as<T>());
+                                                       du.as<T>(),
+                                                       also.y.defined() ? also.y.as<T>() : nullptr);
   });
-}
-
-void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u, TensorView du,
-                         double scale, TensorView sink, Stream stream) {
-  const char* op = "activation_backward";
-  require_device(op, {dy, u, du, sink});
-  const int64_t rows = dy.rows(), u_width = (is_gated(kind) ? 2 : 1) * dy.columns();
-  require_matrix(op, "u", u, rows, u_width, dy.dtype());
-  require_matrix(op, "du", du, rows, u_width, dy.dtype());
-  require_matrix(op, "sink", sink, u_width, 1, parameter_dtype(dy.dtype()));
-  if (dy.elements() == 0) return;
-  if (on_gpu(dy))
-    return device_kernels().activation_backward_sums(kind, dy, u, du, scale, sink, stream);
-  activation_backward(kind, dy, u, du, stream);
-  accumulate_column_sums(scale, du.reshape({rows, u_width}), sink, stream);
+  if (also.sink.defined())
+    accumulate_column_sums(also.scale, du.reshape({rows, u_width}), also.sink, stream);
 }
 
 }  // namespace amur

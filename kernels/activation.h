@@ -16,13 +16,15 @@ constexpr bool is_gated(ActivationKind kind) {
 // u [T, f] or [T, 2, f] (row-major [T, 2f]); y [T, f]. gelu: x * Phi(x) with erf; gelu_tanh: the
 // tanh form of the GELU paper.
 void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y, Stream stream = {});
+// What the backward pass has at hand; where undefined, it is not asked for.
+struct ActivationExtras {
+  TensorView y = {};  // the forward's result, with the same bits; may be dy
+  TensorView sink =
+      {};            // of the parameters' dtype [f] or [2f]: += scale * the sums of du's columns,
+  double scale = 0;  // the gradient of a bias in u, by `accumulate_column_sums`' bits
+};
 // du has u's shape and may be u itself.
 void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u, TensorView du,
-                         Stream stream = {});
-// Also sink += scale * the sums of du's columns, which is the gradient of a bias in u; sink [f] or
-// [2f] of the parameters' dtype. The bits of both are those of the function above and of
-// `accumulate_column_sums` (kernels/elementwise.h); on the GPU du is not read again for it.
-void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u, TensorView du,
-                         double scale, TensorView sink, Stream stream = {});
+                         const ActivationExtras& also = {}, Stream stream = {});
 
 }  // namespace amur

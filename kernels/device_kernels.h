@@ -10,6 +10,7 @@
 #include "kernels/activation.h"
 #include "kernels/attention_engine.h"
 #include "kernels/contrastive.h"
+#include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
 #include "kernels/norm.h"
@@ -37,15 +38,17 @@ class DeviceKernels : public DeviceBackend {
   virtual void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y,
                                   Stream stream) = 0;
   virtual void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
-                                   TensorView du, Stream stream) = 0;
-  virtual void activation_backward_sums(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
-                                        TensorView du, double scale, TensorView sink,
-                                        Stream stream) = 0;
+                                   TensorView du, const ActivationExtras& also, Stream stream) = 0;
 
   // kernels/norm.h; statistics_width is between 1 and the width
   virtual void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain,
                             ConstTensorView bias, double eps, TensorView y, TensorView mean,
                             TensorView rstd, int64_t statistics_width, Stream stream) = 0;
+  virtual void add_norm_forward(const PackedSequences& packed, const DropoutSite& site,
+                                ConstTensorView x, ConstTensorView residual, TensorView y,
+                                NormKind kind, ConstTensorView gain, ConstTensorView bias,
+                                double eps, TensorView n, TensorView mean, TensorView rstd,
+                                int64_t statistics_width, Stream stream) = 0;
   virtual void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x,
                              ConstTensorView gain, ConstTensorView mean, ConstTensorView rstd,
                              ConstTensorView residual, TensorView dx, double sink_scale,
@@ -57,8 +60,9 @@ class DeviceKernels : public DeviceBackend {
   virtual void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) = 0;
   virtual void scale(double alpha, TensorView x, Stream stream) = 0;
   virtual void add_bias(ConstTensorView bias, TensorView y, Stream stream) = 0;
-  virtual void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
+  virtual void accumulate_column_sums(ConstTensorView dy, std::span<const ColumnSink> parts,
                                       Stream stream) = 0;
+  virtual void join(std::span<const ConstTensorView> parts, TensorView row, Stream stream) = 0;
   virtual std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) = 0;
   virtual void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
                                Stream stream) = 0;

@@ -104,19 +104,60 @@ void add_bias(ConstTensorView bias, TensorView y, Stream stream) {
 }
 
 void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, Stream stream) {
+  const ColumnSink whole{sink, alpha};
+  accumulate_column_sums(dy, {&whole, 1}, stream);
+}
+
+void accumulate_column_sums(ConstTensorView dy, std::span<const ColumnSink> parts, Stream stream) {
   const char* op = "accumulate_column_sums";
-  require_device(op, {dy, sink});
-  const int64_t rows = dy.rows(), width = dy.columns();
-  require_matrix(op, "sink", sink, width, 1, parameter_dtype(dy.dtype()));
+  const auto count = std::ssize(parts);
+  AMUR_CHECK(count > 0 && parts.size() <= kMostParts && dy.columns() % count == 0,
+             "{}: {} columns in {} parts", op, dy.columns(), count);
+  const int64_t rows = dy.rows(), width = dy.columns(), of_part = width / count;
+  const DType dtype = parameter_dtype(dy.dtype());
+  for (const ColumnSink& part : parts) {
+    require_device(op, {dy, part.sink});
+    if (part.sink.defined()) require_matrix(op, "sink", part.sink, of_part, 1, dtype);
+  }
   if (dy.elements() == 0) return;
-  if (on_gpu(dy)) return device_kernels().accumulate_column_sums(alpha, dy, sink, stream);
+  if (on_gpu(dy)) return device_kernels().accumulate_column_sums(dy, parts, stream);
   const int64_t blocks = (rows + cpu::kColumnSumRows - 1) / cpu::kColumnSumRows;
-  Tensor partial({blocks, width}, sink.dtype(), sink.device());
+  Tensor partial({blocks, width}, dtype, dy.device());
   dispatch_float(dy.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
-    elementwise<T>().column_sums(rows, width, static_cast<P>(alpha), dy.as<T>(), partial.as<P>(),
-                                 sink.as<P>());
+    const auto add = [&](P alpha, P* sink) {
+      elementwise<T>().column_sums(rows, width, alpha, dy.as<T>(), partial.as<P>(), sink);
+    };
+    if (count == 1) return add(static_cast<P>(parts[0].scale), parts[0].sink.as<P>());
+    Tensor sums = Tensor::zeros({count, of_part}, dtype, dy.device());
+    add(1, sums.as<P>());
+    for (int64_t i = 0; i < count; ++i)
+      if (const ColumnSink& part = parts[static_cast<size_t>(i)]; part.sink.defined())
+        axpy(part.scale, sums.view().slice(i, 1).reshape(part.sink.shape()), part.sink, stream);
   });
+}
+
+void join(std::span<const ConstTensorView> parts, TensorView row, Stream stream) {
+  const char* op = "join";
+  const auto count = std::ssize(parts);
+  AMUR_CHECK(count > 0 && parts.size() <= kMostParts && row.elements() % count == 0,
+             "{}: {} elements of {} parts", op, row.elements(), count);
+  const int64_t of_part = row.elements() / count;
+  const DType dtype = parameter_dtype(row.dtype());
+  for (const ConstTensorView& part : parts) {
+    require_device(op, {row, part});
+    if (part.defined()) require_matrix(op, "part", part, of_part, 1, dtype);
+  }
+  if (row.elements() == 0) return;
+  if (on_gpu(row)) return device_kernels().join(parts, row, stream);
+  const TensorView flat = row.reshape({count, of_part});
+  for (int64_t i = 0; i < count; ++i) {
+    const TensorView to = flat.slice(i, 1);
+    if (parts[static_cast<size_t>(i)].defined())
+      cast(parts[static_cast<size_t>(i)], to, stream);
+    else
+      fill_zero(to, stream);
+  }
 }
 
 void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream stream) {

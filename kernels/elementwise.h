@@ -20,6 +20,18 @@ void scale(double alpha, TensorView x, Stream stream = {});
 void add_bias(ConstTensorView bias, TensorView y, Stream stream = {});
 // sink[:] += alpha * sum_t dy[t, :]      deterministic order
 void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, Stream stream = {});
+// The same of dy's columns in equal parts, at most kMostParts, each into a sink of its own; those
+// whose sink is undefined are left out.
+inline constexpr size_t kMostParts = 3;
+struct ColumnSink {
+  TensorView sink;
+  double scale = 0;
+};
+void accumulate_column_sums(ConstTensorView dy, std::span<const ColumnSink> parts,
+                            Stream stream = {});
+// row = the parts one behind the other, converted to its dtype: equal parts, at most kMostParts,
+// those that are undefined 0.  f32 or f64 to that, or to bf16
+void join(std::span<const ConstTensorView> parts, TensorView row, Stream stream = {});
 // y = gate y + (1 - gate) x        x, y activations, gate [1] parameter dtype
 void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream stream = {});
 // From the gradient dy of that: y, which holds the forward's y on entry, is set to gate * dy and dx

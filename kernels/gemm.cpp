@@ -55,7 +55,8 @@ void gemm_bias(Transpose transpose_a, Transpose transpose_b, ConstTensorView a, 
   const char* op = "gemm_bias";
   require_device(op, {a, b, bias, c});
   const auto [m, n, k] = require_product(op, transpose_a, transpose_b, a, b, c);
-  require_matrix(op, "bias", bias, n, 1, parameter_dtype(c.dtype()));
+  const bool rounded = on_gpu(c) && k > 0 && bias.dtype() == c.dtype();
+  require_matrix(op, "bias", bias, n, 1, rounded ? c.dtype() : parameter_dtype(c.dtype()));
   if (m == 0 || n == 0) return;
   if (on_gpu(c) && k > 0)
     return device_kernels().gemm(transpose_a, transpose_b, 1, a, b, bias, 0, c, stream);

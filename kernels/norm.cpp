@@ -3,13 +3,16 @@
 #include "kernels/check.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/device_kernels.h"
+#include "kernels/elementwise.h"
 
 namespace amur {
 
-void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
-                  double eps, TensorView y, TensorView mean, TensorView rstd,
-                  int64_t statistics_width, Stream stream) {
-  const char* op = "norm_forward";
+namespace {
+
+// Checks a forward and returns the statistics width.
+int64_t checked_forward(const char* op, NormKind kind, ConstTensorView x, ConstTensorView gain,
+                        ConstTensorView bias, TensorView y, TensorView mean, TensorView rstd,
+                        int64_t statistics_width) {
   require_device(op, {x, gain, bias, y, mean, rstd});
   const int64_t rows = x.rows(), width = x.columns();
   const DType parameter = parameter_dtype(x.dtype());
@@ -21,6 +24,16 @@ void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstT
   if (statistics_width == kWholeRow) statistics_width = width;
   AMUR_CHECK(statistics_width > 0 && statistics_width <= width, "{}: statistics of {} of {}", op,
              statistics_width, width);
+  return statistics_width;
+}
+
+}  // namespace
+
+void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
+                  double eps, TensorView y, TensorView mean, TensorView rstd,
+                  int64_t statistics_width, Stream stream) {
+  const char* op = "norm_forward";
+  statistics_width = checked_forward(op, kind, x, gain, bias, y, mean, rstd, statistics_width);
   if (x.elements() == 0) return;
   if (on_gpu(x))
     return device_kernels().norm_forward(kind, x, gain, bias, eps, y, mean, rstd, statistics_width,
@@ -28,10 +41,31 @@ void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstT
   dispatch_float(x.dtype(), op, [&]<class T>() {
     using P = AccumulateType<T>;
     cpu::kernels<cpu::NormKernels<T>>().forward(
-        {kind, rows, width, statistics_width, static_cast<P>(eps), x.as<T>(), gain.as<P>(),
-         bias.defined() ? bias.as<P>() : nullptr, y.as<T>(),
+        {kind, x.rows(), x.columns(), statistics_width, static_cast<P>(eps), x.as<T>(),
+         gain.as<P>(), bias.defined() ? bias.as<P>() : nullptr, y.as<T>(),
          kind == NormKind::layer ? mean.as<P>() : nullptr, rstd.as<P>()});
   });
+}
+
+void add_norm_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,
+                      ConstTensorView residual, TensorView y, NormKind kind, ConstTensorView gain,
+                      ConstTensorView bias, double eps, TensorView n, TensorView mean,
+                      TensorView rstd, int64_t statistics_width, Stream stream) {
+  const char* op = "add_norm_forward";
+  AMUR_CHECK(n.raw() != y.raw() && residual.defined(), "{}: the sum has to stay", op);
+  if (!on_gpu(x)) {
+    dropout_add_forward(packed, site, x, residual, y, stream);
+    return norm_forward(kind, y, gain, bias, eps, n, mean, rstd, statistics_width, stream);
+  }
+  statistics_width = checked_forward(op, kind, y, gain, bias, n, mean, rstd, statistics_width);
+  require_device(op, {x, residual, y, packed.cu_seqlens, packed.dropout_keys});
+  require_matrix(op, "x", x, y.rows(), y.columns(), y.dtype());
+  require_matrix(op, "residual", residual, y.rows(), y.columns(), y.dtype());
+  require_packed(op, packed, y.rows());
+  require_dropout(op, packed, site);
+  if (y.elements() == 0) return;
+  device_kernels().add_norm_forward(packed, site, x, residual, y, kind, gain, bias, eps, n, mean,
+                                    rstd, statistics_width, stream);
 }
 
 void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTensorView gain,

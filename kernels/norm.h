@@ -1,6 +1,7 @@
 // LayerNorm and RMSNorm over the last dimension.
 #pragma once
 
+#include "kernels/packed.h"
 #include "src/core/tensor.h"
 
 namespace amur {
@@ -16,6 +17,14 @@ inline constexpr int64_t kWholeRow = 0;  // as a statistics width: d
 void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
                   double eps, TensorView y, TensorView mean, TensorView rstd,
                   int64_t statistics_width = kWholeRow, Stream stream = {});
+
+// y = residual + dropout(x), then n = norm(y): the bits of `dropout_add_forward`
+// (kernels/elementwise.h) and of `norm_forward`, on a GPU in one pass over memory.  all [T, d]; y
+// may be x or residual, n may be residual, but not y
+void add_norm_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,
+                      ConstTensorView residual, TensorView y, NormKind kind, ConstTensorView gain,
+                      ConstTensorView bias, double eps, TensorView n, TensorView mean,
+                      TensorView rstd, int64_t statistics_width = kWholeRow, Stream stream = {});
 
 // dx = d(loss)/dx (+ residual, where defined: the gradient that flows past the norm); dx may be dy
 // or residual. gain_sink += sink_scale * dgain and bias_sink likewise, either may be undefined.

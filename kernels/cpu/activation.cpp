@@ -22,15 +22,18 @@ void map_forward(int64_t elements, const T* u, T* y, F value) {
                        [&](auto at) { at.store_to(y + begin, value(at.load_from(u + begin))); });
   });
 }
+// y may be null.
 template <class T, class F>
-void map_backward(int64_t elements, const T* dy, const T* u, T* du, F slope) {
+void map_backward(int64_t elements, const T* dy, const T* u, T* du, T* y, F both) {
   using A = AccumulateType<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t vectors = (elements + lanes - 1) / lanes;
   parallel_for(vectors, kActivationGrain / lanes, [&](int64_t first, int64_t last) {
     const int64_t begin = first * lanes, count = std::min(elements, last * lanes) - begin;
     for_each_vector<A>(count, [&](auto at) {
-      at.store_to(du + begin, at.load_from(dy + begin) * slope(at.load_from(u + begin)));
+      const auto act = both(at.load_from(u + begin));
+      at.store_to(du + begin, at.load_from(dy + begin) * act.slope);
+      if (y) at.store_to(y + begin, act.value);
     });
   });
 }
@@ -50,7 +53,7 @@ void gate_forward(int64_t rows, int64_t width, const T* u, T* y, F value) {
                });
 }
 template <class T, class F>
-void gate_backward(int64_t rows, int64_t width, const T* dy, const T* u, T* du, F both) {
+void gate_backward(int64_t rows, int64_t width, const T* dy, const T* u, T* du, T* y, F both) {
   using A = AccumulateType<T>;
   parallel_for(rows, std::max<int64_t>(1, kActivationGrain / width),
                [&](int64_t first, int64_t last) {
@@ -62,6 +65,7 @@ void gate_backward(int64_t rows, int64_t width, const T* dy, const T* u, T* du, 
                      const auto act = both(at.load_from(in));
                      at.store_to(d_in, d * g * act.slope);
                      at.store_to(d_gate, d * act.value);
+                     if (y) at.store_to(y + t * width, act.value * g);
                    });
                  }
                });
@@ -88,23 +92,25 @@ void forward(ActivationKind kind, int64_t rows, int64_t width, const T* u, T* y)
 }
 
 template <class T>
-void backward(ActivationKind kind, int64_t rows, int64_t width, const T* dy, const T* u, T* du) {
+void backward(ActivationKind kind, int64_t rows, int64_t width, const T* dy, const T* u, T* du,
+              T* y) {
   using A = AccumulateType<T>;
   using Math = ActivationMath<VectorMath<A>>;
   using V = const Vec<A>&;
   const int64_t n = rows * width;
   switch (kind) {
     case ActivationKind::gelu:
-      return map_backward(n, dy, u, du, [](V x) { return Math::gelu_slope(x).slope; });
+      return map_backward(n, dy, u, du, y, [](V x) { return Math::gelu_slope(x); });
     case ActivationKind::gelu_tanh:
-      return map_backward(n, dy, u, du, [](V x) { return Math::gelu_tanh_slope(x).slope; });
+      return map_backward(n, dy, u, du, y, [](V x) { return Math::gelu_tanh_slope(x); });
     case ActivationKind::relu:
-      return map_backward(n, dy, u, du,
-                          [](V x) -> Vec<A> { return x > A(0) ? broadcast(A(1)) : Vec<A>{}; });
+      return map_backward(n, dy, u, du, y, [](V x) -> typename Math::Both {
+        return {x > A(0) ? x : x * A(0), x > A(0) ? broadcast(A(1)) : Vec<A>{}};
+      });
     case ActivationKind::swiglu:
-      return gate_backward(rows, width, dy, u, du, [](V x) { return Math::silu_slope(x); });
+      return gate_backward(rows, width, dy, u, du, y, [](V x) { return Math::silu_slope(x); });
     case ActivationKind::geglu:
-      return gate_backward(rows, width, dy, u, du, [](V x) { return Math::gelu_slope(x); });
+      return gate_backward(rows, width, dy, u, du, y, [](V x) { return Math::gelu_slope(x); });
   }
 }
 

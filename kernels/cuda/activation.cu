@@ -48,68 +48,78 @@ __device__ auto both_of(A x) {
   return typename Math::Both{value_of<kind>(x), x > A(0) ? A(1) : A(0)};
 }
 
-// Of element i of y [n / width, width]: the element of u, and where gated, of its gate.
+// Rows of u: where gated, twice as wide as y's, the gate in the second half.
 template <ActivationKind kind>
-__device__ int64_t input_of(int64_t i, int64_t width) {
-  return is_gated(kind) ? i + i / width * width : i;
-}
+inline constexpr int kHalves = is_gated(kind) ? 2 : 1;
 
-template <ActivationKind kind, class T, class A = AccumulateType<T>>
+template <ActivationKind kind, int pack, class T, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
-    forward_kernel(int64_t n, int64_t width, const T* u, T* y) {
-  for (int64_t i = first_item(); i < n; i += item_stride()) {
-    const int64_t at = input_of<kind>(i, width);
-    A v = value_of<kind>(static_cast<A>(u[at]));
-    if constexpr (is_gated(kind)) v *= static_cast<A>(u[at + width]);
-    y[i] = T(v);
-  }
-}
-
-// du may be u: a thread has read both halves of its element before it writes them.
-template <ActivationKind kind, class T, class A = AccumulateType<T>>
-__global__ void __launch_bounds__(kThreads)
-    backward_kernel(int64_t n, int64_t width, const T* dy, const T* u, T* du) {
-  for (int64_t i = first_item(); i < n; i += item_stride()) {
-    const int64_t at = input_of<kind>(i, width);
-    const A d = static_cast<A>(dy[i]);
-    const auto act = both_of<kind>(static_cast<A>(u[at]));
+    forward_kernel(int64_t rows, int64_t width, const T* u, T* y) {
+  for_packs<pack>(rows, width, [=](int64_t row, int64_t j) {
+    const T* from = u + kHalves<kind> * row * width + j;
+    const auto in = load_pack<pack>(from);
+    A values[pack];
+#pragma unroll
+    for (int e = 0; e < pack; ++e) values[e] = value_of<kind>(static_cast<A>(in.v[e]));
     if constexpr (is_gated(kind)) {
-      const A gate = static_cast<A>(u[at + width]);
-      du[at] = T(d * gate * act.slope);
-      du[at + width] = T(d * act.value);
-    } else {
-      du[at] = T(d * act.slope);
+      const auto gate = load_pack<pack>(from + width);
+#pragma unroll
+      for (int e = 0; e < pack; ++e) values[e] *= static_cast<A>(gate.v[e]);
     }
-  }
+    store_pack(y + row * width + j, rounded<T>(values));
+  });
 }
 
-// The same element by element of y, each asked for once, for the sums of du's columns as it is
-// written; where gated, of both halves.
-template <ActivationKind kind, class T, class A = AccumulateType<T>>
+// Writes du, which may be u, and y where it is not null, which may be dy; sets the terms of the
+// sums of du's columns, where gated, of both halves. Each pack is asked for once, and read before
+// any of it is written.
+template <ActivationKind kind, int pack, class T, class A = AccumulateType<T>>
 struct GradientTerms {
-  static constexpr int kHalves = is_gated(kind) ? 2 : 1;
+  static constexpr int kUnroll = 1;
   int64_t width;
   const T* dy;
   const T* u;
-  T* du;
+  T *du, *y;
 
-  __device__ void operator()(int64_t row, int64_t column, A (&terms)[kHalves]) const {
-    const int64_t at = kHalves * row * width + column;
-    const A d = static_cast<A>(dy[row * width + column]);
-    const auto act = both_of<kind>(static_cast<A>(u[at]));
-    T written[kHalves];
-    if constexpr (is_gated(kind)) {
-      written[0] = T(d * static_cast<A>(u[at + width]) * act.slope);
-      written[1] = T(d * act.value);
-    } else {
-      written[0] = T(d * act.slope);
+  __device__ void operator()(int64_t row, int64_t j, A (&terms)[kHalves<kind>][pack]) const {
+    const int64_t at = kHalves<kind> * row * width + j;
+    const auto d = load_pack<pack>(dy + row * width + j);
+    const auto in = load_pack<pack>(u + at);
+    Pack<T, pack> gate{};
+    if constexpr (is_gated(kind)) gate = load_pack<pack>(u + at + width);
+    A values[pack];
+#pragma unroll
+    for (int e = 0; e < pack; ++e) {
+      const A g = static_cast<A>(d.v[e]);
+      const auto act = both_of<kind>(static_cast<A>(in.v[e]));
+      values[e] = act.value;
+      if constexpr (is_gated(kind)) {
+        const A factor = static_cast<A>(gate.v[e]);
+        values[e] *= factor;
+        terms[0][e] = g * factor * act.slope;
+        terms[1][e] = g * act.value;
+      } else {
+        terms[0][e] = g * act.slope;
+      }
     }
-    for (int half = 0; half < kHalves; ++half) {
-      du[at + half * width] = written[half];
-      terms[half] = static_cast<A>(written[half]);
+    if (y) store_pack(y + row * width + j, rounded<T>(values));
+#pragma unroll
+    for (int half = 0; half < kHalves<kind>; ++half) {
+      const auto written = rounded<T>(terms[half]);  // what is summed is what is written
+      store_pack(du + at + half * width, written);
+      widen(written, terms[half]);
     }
   }
 };
+
+template <ActivationKind kind, int pack, class T, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(int64_t rows, int64_t width, GradientTerms<kind, pack, T> gradient) {
+  for_packs<pack>(rows, width, [=](int64_t row, int64_t j) {
+    A unused[kHalves<kind>][pack];
+    gradient(row, j, unused);
+  });
+}
 
 // Calls f.template operator()<kind, T>().
 template <class F>
@@ -136,36 +146,39 @@ void dispatch(ActivationKind kind, DType dtype, const char* op, F&& f) {
 void CudaBackend::activation_forward(ActivationKind kind, ConstTensorView u, TensorView y,
                                      Stream stream) {
   const cudaStream_t s = enter(y.device(), stream);
-  const int64_t n = y.elements(), width = y.columns();
+  const int64_t rows = y.rows(), width = y.columns();
   dispatch(kind, y.dtype(), "activation_forward", [&]<ActivationKind k, class T>() {
-    forward_kernel<k, T><<<blocks_for(n), kThreads, 0, s>>>(n, width, u.as<T>(), y.as<T>());
+    const auto launch = [&]<int pack>() {
+      forward_kernel<k, pack, T>
+          <<<blocks_for_rows(rows), kThreads, 0, s>>>(rows, width, u.as<T>(), y.as<T>());
+    };
+    with_packs<T>(width, launch, u.as<T>(), y.as<T>());
   });
   check_launch();
 }
 
 void CudaBackend::activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
-                                      TensorView du, Stream stream) {
+                                      TensorView du, const ActivationExtras& also, Stream stream) {
   const cudaStream_t s = enter(dy.device(), stream);
-  const int64_t n = dy.elements(), width = dy.columns();
-  dispatch(kind, dy.dtype(), "activation_backward", [&]<ActivationKind k, class T>() {
-    backward_kernel<k, T>
-        <<<blocks_for(n), kThreads, 0, s>>>(n, width, dy.as<T>(), u.as<T>(), du.as<T>());
-  });
-  check_launch();
-}
-
-void CudaBackend::activation_backward_sums(ActivationKind kind, ConstTensorView dy,
-                                           ConstTensorView u, TensorView du, double scale,
-                                           TensorView sink, Stream stream) {
   const int64_t rows = dy.rows(), width = dy.columns();
-  dispatch(kind, dy.dtype(), "activation_backward_sums", [&]<ActivationKind k, class T>() {
+  dispatch(kind, dy.dtype(), "activation_backward", [&]<ActivationKind k, class T>() {
     using A = AccumulateType<T>;
-    using Terms = GradientTerms<k, T>;
-    ColumnSinks<Terms::kHalves, A> sinks;
-    for (int half = 0; half < Terms::kHalves; ++half)
-      sinks.sink[half] = sink.as<A>() + half * width;
-    add_column_sums<Terms::kHalves, A>(rows, width, Terms{width, dy.as<T>(), u.as<T>(), du.as<T>()},
-                                       static_cast<A>(scale), sinks, dy.device(), stream);
+    T* y = pointer_of<T>(also.y);
+    const auto launch = [&]<int pack>() {
+      const GradientTerms<k, pack, T> gradient{width, dy.as<T>(), u.as<T>(), du.as<T>(), y};
+      if (!also.sink.defined()) {
+        backward_kernel<k, pack, T>
+            <<<blocks_for_rows(rows), kThreads, 0, s>>>(rows, width, gradient);
+        return check_launch();
+      }
+      ColumnSinks<kHalves<k>, A> sinks;
+      for (int half = 0; half < kHalves<k>; ++half) {
+        sinks.sink[half] = also.sink.as<A>() + half * width;
+        sinks.scale[half] = static_cast<A>(also.scale);
+      }
+      add_column_sums<pack, kHalves<k>, A>(rows, width, gradient, sinks, dy.device(), stream);
+    };
+    with_packs<T>(width, launch, dy.as<T>(), u.as<T>(), du.as<T>(), y);
   });
 }
 

@@ -140,15 +140,16 @@ class CudaBackend final : public DeviceKernels {
   void activation_forward(ActivationKind kind, ConstTensorView u, TensorView y,
                           Stream stream) override;
   void activation_backward(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
-                           TensorView du, Stream stream) override;
-  void activation_backward_sums(ActivationKind kind, ConstTensorView dy, ConstTensorView u,
-                                TensorView du, double scale, TensorView sink,
-                                Stream stream) override;
+                           TensorView du, const ActivationExtras& also, Stream stream) override;
 
   // norm.cu
   void norm_forward(NormKind kind, ConstTensorView x, ConstTensorView gain, ConstTensorView bias,
                     double eps, TensorView y, TensorView mean, TensorView rstd,
                     int64_t statistics_width, Stream stream) override;
+  void add_norm_forward(const PackedSequences& packed, const DropoutSite& site, ConstTensorView x,
+                        ConstTensorView residual, TensorView y, NormKind kind, ConstTensorView gain,
+                        ConstTensorView bias, double eps, TensorView n, TensorView mean,
+                        TensorView rstd, int64_t statistics_width, Stream stream) override;
   void norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x, ConstTensorView gain,
                      ConstTensorView mean, ConstTensorView rstd, ConstTensorView residual,
                      TensorView dx, double sink_scale, TensorView gain_sink, TensorView bias_sink,
@@ -159,8 +160,9 @@ class CudaBackend final : public DeviceKernels {
   void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) override;
   void scale(double alpha, TensorView x, Stream stream) override;
   void add_bias(ConstTensorView bias, TensorView y, Stream stream) override;
-  void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
+  void accumulate_column_sums(ConstTensorView dy, std::span<const ColumnSink> parts,
                               Stream stream) override;
+  void join(std::span<const ConstTensorView> parts, TensorView row, Stream stream) override;
   std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) override;
   void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
                        Stream stream) override;

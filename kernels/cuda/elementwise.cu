@@ -1,51 +1,81 @@
 #include "kernels/elementwise.h"
 
 #include "kernels/cuda/column_sums.cuh"
-#include "kernels/cuda/packed.cuh"
+#include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/pieces.cuh"
-#include "kernels/dropout_math.h"
 
 namespace amur::cuda {
 namespace {
 
-template <class To, class From>
-__device__ To convert(From value) {
-  if constexpr (std::is_same_v<To, bf16>)
-    return bf16(static_cast<float>(value));
-  else
-    return static_cast<To>(value);
+// Packs of a row without end: n elements, a multiple of `pack`.
+template <int pack, class F>
+__device__ void for_packs_of(int64_t n, const F& f) {
+  for (int64_t i = first_item() * pack; i < n; i += item_stride() * pack) f(i);
 }
 
-template <class From, class To>
+template <int pack, class From, class To>
 __global__ void __launch_bounds__(kThreads) cast_kernel(int64_t n, const From* from, To* to) {
-  for (int64_t i = first_item(); i < n; i += item_stride()) to[i] = convert<To>(from[i]);
+  for_packs_of<pack>(n, [=](int64_t i) {
+    const auto in = load_pack<pack>(from + i);
+    if constexpr (std::is_same_v<To, bf16>) {
+      float values[pack];
+      widen(in, values);
+      store_pack(to + i, rounded<To>(values));
+    } else {
+      To values[pack];
+      widen(in, values);
+      store_pack(to + i, rounded<To>(values));
+    }
+  });
 }
 
-template <class T, class A = AccumulateType<T>>
+// y = a x + b y, where b is 1 or 0
+template <int pack, bool add, class T, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads) axpy_kernel(int64_t n, A alpha, const T* x, T* y) {
-  for (int64_t i = first_item(); i < n; i += item_stride())
-    y[i] = T(static_cast<A>(y[i]) + alpha * static_cast<A>(x[i]));
+  for_packs_of<pack>(n, [=](int64_t i) {
+    A values[pack], old[pack] = {};
+    widen(load_pack<pack>(x + i), values);
+    if constexpr (add) widen(load_pack<pack>(y + i), old);
+#pragma unroll
+    for (int e = 0; e < pack; ++e) values[e] = add ? old[e] + alpha * values[e] : alpha * values[e];
+    store_pack(y + i, rounded<T>(values));
+  });
 }
 
-template <class T, class A = AccumulateType<T>>
-__global__ void __launch_bounds__(kThreads) scale_kernel(int64_t n, A alpha, T* x) {
-  for (int64_t i = first_item(); i < n; i += item_stride()) x[i] = T(alpha * static_cast<A>(x[i]));
+template <int pack, class T, class P = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads)
+    add_bias_kernel(int64_t rows, int64_t width, const P* bias, T* y) {
+  for_packs<pack>(rows, width, [=](int64_t row, int64_t j) {
+    P values[pack];
+    widen(load_pack<pack>(y + row * width + j), values);
+    const auto added = load_pack<pack>(bias + j);
+#pragma unroll
+    for (int e = 0; e < pack; ++e) values[e] += added.v[e];
+    store_pack(y + row * width + j, rounded<T>(values));
+  });
 }
 
+template <class P>
+struct JoinedParts {
+  const P* part[kMostParts];
+};
 template <class T, class P = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
-    add_bias_kernel(int64_t n, int64_t width, const P* bias, T* y) {
-  for (int64_t i = first_item(); i < n; i += item_stride())
-    y[i] = T(static_cast<P>(y[i]) + bias[i % width]);
+    join_kernel(int64_t n, int64_t of_part, const __grid_constant__ JoinedParts<P> parts, T* row) {
+  for (int64_t i = first_item(); i < n; i += item_stride()) {
+    const P* part = parts.part[i / of_part];
+    row[i] = T(part ? part[i % of_part] : P(0));
+  }
 }
 
-template <class T, class P = AccumulateType<T>>
+template <int pack, class T, class P = AccumulateType<T>>
 struct RowTerms {
+  static constexpr int kUnroll = 4;
   int64_t width;
   const T* dy;
 
-  __device__ void operator()(int64_t row, int64_t column, P (&terms)[1]) const {
-    terms[0] = static_cast<P>(dy[row * width + column]);
+  __device__ void operator()(int64_t row, int64_t column, P (&terms)[1][pack]) const {
+    widen(load_pack<pack>(dy + row * width + column), terms[0]);
   }
 };
 
@@ -54,18 +84,35 @@ struct ListedTensor : Pieces {
   const T* data;
 };
 
+// f(value) for this thread's elements of a piece, 16 bytes at a time where that can be.
+template <class T, class F>
+__device__ void for_elements(const T* x, const Piece& piece, const F& f) {
+  constexpr int pack = kPack<T>;
+  int64_t first = piece.first;
+  if (reinterpret_cast<uintptr_t>(x) % 16 == 0) {  // pieces begin at multiples of a pack
+    const int64_t end = piece.end - (piece.end - first) % pack;
+#pragma unroll 4
+    for (int64_t i = first + threadIdx.x * pack; i < end; i += kThreads * pack) {
+      const auto values = load_pack<pack>(x + i);
+#pragma unroll
+      for (int e = 0; e < pack; ++e) f(values.v[e]);
+    }
+    first = end;
+  }
+  for (int64_t i = first + threadIdx.x; i < piece.end; i += kThreads) f(x[i]);
+}
+
 // One number a piece.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     squares_kernel(int64_t pieces, int64_t count, const ListedTensor<T>* list, double* of_piece) {
   for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
     const Piece piece = piece_of(list, count, p);
-    const T* x = list[piece.index].data;
     double sum = 0;
-    for (int64_t i = piece.first + threadIdx.x; i < piece.end; i += kThreads) {
-      const double v = static_cast<double>(x[i]);
+    for_elements(list[piece.index].data, piece, [&](T value) {
+      const double v = static_cast<double>(value);
       sum += v * v;
-    }
+    });
     sum = block_sum(sum);
     if (threadIdx.x == 0) of_piece[p] = sum;
   }
@@ -97,44 +144,37 @@ __global__ void __launch_bounds__(kThreads)
     finite_kernel(int64_t pieces, int64_t count, const ListedTensor<T>* list, int32_t* flags) {
   for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
     const Piece piece = piece_of(list, count, p);
-    const T* x = list[piece.index].data;
     bool finite = true;
-    for (int64_t i = piece.first + threadIdx.x; i < piece.end; i += kThreads) {
-      const A v = static_cast<A>(x[i]);
+    for_elements(list[piece.index].data, piece, [&](T value) {
+      const A v = static_cast<A>(value);
       finite = finite && v - v == A(0);  // infinite minus infinite is NaN
-    }
+    });
     if (!finite) flags[piece.index] = 1;
   }
 }
 
-template <class T, class A = AccumulateType<T>>
+template <int pack, class T, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads) add_kernel(int64_t n, const T* x, const T* r, T* y) {
-  for (int64_t i = first_item(); i < n; i += item_stride())
-    y[i] = T(static_cast<A>(r[i]) + static_cast<A>(x[i]));
+  for_packs_of<pack>(n, [=](int64_t i) {
+    A values[pack], past[pack];
+    widen(load_pack<pack>(x + i), values);
+    widen(load_pack<pack>(r + i), past);
+#pragma unroll
+    for (int e = 0; e < pack; ++e) values[e] = past[e] + values[e];
+    store_pack(y + i, rounded<T>(values));
+  });
 }
 
-// A block takes row after row, a thread eight neighbours: the lanes of one Philox block.
-template <class T, class A = AccumulateType<T>>
+template <int pack, class T, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
-    dropout_kernel(int64_t tokens, int64_t width, int64_t sequences, const int32_t* cu,
-                   const int64_t* keys, uint64_t layer, uint64_t site, uint32_t threshold, A factor,
-                   const T* x, const T* residual, T* y) {
-  constexpr int kLanesOfPhilox = 8;
-  for (int64_t t = blockIdx.x; t < tokens; t += gridDim.x) {
-    const int64_t s = sequence_of(t, sequences, cu);
-    const uint64_t key = dropout_key(keys[s], layer, site);
-    const auto position = static_cast<uint64_t>(t - cu[s]);
-    for (int64_t group = threadIdx.x; group * kLanesOfPhilox < width; group += kThreads) {
-      const Philox p = philox(key, position, static_cast<uint64_t>(group));
-      for (int lane = 0; lane < kLanesOfPhilox; ++lane) {
-        const int64_t j = group * kLanesOfPhilox + lane;
-        if (j >= width) break;
-        const uint32_t bits = (p.v[lane / 2] >> (16 * (lane % 2))) & 0xffffu;
-        A v = bits < threshold ? A(0) : static_cast<A>(x[t * width + j]) * factor;
-        if (residual) v = static_cast<A>(residual[t * width + j]) + v;
-        y[t * width + j] = T(v);
-      }
-    }
+    dropout_kernel(int64_t tokens, int64_t width, DropoutMasks masks, const T* x, const T* residual,
+                   T* y) {
+  TokenMasks<A> mask(masks);
+  const RowRun run = run_of_warp(tokens);
+  for (int64_t t = run.first; t < run.end; ++t) {
+    mask.go_to(t);
+    for (int64_t j = lane_of_warp() * pack; j < width; j += kLanes * pack)
+      store_pack(y + t * width + j, added_pack<pack>(mask, t * width, j, x, residual));
   }
 }
 
@@ -210,7 +250,12 @@ void CudaBackend::cast(ConstTensorView from, TensorView to, Stream stream) {
   const int64_t n = to.elements();
   dispatch_float(from.dtype(), "cast", [&]<class From>() {
     dispatch_float(to.dtype(), "cast", [&]<class To>() {
-      cast_kernel<<<blocks_for(n), kThreads, 0, s>>>(n, from.as<From>(), to.as<To>());
+      using Smaller = std::conditional_t<(sizeof(From) < sizeof(To)), From, To>;
+      const auto launch = [&]<int pack>() {
+        cast_kernel<pack, From, To>
+            <<<blocks_for(n / pack), kThreads, 0, s>>>(n, from.as<From>(), to.as<To>());
+      };
+      with_packs<Smaller>(n, launch, from.as<From>(), to.as<To>());
     });
   });
   check_launch();
@@ -220,8 +265,11 @@ void CudaBackend::axpy(double alpha, ConstTensorView x, TensorView y, Stream str
   const cudaStream_t s = enter(y.device(), stream);
   const int64_t n = y.elements();
   dispatch_float(y.dtype(), "axpy", [&]<class T>() {
-    axpy_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, static_cast<AccumulateType<T>>(alpha),
-                                                      x.as<T>(), y.as<T>());
+    const auto launch = [&]<int pack>() {
+      axpy_kernel<pack, true, T><<<blocks_for(n / pack), kThreads, 0, s>>>(
+          n, static_cast<AccumulateType<T>>(alpha), x.as<T>(), y.as<T>());
+    };
+    with_packs<T>(n, launch, x.as<T>(), y.as<T>());
   });
   check_launch();
 }
@@ -230,30 +278,65 @@ void CudaBackend::scale(double alpha, TensorView x, Stream stream) {
   const cudaStream_t s = enter(x.device(), stream);
   const int64_t n = x.elements();
   dispatch_float(x.dtype(), "scale", [&]<class T>() {
-    scale_kernel<T>
-        <<<blocks_for(n), kThreads, 0, s>>>(n, static_cast<AccumulateType<T>>(alpha), x.as<T>());
+    const auto launch = [&]<int pack>() {
+      axpy_kernel<pack, false, T><<<blocks_for(n / pack), kThreads, 0, s>>>(
+          n, static_cast<AccumulateType<T>>(alpha), x.as<T>(), x.as<T>());
+    };
+    with_packs<T>(n, launch, x.as<T>());
   });
   check_launch();
 }
 
 void CudaBackend::add_bias(ConstTensorView bias, TensorView y, Stream stream) {
   const cudaStream_t s = enter(y.device(), stream);
-  const int64_t n = y.elements();
   dispatch_float(y.dtype(), "add_bias", [&]<class T>() {
-    add_bias_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, y.columns(),
-                                                          bias.as<AccumulateType<T>>(), y.as<T>());
+    using P = AccumulateType<T>;
+    const auto launch = [&]<int pack>() {
+      add_bias_kernel<pack, T><<<blocks_for_rows(y.rows()), kThreads, 0, s>>>(
+          y.rows(), y.columns(), bias.as<P>(), y.as<T>());
+    };
+    with_packs<T>(y.columns(), launch, bias.as<P>(), y.as<T>());
   });
   check_launch();
 }
 
-void CudaBackend::accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink,
+void CudaBackend::accumulate_column_sums(ConstTensorView dy, std::span<const ColumnSink> parts,
                                          Stream stream) {
   dispatch_float(dy.dtype(), "accumulate_column_sums", [&]<class T>() {
     using P = AccumulateType<T>;
-    const RowTerms<T> terms{dy.columns(), dy.as<T>()};
-    add_column_sums<1, P>(dy.rows(), dy.columns(), terms, static_cast<P>(alpha), {{sink.as<P>()}},
-                          dy.device(), stream);
+    const auto add = [&]<int count>() {
+      ColumnSinks<count, P> sinks{};
+      for (size_t k = 0; k < parts.size(); ++k) {
+        sinks.sink[k] = pointer_of<P>(parts[k].sink);
+        sinks.scale[k] = static_cast<P>(parts[k].scale);
+      }
+      const auto launch = [&]<int pack>() {
+        const RowTerms<pack, T> terms{dy.columns(), dy.as<T>()};
+        add_column_sums<pack, 1, P>(dy.rows(), dy.columns(), terms, sinks, dy.device(), stream);
+      };
+      with_packs<T>(dy.columns(), launch, dy.as<T>());
+    };
+    switch (parts.size()) {
+      case 1:
+        return add.template operator()<1>();
+      case 2:
+        return add.template operator()<2>();
+      default:
+        return add.template operator()<static_cast<int>(kMostParts)>();
+    }
   });
+}
+
+void CudaBackend::join(std::span<const ConstTensorView> parts, TensorView row, Stream stream) {
+  const cudaStream_t s = enter(row.device(), stream);
+  const int64_t n = row.elements();
+  dispatch_float(row.dtype(), "join", [&]<class T>() {
+    JoinedParts<AccumulateType<T>> from{};
+    for (size_t k = 0; k < parts.size(); ++k)
+      from.part[k] = pointer_of<AccumulateType<T>>(parts[k]);
+    join_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, n / std::ssize(parts), from, row.as<T>());
+  });
+  check_launch();
 }
 
 std::vector<double> CudaBackend::sums_of_squares(std::span<const ConstTensorView> tensors) {
@@ -283,8 +366,8 @@ void CudaBackend::mark_not_finite(std::span<const ConstTensorView> tensors, Tens
   const cudaStream_t s = enter(flags.device(), stream);
   dispatch_float(tensors[0].dtype(), "mark_not_finite", [&]<class T>() {
     with_list<T>(tensors, stream, [&](const ListedTensor<T>* list, int64_t pieces) {
-      finite_kernel<T><<<blocks_for_each(pieces), kThreads, 0, s>>>(
-          pieces, std::ssize(tensors), list, flags.as<int32_t>());
+      finite_kernel<T><<<blocks_for_each(pieces), kThreads, 0, s>>>(pieces, std::ssize(tensors),
+                                                                    list, flags.as<int32_t>());
       check_launch();
     });
   });
@@ -296,16 +379,18 @@ void CudaBackend::dropout_add(const PackedSequences& packed, const DropoutSite& 
   const cudaStream_t s = enter(x.device(), stream);
   const int64_t n = x.elements(), rows = x.rows();
   dispatch_float(x.dtype(), "dropout_add", [&]<class T>() {
-    using A = AccumulateType<T>;
-    const T* r = residual.defined() ? residual.as<T>() : nullptr;
+    const T* r = pointer_of<T>(residual);
     if (site.probability > 0) {
-      dropout_kernel<T><<<blocks_for_each(rows), kThreads, 0, s>>>(
-          rows, x.columns(), packed.sequences(), packed.cu_seqlens.as<int32_t>(),
-          packed.dropout_keys.as<int64_t>(), site.layer, site.site,
-          dropout_threshold(site.probability), static_cast<A>(1 / (1 - site.probability)),
-          x.as<T>(), r, y.as<T>());
+      const auto launch = [&]<int pack>() {
+        dropout_kernel<pack, T><<<blocks_for_runs(rows, kRowsOfBlock), kThreads, 0, s>>>(
+            rows, x.columns(), masks_of(packed, site), x.as<T>(), r, y.as<T>());
+      };
+      with_packs<T>(x.columns(), launch, x.as<T>(), r, y.as<T>());
     } else if (r) {
-      add_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, x.as<T>(), r, y.as<T>());
+      const auto launch = [&]<int pack>() {
+        add_kernel<pack, T><<<blocks_for(n / pack), kThreads, 0, s>>>(n, x.as<T>(), r, y.as<T>());
+      };
+      with_packs<T>(n, launch, x.as<T>(), r, y.as<T>());
     } else if (x.raw() != y.raw()) {
       copy(y.raw(), y.device(), x.raw(), x.device(), x.bytes(), stream);
     }

@@ -21,13 +21,27 @@ inline unsigned blocks_for_each(int64_t items) {
   return static_cast<unsigned>(std::clamp(items, int64_t{1}, kMostBlocks));
 }
 
+// For warps that each take a run of neighbouring rows. Enough to fill every device, few enough that
+// a run is some rows long where it pays.
+inline constexpr int64_t kMostRunBlocks = 1024;
+// Where each block leaves partial sums: three of 128 threads for each multiprocessor of an H200.
+inline constexpr int64_t kMostPartialBlocks = 396;
+inline unsigned blocks_for_runs(int64_t rows, int warps_of_block, int64_t most = kMostRunBlocks) {
+  return static_cast<unsigned>(
+      std::clamp((rows + warps_of_block - 1) / warps_of_block, int64_t{1}, most));
+}
+
 // Blocks that take some columns of a matrix: the lines of their threads are rows.
 inline constexpr int kColumnsOfTile = 32;
 inline constexpr int kLinesOfTile = kThreads / kColumnsOfTile;
 inline unsigned blocks_for_columns(int64_t columns) {
   return static_cast<unsigned>((columns + kColumnsOfTile - 1) / kColumnsOfTile);
 }
-// Sums down columns are made of blocks of so many rows first: the y of the grid.
+// Sums down columns: a warp has a panel of columns, `pack` of each lane; the x of the grid. They
+// are made of blocks of so many rows first: the y of the grid.
+inline unsigned panels_of_columns(int64_t columns, int pack) {
+  return static_cast<unsigned>((columns + 32 * pack - 1) / (32 * pack));
+}
 inline constexpr int64_t kMostRowBlocks = 256;
 inline int64_t rows_of_block(int64_t rows) {
   return std::max<int64_t>(64, (rows + kMostRowBlocks - 1) / kMostRowBlocks);

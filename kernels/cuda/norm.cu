@@ -1,89 +1,263 @@
-// A warp takes a row. Where an output may be an input, a lane has read its own elements of every
-// input before it writes any of them.
+// A warp takes a run of rows, one after another. A row of up to kHeldRow elements stays in the
+// registers of its lanes, so that memory is read once; a longer one, or one whose rows are no whole
+// number of packs, is read again. Where an output may be an input, a lane has read its own elements
+// of every input before it writes any of them.
 #include "kernels/norm.h"
 
 #include "kernels/cuda/column_sums.cuh"
-#include "kernels/cuda/packs.cuh"
+#include "kernels/cuda/dropout.cuh"
 
 namespace amur::cuda {
 namespace {
 
+constexpr int64_t kHeldRow = 1024;
 
-// `mean` is null for RMS norms, `bias` where there is none.
-template <class T, class P = AccumulateType<T>>
-__global__ void __launch_bounds__(kThreads)
-    norm_forward_kernel(int64_t rows, int64_t width, int64_t statistics_width, P eps, const T* x,
-                        const P* gain, const P* bias, T* y, P* mean, P* rstd) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  for (int64_t t = first_row(); t < rows; t += row_stride()) {
-    const T* in = x + t * width;
-    T* out = y + t * width;
-    P m = 0;
-    if (mean) {
-      P sum = 0;
-      for (int64_t j = lane; j < statistics_width; j += kLanes) sum += static_cast<P>(in[j]);
-      m = warp_sum(sum) / static_cast<P>(statistics_width);
-    }
-    P squares = 0;
-    for (int64_t j = lane; j < statistics_width; j += kLanes) {
-      const P d = static_cast<P>(in[j]) - m;
-      squares += d * d;
-    }
-    const P r = P(1) / sqrt(warp_sum(squares) / static_cast<P>(statistics_width) + eps);
-    if (lane == 0) {
-      if (mean) mean[t] = m;
-      rstd[t] = r;
-    }
-    for (int64_t j = lane; j < width; j += kLanes) {
-      const P v = (static_cast<P>(in[j]) - m) * r * gain[j];
-      out[j] = T(bias ? v + bias[j] : v);
-    }
+template <class T>
+bool can_be_held(int64_t width, int pack) {
+  return sizeof(T) < 8 && pack > 1 && width <= kHeldRow;
+}
+// Packs of a lane.
+template <int pack, bool held>
+inline constexpr int kPacksOfRow = held ? static_cast<int>(kHeldRow) / (kLanes * pack) : 1;
+
+// f(k, j) for the packs of this lane, that at element j being its k-th; k is 0 where rows are not
+// held.
+template <int pack, bool held, class F>
+__device__ void for_row(int64_t width, const F& f) {
+  const int64_t own = lane_of_warp() * pack;
+  if constexpr (held) {
+#pragma unroll
+    for (int k = 0; k < kPacksOfRow<pack, held>; ++k)
+      if (const int64_t j = own + k * kLanes * pack; j < width) f(k, j);
+  } else {
+    for (int64_t j = own; j < width; j += kLanes * pack) f(0, j);
   }
 }
 
-// With g = dy * gain and n = (x - mean) * rstd: dx = rstd (g - mean(g) - n mean(g n)); the sums are
-// over all coordinates, and only those that the statistics are of feel them.
-template <class T, class P = AccumulateType<T>>
+// Whether element j + e of a row counts, for e < pack.
+struct Counted {
+  int left;  // of those that count, from j on
+  __device__ Counted(int64_t j, int64_t statistics_width)
+      : left(static_cast<int>(statistics_width - j)) {}
+  __device__ bool operator()(int e) const { return e < left; }
+};
+
+// Where the rows come from: `first` is asked for each pack of a row, once; `again` for one that it
+// has given, where rows are not held.
+template <int pack, class T>
+struct PlainRows {
+  const T* x;
+
+  struct Reader {
+    const T* x;
+    __device__ void go_to(int64_t) {}
+    __device__ Pack<T, pack> first(int64_t row, int64_t j) const {
+      return load_pack<pack>(x + row + j);
+    }
+    __device__ Pack<T, pack> again(int64_t row, int64_t j) const { return first(row, j); }
+  };
+  __device__ Reader reader() const { return {x}; }
+};
+// y = residual + dropout(x)
+template <int pack, class T, class A = AccumulateType<T>>
+struct AddedRows {
+  DropoutMasks masks;
+  const T *x, *residual;
+  T* y;
+
+  struct Reader {
+    TokenMasks<A> mask;
+    const T *x, *residual;
+    T* y;
+    __device__ void go_to(int64_t token) { mask.go_to(token); }
+    __device__ Pack<T, pack> first(int64_t row, int64_t j) const {
+      const Pack<T, pack> sum = added_pack<pack>(mask, row, j, x, residual);
+      store_pack(y + row + j, sum);
+      return sum;
+    }
+    __device__ Pack<T, pack> again(int64_t row, int64_t j) const {
+      return load_pack<pack>(y + row + j);
+    }
+  };
+  __device__ Reader reader() const { return {TokenMasks<A>(masks), x, residual, y}; }
+};
+
+// `mean` is null for RMS norms, `bias` where there is none.
+template <int pack, bool held, class T, class Rows, class P = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
-    norm_backward_kernel(int64_t rows, int64_t width, int64_t statistics_width, const T* dy,
-                         const T* x, const P* gain, const P* mean, const P* rstd, const T* residual,
-                         T* dx) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  for (int64_t t = first_row(); t < rows; t += row_stride()) {
+    norm_forward_kernel(int64_t rows, int64_t width, int64_t statistics_width, P eps, Rows from,
+                        const P* gain, const P* bias, T* n, P* mean, P* rstd) {
+  auto reader = from.reader();
+  const RowRun run = run_of_warp(rows);
+  const P count = static_cast<P>(statistics_width);
+  for (int64_t t = run.first; t < run.end; ++t) {
     const int64_t row = t * width;
-    const P m = mean ? mean[t] : P(0), r = rstd[t];
-    P g_sum = 0, gn_sum = 0;
-    for (int64_t j = lane; j < width; j += kLanes) {
-      const P g = static_cast<P>(dy[row + j]) * gain[j];
-      g_sum += g;
-      gn_sum += g * ((static_cast<P>(x[row + j]) - m) * r);
+    reader.go_to(t);
+    Pack<T, pack> kept[kPacksOfRow<pack, held>] = {};
+    const auto again = [&](int k, int64_t j) {
+      if constexpr (held)
+        return kept[k];
+      else
+        return reader.again(row, j);
+    };
+    P sum = 0;
+    for_row<pack, held>(width, [&](int k, int64_t j) {
+      const Pack<T, pack> x = reader.first(row, j);
+      if constexpr (held) kept[k] = x;
+      const Counted counted(j, statistics_width);
+#pragma unroll
+      for (int e = 0; e < pack; ++e)
+        if (counted(e)) sum += static_cast<P>(x.v[e]);
+    });
+    const P m = mean ? warp_sum(sum) / count : P(0);
+    P squares = 0;
+    for_row<pack, held>(width, [&](int k, int64_t j) {
+      const Pack<T, pack> x = again(k, j);
+      const Counted counted(j, statistics_width);
+#pragma unroll
+      for (int e = 0; e < pack; ++e) {
+        const P d = static_cast<P>(x.v[e]) - m;
+        if (counted(e)) squares += d * d;
+      }
+    });
+    const P r = P(1) / sqrt(warp_sum(squares) / count + eps);
+    if (lane_of_warp() == 0) {
+      if (mean) mean[t] = m;
+      rstd[t] = r;
     }
-    const P count = static_cast<P>(statistics_width);
-    const P g_mean = mean ? warp_sum(g_sum) / count : P(0);
-    const P gn_mean = warp_sum(gn_sum) / count;
-    for (int64_t j = lane; j < width; j += kLanes) {
-      P g = static_cast<P>(dy[row + j]) * gain[j];
-      if (j < statistics_width) g = g - g_mean - (static_cast<P>(x[row + j]) - m) * r * gn_mean;
-      P d = r * g;
-      if (residual) d += static_cast<P>(residual[row + j]);
-      dx[row + j] = T(d);
-    }
+    for_row<pack, held>(width, [&](int k, int64_t j) {
+      const Pack<T, pack> x = again(k, j);
+      const auto gains = load_pack<pack>(gain + j);
+      P values[pack];
+#pragma unroll
+      for (int e = 0; e < pack; ++e) values[e] = (static_cast<P>(x.v[e]) - m) * r * gains.v[e];
+      if (bias) {
+        const auto biases = load_pack<pack>(bias + j);
+#pragma unroll
+        for (int e = 0; e < pack; ++e) values[e] += biases.v[e];
+      }
+      store_pack(n + row + j, rounded<T>(values));
+    });
   }
 }
 
 // Gradients of gain and bias.
-template <class T, class P = AccumulateType<T>>
+template <int pack, class T, class P = AccumulateType<T>>
 struct NormTerms {
+  static constexpr int kUnroll = 2;
   int64_t width;
   const T *dy, *x;
   const P *mean, *rstd;
 
-  __device__ void operator()(int64_t t, int64_t j, P (&terms)[2]) const {
-    const P d = static_cast<P>(dy[t * width + j]);
-    terms[0] = d * ((static_cast<P>(x[t * width + j]) - (mean ? mean[t] : P(0))) * rstd[t]);
-    terms[1] = d;
+  __device__ void operator()(int64_t t, int64_t j, P (&terms)[2][pack]) const {
+    const auto d = load_pack<pack>(dy + t * width + j);
+    const auto v = load_pack<pack>(x + t * width + j);
+    const P m = mean ? mean[t] : P(0), r = rstd[t];
+#pragma unroll
+    for (int e = 0; e < pack; ++e) {
+      terms[1][e] = static_cast<P>(d.v[e]);
+      terms[0][e] = terms[1][e] * ((static_cast<P>(v.v[e]) - m) * r);
+    }
   }
 };
+
+// Backward: blocks of fewer threads, for their registers, and no more of them than there are
+// partial sums.
+constexpr int kBackwardThreads = 128;
+constexpr int kBackwardWarps = kBackwardThreads / kLanes;
+
+// With g = dy * gain and n = (x - mean) * rstd: dx = rstd (g - mean(g) - n mean(g n)); the sums are
+// over all coordinates, and only those that the statistics are of feel them. With `sums`, for rows
+// that are held: partial[block, 0, :] = sum dy n and partial[block, 1, :] = sum dy over its rows.
+template <int pack, bool held, bool sums, class T, class P = AccumulateType<T>>
+__global__ void __launch_bounds__(kBackwardThreads, 3)
+    norm_backward_kernel(int64_t rows, int64_t width, int64_t statistics_width, const T* dy,
+                         const T* x, const P* gain, const P* mean, const P* rstd, const T* residual,
+                         T* dx, P* partial) {
+  static_assert(held || !sums);
+  constexpr int kPacks = kPacksOfRow<pack, held>;
+  P gain_sums[sums ? kPacks : 1][pack] = {}, bias_sums[sums ? kPacks : 1][pack] = {};
+  const RowRun run = run_of_warp(rows);
+  const P count = static_cast<P>(statistics_width);
+  for (int64_t t = run.first; t < run.end; ++t) {
+    const int64_t row = t * width;
+    const P m = mean ? mean[t] : P(0), r = rstd[t];
+    Pack<T, pack> d_kept[kPacks], x_kept[kPacks];
+    P g_sum = 0, gn_sum = 0;
+    for_row<pack, held>(width, [&](int k, int64_t j) {
+      d_kept[k] = load_pack<pack>(dy + row + j);
+      x_kept[k] = load_pack<pack>(x + row + j);
+      const auto gains = load_pack<pack>(gain + j);
+#pragma unroll
+      for (int e = 0; e < pack; ++e) {
+        const P d = static_cast<P>(d_kept[k].v[e]), n = (static_cast<P>(x_kept[k].v[e]) - m) * r;
+        const P g = d * gains.v[e];
+        g_sum += g;
+        gn_sum += g * n;
+        if constexpr (sums) {
+          gain_sums[k][e] += d * n;
+          bias_sums[k][e] += d;
+        }
+      }
+    });
+    const P g_mean = mean ? warp_sum(g_sum) / count : P(0);
+    const P gn_mean = warp_sum(gn_sum) / count;
+    for_row<pack, held>(width, [&](int k, int64_t j) {
+      if constexpr (!held) {
+        d_kept[k] = load_pack<pack>(dy + row + j);
+        x_kept[k] = load_pack<pack>(x + row + j);
+      }
+      const auto gains = load_pack<pack>(gain + j);
+      const Counted counted(j, statistics_width);
+      P values[pack];
+#pragma unroll
+      for (int e = 0; e < pack; ++e) {
+        P g = static_cast<P>(d_kept[k].v[e]) * gains.v[e];
+        if (counted(e)) g = g - g_mean - (static_cast<P>(x_kept[k].v[e]) - m) * r * gn_mean;
+        values[e] = r * g;
+      }
+      if (residual) {
+        const auto past = load_pack<pack>(residual + row + j);
+#pragma unroll
+        for (int e = 0; e < pack; ++e) values[e] += static_cast<P>(past.v[e]);
+      }
+      store_pack(dx + row + j, rounded<T>(values));
+    });
+  }
+  if constexpr (sums) {
+    // One warp after another adds its own.
+    __shared__ P of_block[2][kHeldRow];
+    for (int w = 0; w < kBackwardWarps; ++w) {
+      if (static_cast<int>(threadIdx.x) / kLanes == w) {
+        for_row<pack, held>(width, [&](int k, int64_t j) {
+#pragma unroll
+          for (int e = 0; e < pack; ++e) {
+            of_block[0][j + e] = w == 0 ? gain_sums[k][e] : of_block[0][j + e] + gain_sums[k][e];
+            of_block[1][j + e] = w == 0 ? bias_sums[k][e] : of_block[1][j + e] + bias_sums[k][e];
+          }
+        });
+      }
+      __syncthreads();
+    }
+    for (int64_t j = threadIdx.x; j < 2 * width; j += kBackwardThreads)
+      partial[2 * blockIdx.x * width + j] = of_block[j / width][j % width];
+  }
+}
+
+// Calls f.template operator()<pack, held, T>().
+template <class F, class... Address>
+void dispatch_rows(DType dtype, int64_t width, const char* op, const F& f, Address... addresses) {
+  dispatch_float(dtype, op, [&]<class T>() {
+    const auto choose = [&]<int pack>() {
+      if (can_be_held<T>(width, pack)) {
+        if constexpr (sizeof(T) < 8 && pack > 1) f.template operator()<pack, true, T>();
+      } else {
+        f.template operator()<pack, false, T>();
+      }
+    };
+    with_packs<T>(width, choose, addresses...);
+  });
+}
 
 }  // namespace
 
@@ -91,36 +265,75 @@ void CudaBackend::norm_forward(NormKind kind, ConstTensorView x, ConstTensorView
                                ConstTensorView bias, double eps, TensorView y, TensorView mean,
                                TensorView rstd, int64_t statistics_width, Stream stream) {
   const cudaStream_t s = enter(x.device(), stream);
-  dispatch_float(x.dtype(), "norm_forward", [&]<class T>() {
+  const int64_t rows = x.rows(), width = x.columns();
+  const auto launch = [&]<int pack, bool held, class T>() {
     using P = AccumulateType<T>;
-    norm_forward_kernel<T><<<blocks_for_rows(x.rows()), kThreads, 0, s>>>(
-        x.rows(), x.columns(), statistics_width, static_cast<P>(eps), x.as<T>(), gain.as<P>(),
-        pointer_of<P>(bias), y.as<T>(), kind == NormKind::layer ? mean.as<P>() : nullptr,
-        rstd.as<P>());
-  });
+    norm_forward_kernel<pack, held, T><<<blocks_for_runs(rows, kRowsOfBlock), kThreads, 0, s>>>(
+        rows, width, statistics_width, static_cast<P>(eps), PlainRows<pack, T>{x.as<T>()},
+        gain.as<P>(), pointer_of<P>(bias), y.as<T>(),
+        kind == NormKind::layer ? mean.as<P>() : nullptr, rstd.as<P>());
+  };
+  dispatch_rows(x.dtype(), width, "norm_forward", launch, x.raw(), gain.raw(),
+                bias.defined() ? bias.raw() : nullptr, y.raw());
   check_launch();
 }
 
-// The sinks come first: dx may take the place of dy.
+void CudaBackend::add_norm_forward(const PackedSequences& packed, const DropoutSite& site,
+                                   ConstTensorView x, ConstTensorView residual, TensorView y,
+                                   NormKind kind, ConstTensorView gain, ConstTensorView bias,
+                                   double eps, TensorView n, TensorView mean, TensorView rstd,
+                                   int64_t statistics_width, Stream stream) {
+  const cudaStream_t s = enter(x.device(), stream);
+  const int64_t rows = x.rows(), width = x.columns();
+  const auto launch = [&]<int pack, bool held, class T>() {
+    using P = AccumulateType<T>;
+    const AddedRows<pack, T> from{masks_of(packed, site), x.as<T>(), residual.as<T>(), y.as<T>()};
+    norm_forward_kernel<pack, held, T><<<blocks_for_runs(rows, kRowsOfBlock), kThreads, 0, s>>>(
+        rows, width, statistics_width, static_cast<P>(eps), from, gain.as<P>(), pointer_of<P>(bias),
+        n.as<T>(), kind == NormKind::layer ? mean.as<P>() : nullptr, rstd.as<P>());
+  };
+  dispatch_rows(x.dtype(), width, "add_norm_forward", launch, x.raw(), residual.raw(), y.raw(),
+                gain.raw(), bias.defined() ? bias.raw() : nullptr, n.raw());
+  check_launch();
+}
+
+// The sinks come first where they have a pass of their own: dx may take the place of dy.
 void CudaBackend::norm_backward(NormKind kind, ConstTensorView dy, ConstTensorView x,
                                 ConstTensorView gain, ConstTensorView mean, ConstTensorView rstd,
                                 ConstTensorView residual, TensorView dx, double sink_scale,
                                 TensorView gain_sink, TensorView bias_sink,
                                 int64_t statistics_width, Stream stream) {
   const cudaStream_t s = enter(x.device(), stream);
-  dispatch_float(x.dtype(), "norm_backward", [&]<class T>() {
+  const int64_t rows = x.rows(), width = x.columns();
+  const bool sums = gain_sink.defined() || bias_sink.defined();
+  const unsigned blocks = blocks_for_runs(rows, kBackwardWarps, kMostPartialBlocks);
+  const auto launch = [&]<int pack, bool held, class T>() {
     using P = AccumulateType<T>;
     const P* means = kind == NormKind::layer ? mean.as<P>() : nullptr;
-    if (gain_sink.defined() || bias_sink.defined()) {
-      const NormTerms<T> terms{x.columns(), dy.as<T>(), x.as<T>(), means, rstd.as<P>()};
-      add_column_sums<2, P>(x.rows(), x.columns(), terms, static_cast<P>(sink_scale),
-                            {{pointer_of<P>(gain_sink), pointer_of<P>(bias_sink)}}, x.device(),
-                            stream);
+    const P scale = static_cast<P>(sink_scale);
+    const ColumnSinks<2, P> sinks{{pointer_of<P>(gain_sink), pointer_of<P>(bias_sink)},
+                                  {scale, scale}};
+    if constexpr (held) {
+      if (sums) {
+        const Scratch partial(static_cast<size_t>(2 * blocks * width) * sizeof(P), x.device(),
+                              stream);
+        norm_backward_kernel<pack, true, true, T><<<blocks, kBackwardThreads, 0, s>>>(
+            rows, width, statistics_width, dy.as<T>(), x.as<T>(), gain.as<P>(), means, rstd.as<P>(),
+            pointer_of<T>(residual), dx.as<T>(), partial.as<P>());
+        check_launch();
+        return finish_column_sums<2, P>(blocks, width, partial.as<const P>(), sinks, s);
+      }
+    } else if (sums) {
+      const NormTerms<pack, T> terms{width, dy.as<T>(), x.as<T>(), means, rstd.as<P>()};
+      add_column_sums<pack, 2, P>(rows, width, terms, sinks, x.device(), stream);
     }
-    norm_backward_kernel<T><<<blocks_for_rows(x.rows()), kThreads, 0, s>>>(
-        x.rows(), x.columns(), statistics_width, dy.as<T>(), x.as<T>(), gain.as<P>(), means,
-        rstd.as<P>(), pointer_of<T>(residual), dx.as<T>());
-  });
+    norm_backward_kernel<pack, held, false, T>
+        <<<blocks_for_runs(rows, kBackwardWarps), kBackwardThreads, 0, s>>>(
+            rows, width, statistics_width, dy.as<T>(), x.as<T>(), gain.as<P>(), means, rstd.as<P>(),
+            pointer_of<T>(residual), dx.as<T>(), static_cast<P*>(nullptr));
+  };
+  dispatch_rows(x.dtype(), width, "norm_backward", launch, dy.raw(), x.raw(), gain.raw(),
+                residual.defined() ? residual.raw() : nullptr, dx.raw());
   check_launch();
 }
 

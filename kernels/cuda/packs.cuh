@@ -1,5 +1,6 @@
-// Rows of warps, and neighbours in memory that one thread takes at a time: a warp that reads 16 bytes a thread asks for
-// 512 bytes at once, which fills the memory's bandwidth with few threads and few instructions.
+// Rows of warps, and neighbours in memory that one thread takes at a time: a warp that reads 16
+// bytes a thread asks for 512 bytes at once, which fills the memory's bandwidth with few threads
+// and few instructions.
 #pragma once
 
 #include "kernels/cuda/backend.cuh"
@@ -25,6 +26,32 @@ __device__ void store_pack(T* to, const Pack<T, count>& pack) {
   *reinterpret_cast<Pack<T, count>*>(to) = pack;
 }
 
+// The values of a pack to compute with, and a pack of values, rounded: in bf16 two at a time.
+template <class A, class T, int count>
+__device__ void widen(const Pack<T, count>& pack, A (&values)[count]) {
+#pragma unroll
+  for (int e = 0; e < count; ++e) values[e] = static_cast<A>(pack.v[e]);
+}
+template <class T, class A, int count>
+__device__ Pack<T, count> rounded(const A (&values)[count]) {
+  Pack<T, count> pack;
+  int e = 0;
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, bf16>) {
+#pragma unroll
+    for (; e + 1 < count; e += 2) {
+      uint32_t two;
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(values[e + 1]), "f"(values[e]));
+      pack.v[e].bits = static_cast<uint16_t>(two);
+      pack.v[e + 1].bits = static_cast<uint16_t>(two >> 16);
+    }
+  }
+#endif
+#pragma unroll
+  for (; e < count; ++e) pack.v[e] = T(values[e]);
+  return pack;
+}
+
 // A warp takes row after row: for (row = first_row(); row < rows; row += row_stride()), launched as
 // blocks_for_rows(rows).
 inline constexpr int kLanes = 32;
@@ -42,8 +69,25 @@ inline unsigned blocks_for_rows(int64_t rows) {
   return blocks_for(rows * kLanes);
 }
 
-// Calls f.template operator()<count>() with count = kPack<T>, or 1 where a row of `width` elements
-// or one of the addresses (null: not used) is no multiple of that.
+// A warp takes a run of neighbouring rows: a share of them, launched as blocks_for_runs(rows).
+struct RowRun {
+  int64_t first, end;
+};
+__device__ inline RowRun run_of_warp(int64_t rows) {
+  const int64_t warps = int64_t{gridDim.x} * (blockDim.x / kLanes);
+  const int64_t warp = int64_t{blockIdx.x} * (blockDim.x / kLanes) + threadIdx.x / kLanes;
+  return {rows * warp / warps, rows * (warp + 1) / warps};
+}
+
+// f(row, first column) for every pack of a matrix.
+template <int pack, class F>
+__device__ void for_packs(int64_t rows, int64_t width, const F& f) {
+  for (int64_t row = first_row(); row < rows; row += row_stride())
+    for (int64_t j = lane_of_warp() * pack; j < width; j += kLanes * pack) f(row, j);
+}
+
+// Calls f.template operator()<count>() with count = kPack<T>, or 1 where `width`, the elements of a
+// row, is no multiple of that, or one of the addresses (null: not used) none of 16 bytes.
 template <class T, class F, class... Address>
 void with_packs(int64_t width, const F& f, const Address*... addresses) {
   const bool aligned =

@@ -1,11 +1,13 @@
 #include "src/model/attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
+#include "src/model/step_copies.h"
 
 namespace amur {
 
@@ -130,7 +132,7 @@ void Attention::forward(const Context& context, ConstTensorView n, TensorView y)
   const TensorView o = keep(heads, n.dtype());
   const TensorView lse = keep({heads[0], heads[1]}, parameter_dtype(n.dtype()));
 
-  qkv_.forward(context, n, qkv, bias_row(context, scratch, parameter_dtype(n.dtype())));
+  qkv_.forward(context, n, qkv, bias_row(context, scratch, n.dtype()));
   if (rotary_) rotary(packed, rotary_base_, rotary_period_, false, qkv, context.stream);
   attention_forward(packed, qkv, scale_, dropout(context), o, lse, window_, context.stream);
   output_.forward(context, o, y);
@@ -154,38 +156,38 @@ void Attention::backward(const Context& context, ConstTensorView n, ConstTensorV
   qkv_.backward(context, n, dqkv, beta, dn);
 }
 
-// The biases as one row [3 * H * hd], so that one pass adds them all; undefined without any.
+// The biases as one row [3 * H * hd], so that one pass adds them all; undefined without any. With
+// the copies of a step, in the dtype of the activations.
 ConstTensorView Attention::bias_row(const Context& context, ScratchScope& scratch,
-                                    DType dtype) const {
+                                    DType activations) const {
   if (qkv_bias_ == nullptr && key_bias_ == nullptr) return {};
-  const TensorView row = scratch.tensor({3, qkv_shape(1).product(2, 4)}, dtype);
-  fill_zero(row, context.stream);
+  std::array<ConstTensorView, 3> parts;
   if (qkv_bias_ != nullptr) {
     const ConstTensorView bias = qkv_bias_->value;
-    copy(part(row, 0), part(bias, 0), context.stream);
-    copy(part(row, 2), part(bias, 1), context.stream);
+    parts[0] = part(bias, 0);
+    parts[2] = part(bias, 1);
   }
-  if (key_bias_ != nullptr)
-    copy(part(row, 1), flat(ConstTensorView(key_bias_->value)), context.stream);
-  return flat(ConstTensorView(row));
+  if (key_bias_ != nullptr) parts[1] = flat(ConstTensorView(key_bias_->value));
+  const Shape shape = {qkv_shape(1).elements()};
+  const auto fill = [&](TensorView to) { join(parts, to, context.stream); };
+  if (context.copies) return context.copies->get(this, shape, activations, fill);
+  const TensorView row = scratch.tensor(shape, parameter_dtype(activations));
+  fill(row);
+  return row;
 }
 
 void Attention::accumulate_biases(const Context& context, ConstTensorView dqkv) const {
   const TensorView qkv_sink = qkv_bias_ ? flat_sink(*qkv_bias_) : TensorView();
   const TensorView key_sink = key_bias_ ? flat_sink(*key_bias_) : TensorView();
   if (!qkv_sink.defined() && !key_sink.defined()) return;
-  ScratchScope scratch(*context.scratch);
-  const DType dtype = parameter_dtype(dqkv.dtype());
-  const TensorView sums = scratch.tensor({3, dqkv.columns() / 3}, dtype);
-  fill_zero(sums, context.stream);
-  accumulate_column_sums(1, dqkv.reshape({dqkv.rows(), dqkv.columns()}), flat(sums),
-                         context.stream);
+  std::array<ColumnSink, 3> parts;
   if (qkv_sink.defined()) {
-    const TensorView both = qkv_sink.reshape({2, sums.columns()});
-    axpy(qkv_bias_->sink_scale, part(sums, 0), part(both, 0), context.stream);
-    axpy(qkv_bias_->sink_scale, part(sums, 2), part(both, 1), context.stream);
+    const TensorView both = qkv_sink.reshape({2, dqkv.columns() / 3});
+    parts[0] = {part(both, 0), qkv_bias_->sink_scale};
+    parts[2] = {part(both, 1), qkv_bias_->sink_scale};
   }
-  if (key_sink.defined()) axpy(key_bias_->sink_scale, part(sums, 1), key_sink, context.stream);
+  if (key_sink.defined()) parts[1] = {key_sink, key_bias_->sink_scale};
+  accumulate_column_sums(dqkv.reshape({dqkv.rows(), dqkv.columns()}), parts, context.stream);
 }
 
 void Attention::list_products(const ProductListing& of, bool adds,

@@ -37,7 +37,7 @@ class Attention final : public Branch {
  private:
   Shape heads_shape(int64_t tokens) const;  // [T, H, hd], local heads
   Shape qkv_shape(int64_t tokens) const;    // [T, 3, H, hd]
-  ConstTensorView bias_row(const Context& context, ScratchScope& scratch, DType dtype) const;
+  ConstTensorView bias_row(const Context& context, ScratchScope& scratch, DType activations) const;
   void accumulate_biases(const Context& context, ConstTensorView dqkv) const;
   DropoutSite dropout(const Context& context) const;
 

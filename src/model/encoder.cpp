@@ -133,21 +133,23 @@ void Encoder::forward(const Context& context, TensorView h) {
 
   TensorView x = scratch.tensor({chunk.tokens(), p.config.hidden}, context.dtype);
   p.embedding.forward(context, x);
-  for (const auto& block : p.blocks) x = block->forward(context, x);
-  if (p.final_norm) {
-    // The last block's output is kept as it is for the norm's backward.
-    const TensorView y = context.saved ? scratch.tensor(x.shape(), x.dtype()) : x;
-    p.final_norm->forward(context, x, y, p.final_norm->statistics(scratch, x));
-    x = y;
+  // n is the norm of the residual stream x; the first block has none.
+  const TensorView normed = p.blocks.empty() ? x : scratch.tensor(x.shape(), x.dtype());
+  ConstTensorView n = x;
+  for (size_t i = 0; i < p.blocks.size(); ++i) {
+    const std::optional<Norm>& next =
+        i + 1 < p.blocks.size() ? p.blocks[i + 1]->norm() : p.final_norm;
+    x = p.blocks[i]->forward(context, x, n, next ? &*next : nullptr, normed);
+    n = next ? ConstTensorView(normed) : x;
   }
   if (!p.projection) {
-    pooling_forward(p.config.pooling, chunk.packed, x, h, context.stream);
+    pooling_forward(p.config.pooling, chunk.packed, n, h, context.stream);
     return;
   }
   const Shape shape = {chunk.sequences(), p.config.hidden};
   const TensorView pooled =
       context.saved ? context.saved->push(this, shape, dtype) : scratch.tensor(shape, dtype);
-  pooling_forward(p.config.pooling, chunk.packed, x, pooled, context.stream);
+  pooling_forward(p.config.pooling, chunk.packed, n, pooled, context.stream);
   p.projection->forward(context, pooled, h);
 }
 

@@ -68,15 +68,14 @@ void FeedForward::backward(const Context& context, ConstTensorView n, ConstTenso
   ScratchScope scratch(*context.scratch);
   const TensorView u = context.saved->pop(this);
   const TensorView a = scratch.tensor({n.rows(), down_.inputs()}, n.dtype());
-  activation_forward(activation_, u, a, context.stream);
-  // The gradients take the places of a and of u.
-  down_.backward(context, a, dy, 0, a);
-  const TensorView bias = up_.bias_sink();
-  if (bias.defined())
-    activation_backward(activation_, a, u, u, up_.bias_scale(), bias, context.stream);
-  else
-    activation_backward(activation_, a, u, u, context.stream);
-  up_.backward(context, n, u, beta, dn, bias.defined());
+  // The gradient of the activation's result comes before that result, which takes its place; so the
+  // activation is gone through once.
+  down_.backward_input(context, dy, 0, a);
+  ActivationExtras also{.y = a, .sink = up_.bias_sink()};
+  if (also.sink.defined()) also.scale = up_.bias_scale();
+  activation_backward(activation_, a, u, u, also, context.stream);
+  down_.accumulate(context, a, dy);
+  up_.backward(context, n, u, beta, dn, also.sink.defined());
 }
 
 void FeedForward::list_products(const ProductListing& of, bool adds,

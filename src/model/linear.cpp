@@ -2,6 +2,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "src/model/step_copies.h"
 
 namespace amur {
 
@@ -50,8 +51,10 @@ ConstTensorView Linear::weight_as(const Context& context, ScratchScope& scratch,
   const ConstTensorView weight =
       ConstTensorView(weight_->value.view()).reshape({outputs(), inputs()});
   if (dtype == weight.dtype()) return weight;
+  const auto convert = [&](TensorView to) { cast(weight, to, context.stream); };
+  if (context.copies) return context.copies->get(weight_, weight.shape(), dtype, convert);
   const TensorView converted = scratch.tensor(weight.shape(), dtype);
-  cast(weight, converted, context.stream);
+  convert(converted);
   return converted;
 }
 
@@ -73,6 +76,9 @@ void Linear::forward(const Context& context, ConstTensorView x, TensorView y,
   AMUR_CHECK(!bias.defined() || (bias_ == nullptr && !partial), "{}: a bias for a sum",
              weight_->name);
   if (bias_ != nullptr) bias = ConstTensorView(bias_->value.view()).reshape({outputs()});
+  if (bias_ != nullptr && !partial && context.copies && y.dtype() != bias.dtype())
+    bias = context.copies->get(bias_, bias.shape(), y.dtype(),
+                               [&](TensorView to) { cast(bias, to, context.stream); });
   const ConstTensorView weight = weight_as(context, scratch, x.dtype());
   if (!partial && bias.defined())
     return gemm_bias(Transpose::no, Transpose::yes, x, weight, bias, y, context.stream);
@@ -97,14 +103,23 @@ void Linear::accumulate_weight(const Context& context, ConstTensorView x, ConstT
 
 void Linear::backward(const Context& context, ConstTensorView x, ConstTensorView dy, double beta,
                       TensorView dx, bool bias_done) const {
-  ScratchScope scratch(*context.scratch);
+  accumulate(context, x, dy, bias_done);
+  if (dx.defined()) backward_input(context, dy, beta, dx);
+}
+
+void Linear::accumulate(const Context& context, ConstTensorView x, ConstTensorView dy,
+                        bool bias_done) const {
   if (const TensorView sink = flat_sink(*weight_); sink.defined())
     accumulate_weight(context, x, dy, sink.reshape({outputs(), inputs()}));
   if (!bias_done)
     if (const TensorView sink = bias_sink(); sink.defined())
       accumulate_column_sums(bias_->sink_scale, dy.reshape({dy.rows(), dy.columns()}), sink,
                              context.stream);
-  if (!dx.defined()) return;
+}
+
+void Linear::backward_input(const Context& context, ConstTensorView dy, double beta,
+                            TensorView dx) const {
+  ScratchScope scratch(*context.scratch);
   const bool partial = shared(context) == Shared::outputs;
   const TensorView sum = partial ? wide(scratch, dx) : dx;
   // What is there already, the same on every rank, enters the sum once.

@@ -38,14 +38,20 @@ class Linear {
   Linear(Parameter& weight, Parameter* bias, int input_axes);
 
   // x [T, in], y [T, out], local, of one dtype, bf16 or parameter_dtype() of the weight's.
-  // `bias` [out], where defined, stands for the parameter; not where y is summed over the group.
+  // `bias` [out], where defined, stands for the parameter; not where y is summed over the group. It
+  // may be of y's dtype, as `gemm_bias` takes it.
   void forward(const Context& context, ConstTensorView x, TensorView y,
                ConstTensorView bias = {}) const;
-  // dx = beta * dx + dy W; the weight's sink += sink_scale * dy^T x, the bias' likewise. dx may be
-  // undefined, and may be x, which is read before. Scratch: a copy of the weight, or of its sink,
-  // in the dtype of x, where that is another. `bias_done`: the caller has added the bias' gradient.
+  // Both of the two below. dx may be undefined, and may be x, which is read before.
   void backward(const Context& context, ConstTensorView x, ConstTensorView dy, double beta,
                 TensorView dx, bool bias_done = false) const;
+  // The weight's sink += sink_scale * dy^T x, the bias' likewise. Scratch: a copy of the sink,
+  // where its dtype is another. `bias_done`: the caller has added the bias' gradient.
+  void accumulate(const Context& context, ConstTensorView x, ConstTensorView dy,
+                  bool bias_done = false) const;
+  // dx = beta * dx + dy W. Scratch: a copy of the weight in the dtype of dy, where that is another
+  // and the context has none.
+  void backward_input(const Context& context, ConstTensorView dy, double beta, TensorView dx) const;
 
   // Where the bias' gradient goes, undefined where none is wanted, and by how much it is scaled.
   TensorView bias_sink() const { return bias_ ? flat_sink(*bias_) : TensorView(); }

@@ -78,6 +78,8 @@ enum class DropoutPlace : uint64_t {
   feed_forward_output = 3,
 };
 
+class StepCopies;  // src/model/step_copies.h
+
 // Passed down through forward and backward.
 struct Context {
   const ChunkView* chunk = nullptr;
@@ -89,6 +91,8 @@ struct Context {
   // Backward only: is told the index of each group of Encoder::backward_groups() once this pass has
   // added all to its sinks; may be empty.
   std::function<void(size_t)> group_done;
+  // Of the weights as they are, where several chunks share them; null: each makes its own.
+  StepCopies* copies = nullptr;
   // The ranks that share every layer of this chunk, all with the same chunk; null: this one alone.
   // Linear, Embedding and Attention alone know of it: what they put out is the same on all of them.
   Communicator* tp = nullptr;

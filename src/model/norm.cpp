@@ -54,6 +54,20 @@ void Norm::forward(const Context& context, ConstTensorView x, TensorView y,
   gate_forward(gate_->value, x, y, context.stream);
 }
 
+void Norm::add_forward(const Context& context, const DropoutSite& site, ConstTensorView x,
+                       ConstTensorView residual, TensorView y, TensorView n) const {
+  ScratchScope scratch(*context.scratch);
+  const NormStatistics statistics = this->statistics(scratch, y);
+  const PackedSequences& packed = context.chunk->packed;
+  if (gate_ != nullptr) {
+    dropout_add_forward(packed, site, x, residual, y, context.stream);
+    return forward(context, y, n, statistics);
+  }
+  add_norm_forward(packed, site, x, residual, y, kind_, gain_->value,
+                   bias_ ? bias_->value.view() : TensorView(), eps_, n, statistics.mean,
+                   statistics.rstd, static_cast<int64_t>(statistics_width_), context.stream);
+}
+
 void Norm::ungated(const Context& context, ConstTensorView x, TensorView y,
                    const NormStatistics& statistics) const {
   norm_forward(kind_, x, gain_->value, bias_ ? bias_->value.view() : TensorView(), eps_, y,

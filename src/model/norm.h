@@ -25,6 +25,10 @@ class Norm {
   // y may be x; fills the statistics.
   void forward(const Context& context, ConstTensorView x, TensorView y,
                const NormStatistics& statistics) const;
+  // y = residual + dropout(x), then n = norm(y), in one pass where that can be; y may be x, n may
+  // be residual.
+  void add_forward(const Context& context, const DropoutSite& site, ConstTensorView x,
+                   ConstTensorView residual, TensorView y, TensorView n) const;
   // dx = gradient of x (+ residual, where defined); dx may be dy or residual.
   void backward(const Context& context, ConstTensorView dy, ConstTensorView x,
                 const NormStatistics& statistics, ConstTensorView residual, TensorView dx) const;

@@ -16,22 +16,20 @@ ResidualBlock::ResidualBlock(std::optional<Norm> norm, std::unique_ptr<Branch> b
       layer_(layer),
       place_(place) {}
 
-TensorView ResidualBlock::forward(const Context& context, TensorView x) const {
+TensorView ResidualBlock::forward(const Context& context, TensorView x, ConstTensorView n,
+                                  const Norm* next, TensorView n_of_next) const {
   ScratchScope scratch(*context.scratch);
   // The output lies below what the branch keeps: it is read by the next block's backward, which
   // runs before this one's.
   const TensorView y = context.saved ? context.saved->push(this, x.shape(), x.dtype()) : x;
-  ConstTensorView n = x;
-  if (norm_) {
-    const TensorView normed = scratch.tensor(x.shape(), x.dtype());
-    norm_->forward(context, x, normed, norm_->statistics(scratch, x));
-    n = normed;
-  }
   const TensorView added = context.saved ? y : scratch.tensor(x.shape(), x.dtype());
   branch_->forward(context, n, added);
   const ConstTensorView residual = position_ == NormPosition::pre ? ConstTensorView(x) : n;
-  dropout_add_forward(context.chunk->packed, context.dropout(dropout_, layer_, place_), added,
-                      residual, y, context.stream);
+  const DropoutSite site = context.dropout(dropout_, layer_, place_);
+  if (next)
+    next->add_forward(context, site, added, residual, y, n_of_next);
+  else
+    dropout_add_forward(context.chunk->packed, site, added, residual, y, context.stream);
   return y;
 }
 

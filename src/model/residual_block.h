@@ -33,9 +33,12 @@ class ResidualBlock {
   ResidualBlock(std::optional<Norm> norm, std::unique_ptr<Branch> branch, NormPosition position,
                 double dropout, uint64_t layer, DropoutPlace place);
 
-  // Returns the output [T, d]. With context.saved it is pushed there with this block as its owner,
-  // so that the next block can peek at its input; without, it replaces x.
-  TensorView forward(const Context& context, TensorView x) const;
+  // From the residual stream x [T, d] and n [T, d], which is norm(x), or x where there is no norm.
+  // Returns the output y. With context.saved it is pushed there with this block as its owner, so
+  // that the next block can peek at its input; without, it replaces x. `next`, where it is not
+  // null, is the norm behind: its n of y is set too, and may take the place of this one's.
+  TensorView forward(const Context& context, TensorView x, ConstTensorView n, const Norm* next,
+                     TensorView n_of_next) const;
   // g is the gradient of the output on entry and of x on return. Pops the output too.
   void backward(const Context& context, ConstTensorView x, TensorView g) const;
 
@@ -43,6 +46,7 @@ class ResidualBlock {
   size_t saved_bytes(int64_t tokens, int64_t hidden, DType dtype) const;
   const Branch& branch() const { return *branch_; }
   std::optional<Norm>& norm() { return norm_; }
+  const std::optional<Norm>& norm() const { return norm_; }
 
  private:
   std::optional<Norm> norm_;

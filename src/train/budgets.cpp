@@ -85,7 +85,9 @@ size_t room_for(const BudgetRequest& request, ProcessGrid& grid, Runtime& runtim
     // A tenth for work space of libraries, and for what their allocator cannot use.
     const auto ranks =
         static_cast<double>(std::count(devices.begin(), devices.end(), device.index));
-    room = 0.9 * static_cast<double>(gpu_backend().free_bytes(device)) / ranks - fixed;
+    const auto copies = static_cast<double>(
+        StepCopies::bytes_for(request.model->parameters(), request.model->dtype()));
+    room = 0.9 * static_cast<double>(gpu_backend().free_bytes(device)) / ranks - fixed - copies;
   }
   return static_cast<size_t>(grid.world().min(static_cast<int64_t>(std::max(0.0, room))));
 }
@@ -143,6 +145,7 @@ std::vector<ChunkCost> measure_chunks(EmbeddingModel& model, const LocalBatch& b
     const Chunk& chunk = chunks[chunks.size() / 2];
     if (!costs.empty() && chunk.tokens < size / 2) break;
     SavedTensors saved(model.device()), scratch(model.device());
+    StepCopies copies(model.device());
     Encoder& tower = model.tower(chunk.units.front() < queries ? 0 : 1);
     size_t kept = 0;
     double seconds = std::numeric_limits<double>::infinity();
@@ -161,6 +164,7 @@ std::vector<ChunkCost> measure_chunks(EmbeddingModel& model, const LocalBatch& b
         context.scratch = &scratch;
         context.dtype = model.dtype();
         context.training = true;
+        context.copies = &copies;
         context.tp = model.tp();
         tower.forward(context, h);
         kept = saved.bytes();

@@ -24,6 +24,7 @@ TwoPass::TwoPass(EmbeddingModel& model, const Config& config, Communicator& dp, 
       stop_requested_(std::move(stop_requested)),
       saved_(model.device()),
       scratch_(model.device()) {
+  if (model.device() != Device::cpu()) copies_.emplace(model.device());
   loss_stage_ = [this](const ContrastiveInput& input, TensorView dq, TensorView dk) {
     return contrastive_loss(config_.loss, model_.log_scale_value(), model_.loss_bias_value(), input,
                             dq, dk, dp_);
@@ -37,6 +38,7 @@ Context TwoPass::context(const ChunkView& view, bool keep) {
   c.scratch = &scratch_;
   c.dtype = model_.dtype();
   c.training = true;
+  c.copies = copies_ ? &*copies_ : nullptr;
   c.tp = model_.tp();
   return c;
 }
@@ -139,6 +141,7 @@ BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& t
                   .fold(static_cast<uint64_t>(RandomPurpose::dropout))
                   .fold(static_cast<uint64_t>(step));
   saved_.rewind(0);
+  if (copies_) copies_->forget();
   plan();
 
   BatchGradient result;

@@ -19,6 +19,7 @@
 
 #include "comm/communicator.h"
 #include "src/core/device_backend.h"
+#include "src/model/step_copies.h"
 #include "src/train/budgets.h"
 #include "src/train/data/batch.h"
 #include "src/train/embedding_model.h"
@@ -112,6 +113,7 @@ class TwoPass {
   std::optional<RandomKey> step_key_;
   std::vector<PlannedChunk> chunks_;
   SavedTensors saved_, scratch_;
+  std::optional<StepCopies> copies_;  // on a GPU, where each small launch counts
   // Rows: this rank's queries, then its documents. Where the model is.
   Tensor embeddings_;  // [b_r + n_r, e] unit vectors
   Tensor norms_;       // [b_r + n_r]

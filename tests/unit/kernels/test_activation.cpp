@@ -91,11 +91,12 @@ TEST_P(ActivationTest, MatchesTheDefinition) {
   }
 }
 
-// The gradient of a bias in u, beside that of u: the same bits as two passes.
-TEST_P(ActivationTest, BiasGradientBeside) {
+// The gradient of a bias in u, and the forward's result, beside the gradient of u: the same bits as
+// by passes of their own.
+TEST_P(ActivationTest, ExtrasBeside) {
   for (const ActivationKind kind : kKinds) {
     for (const auto& [rows, width] :
-         {std::pair<int64_t, int64_t>{1, 1}, {7, 33}, {130, 64}, {65, 100}}) {
+         {std::pair<int64_t, int64_t>{1, 1}, {7, 33}, {130, 64}, {65, 100}, {9, 520}}) {
       const int64_t u_width = is_gated(kind) ? 2 * width : width;
       const Tensor dy = random_tensor({rows, width}, dtype(), 1);
       Tensor u = random_tensor({rows, u_width}, dtype(), 2);
@@ -105,17 +106,23 @@ TEST_P(ActivationTest, BiasGradientBeside) {
       const Doubles before = to_doubles(sums);
       activation_backward(kind, dy, u, one);
       accumulate_column_sums(0.25, one, sums_apart);
-      activation_backward(kind, dy, u, du, 0.25, sums);
+      Tensor y = empty({rows, width}, dtype()), value = empty({rows, width}, dtype());
+      activation_forward(kind, u, value);
+      activation_backward(kind, dy, u, du, {.y = y, .sink = sums, .scale = 0.25});
       EXPECT_TRUE(same_bits(du, one)) << rows << " " << width;
+      EXPECT_TRUE(same_bits(y, value)) << rows << " " << width;
       EXPECT_TRUE(same_bits(sums, sums_apart)) << rows << " " << width;
       Doubles expected = before;
       const Doubles gradient = to_doubles(du);
       for (size_t i = 0; i < gradient.size(); ++i)
         expected[i % static_cast<size_t>(u_width)] += 0.25 * gradient[i];
       expect_near(sums, expected, 60 * rounding(parameter()) * std::sqrt(rows), "bias");
-      // In place of u.
-      activation_backward(kind, dy, u, u, 0.25, sums_apart);
+      // In place of u and of dy.
+      Tensor d = empty({rows, width}, dtype());
+      copy(d, dy);
+      activation_backward(kind, d, u, u, {.y = d});
       EXPECT_TRUE(same_bits(u, du));
+      EXPECT_TRUE(same_bits(d, value));
     }
   }
 }

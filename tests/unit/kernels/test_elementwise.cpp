@@ -100,6 +100,40 @@ TEST_P(ElementwiseTest, ColumnSums) {
   });
 }
 
+TEST_P(ElementwiseTest, ColumnSumsInParts) {
+  for (const int64_t of_part : {1, 8, 33, 96}) {
+    const int64_t rows = 700;
+    const Tensor dy = random_tensor({rows, 3 * of_part}, dtype(), 1);
+    Tensor first = filled({of_part}, parameter(), 7), last = filled({of_part}, parameter(), 5);
+    accumulate_column_sums(dy, std::array<ColumnSink, 3>{{{first, 0.5}, {}, {last, 0.25}}});
+    const auto n = static_cast<size_t>(of_part);
+    Doubles sums(3 * n);
+    const Doubles in = to_doubles(dy);
+    for (size_t i = 0; i < in.size(); ++i) sums[i % sums.size()] += in[i];
+    Doubles first_expected(n), last_expected(n);
+    for (size_t j = 0; j < n; ++j) {
+      first_expected[j] = 7 + 0.5 * sums[j];
+      last_expected[j] = 5 + 0.25 * sums[2 * n + j];
+    }
+    expect_near(first, first_expected, 500 * rounding(parameter()), "first");
+    expect_near(last, last_expected, 500 * rounding(parameter()), "last");
+  }
+}
+
+TEST_P(ElementwiseTest, Join) {
+  for (const int64_t of_part : {1, 300}) {
+    const Tensor a = random_tensor({of_part}, parameter(), 1),
+                 b = random_tensor({of_part}, parameter(), 2);
+    Tensor row = random_tensor({3 * of_part}, dtype(), 3), rounded = empty({of_part}, dtype());
+    join(std::array<ConstTensorView, 3>{a.view(), {}, b.view()}, row);
+    cast(a, rounded);
+    EXPECT_TRUE(same_bits(row.view().slice(0, of_part), rounded));
+    EXPECT_TRUE(same_bits(row.view().slice(of_part, of_part), zeros({of_part}, dtype())));
+    cast(b, rounded);
+    EXPECT_TRUE(same_bits(row.view().slice(2 * of_part, of_part), rounded));
+  }
+}
+
 TEST_P(ElementwiseTest, SumOfSquares) {
   for (const int64_t n : {0, 1, 17, 65536, 200001}) {
     const Tensor x = random_tensor({n}, dtype(), 1);

@@ -1,3 +1,4 @@
+#include "kernels/elementwise.h"
 #include "kernels/norm.h"
 #include "tests/unit/kernels/kernel_test.h"
 
@@ -43,8 +44,15 @@ NormOracle oracle(NormKind kind, int64_t rows, int64_t width, const Doubles& x, 
 
 TEST_P(NormTest, MatchesTheDefinition) {
   for (const NormKind kind : {NormKind::layer, NormKind::rms}) {
-    for (const auto& [rows, width] :
-         {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {7, 32}, {130, 65}, {200, 256}, {2, 1000}}) {
+    for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{1, 1},
+                                      {3, 5},
+                                      {7, 32},
+                                      {130, 65},
+                                      {200, 256},
+                                      {2, 1000},
+                                      {3, 1024},
+                                      {3, 1032},
+                                      {1700, 16}}) {
       const Tensor x = random_tensor({rows, width}, dtype(), 1);
       const Tensor dy = random_tensor({rows, width}, dtype(), 2);
       const Tensor residual = random_tensor({rows, width}, dtype(), 3);
@@ -134,6 +142,75 @@ TEST_P(NormTest, AnOffsetDoesNotCancel) {
   Doubles expected(shifted.size());
   for (size_t j = 0; j < expected.size(); ++j) expected[j] = j % 2 == 0 ? 1 : -1;
   expect_near(y, expected, 4 * rounding(dtype()), "y");
+}
+
+// The sum and its norm at once: the bits of one after the other, also where the norm takes the
+// residual's place, for rows that a warp holds and others, and statistics of some coordinates.
+TEST_P(NormTest, OfASum) {
+  const Sequences sequences({3, 1, 40, 2, 24}, 1000, device());
+  const int64_t rows = sequences.tokens();
+  for (const int64_t width : {1, 33, 64, 1000, 1040}) {
+    const Tensor x = random_tensor({rows, width}, dtype(), 1);
+    const Tensor residual = random_tensor({rows, width}, dtype(), 2);
+    const Tensor gain = random_tensor({width}, parameter(), 4);
+    const Tensor bias = random_tensor({width}, parameter(), 5);
+    for (const double probability : {0.0, 0.3}) {
+      for (const NormKind kind : {NormKind::layer, NormKind::rms}) {
+        const DropoutSite site{probability, 3, 2};
+        const int64_t statistics = kind == NormKind::rms ? width : (width + 1) / 2;
+        const auto empty_like = [&] { return empty({rows, width}, dtype()); };
+        Tensor y = empty_like(), n = empty_like(), sum = empty_like(), place = empty_like();
+        Tensor mean = empty({rows}, parameter()), rstd = empty({rows}, parameter());
+        dropout_add_forward(sequences.packed, site, x, residual, y);
+        norm_forward(kind, y, gain, bias, 1e-3, n, mean, rstd, statistics);
+        copy(sum, x);
+        copy(place, residual);
+        Tensor mean_at_once = empty({rows}, parameter()), rstd_at_once = empty({rows}, parameter());
+        add_norm_forward(sequences.packed, site, sum, place, sum, kind, gain, bias, 1e-3, place,
+                         mean_at_once, rstd_at_once, statistics);
+        const std::string what = fmt::format("width {}, dropout {}", width, probability);
+        EXPECT_TRUE(same_bits(sum, y)) << what;
+        EXPECT_TRUE(same_bits(place, n)) << what;
+        EXPECT_TRUE(same_bits(rstd_at_once, rstd)) << what;
+        if (kind == NormKind::layer) {
+          EXPECT_TRUE(same_bits(mean_at_once, mean)) << what;
+          // What the other coordinates hold does not reach the statistics.
+          const Doubles in = to_doubles(y), of = to_doubles(mean);
+          for (size_t t = 0; t < of.size(); ++t) {
+            double expected = 0;
+            for (size_t j = 0; j < static_cast<size_t>(statistics); ++j)
+              expected += in[t * static_cast<size_t>(width) + j] / static_cast<double>(statistics);
+            ASSERT_NEAR(of[t], expected, 20 * rounding(parameter())) << what;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Rows that do not begin at a multiple of 16 bytes.
+TEST_P(NormTest, MisalignedTensors) {
+  const int64_t rows = 5, width = 64;
+  const Tensor x = random_tensor({rows * width + 1}, dtype(), 1);
+  const Tensor dy = random_tensor({rows * width + 1}, dtype(), 2);
+  const Tensor gain = random_tensor({width}, parameter(), 4);
+  const Shape shape = {rows, width};
+  Tensor y = empty(shape, dtype()), dx = empty(shape, dtype());
+  Tensor mean = empty({rows}, parameter()), rstd = empty({rows}, parameter());
+  Tensor sink = zeros({width}, parameter());
+  const auto run = [&](ConstTensorView at_x, ConstTensorView at_dy) {
+    fill_zero(sink);
+    norm_forward(NormKind::layer, at_x, gain, {}, 1e-3, y, mean, rstd);
+    norm_backward(NormKind::layer, at_dy, at_x, gain, mean, rstd, {}, dx, 1, sink, {});
+  };
+  const ConstTensorView odd_x = x.view().slice(1, rows * width).reshape(shape);
+  const ConstTensorView odd_dy = dy.view().slice(1, rows * width).reshape(shape);
+  run(odd_x, odd_dy);
+  const Doubles y_odd = to_doubles(y), dx_odd = to_doubles(dx), sink_odd = to_doubles(sink);
+  run(copy_on(device(), odd_x), copy_on(device(), odd_dy));
+  expect_near(y, y_odd, 4 * rounding(dtype()), "y");
+  expect_near(dx, dx_odd, 20 * rounding(dtype()), "dx");
+  expect_near(sink, sink_odd, 20 * rounding(parameter()), "sink");
 }
 
 TEST_P(NormTest, EmptyAndThreads) {
