@@ -70,6 +70,9 @@ class DeviceKernels : public DeviceBackend {
   virtual void dropout_add(const PackedSequences& packed, const DropoutSite& site,
                            ConstTensorView x, ConstTensorView residual, TensorView y,
                            Stream stream) = 0;
+  virtual void dropout_backward_sums(const PackedSequences& packed, const DropoutSite& site,
+                                     ConstTensorView dy, TensorView dx, const ColumnSink& sums,
+                                     Stream stream) = 0;
   virtual void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y,
                             Stream stream) = 0;
   virtual void gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x,

@@ -21,15 +21,20 @@ void require_same(const char* op, ConstTensorView x, ConstTensorView y) {
              y.shape().text());
 }
 
-// y = residual + dropout(x)
-void dropout_add(const char* op, const PackedSequences& packed, const DropoutSite& site,
-                 ConstTensorView x, ConstTensorView residual, TensorView y, Stream stream) {
+void require_dropout_add(const char* op, const PackedSequences& packed, const DropoutSite& site,
+                         ConstTensorView x, ConstTensorView residual, TensorView y) {
   require_device(op, {x, residual, y, packed.cu_seqlens, packed.dropout_keys});
   require_matrix(op, "y", y, x.rows(), x.columns(), x.dtype());
   if (residual.defined())
     require_matrix(op, "residual", residual, x.rows(), x.columns(), x.dtype());
   require_packed(op, packed, x.rows());
   require_dropout(op, packed, site);
+}
+
+// y = residual + dropout(x)
+void dropout_add(const char* op, const PackedSequences& packed, const DropoutSite& site,
+                 ConstTensorView x, ConstTensorView residual, TensorView y, Stream stream) {
+  require_dropout_add(op, packed, site, x, residual, y);
   if (x.elements() == 0) return;
   if (on_gpu(x)) return device_kernels().dropout_add(packed, site, x, residual, y, stream);
   dispatch_float(x.dtype(), op, [&]<class T>() {
@@ -285,8 +290,17 @@ void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstT
 }
 
 void dropout_backward(const PackedSequences& packed, DropoutSite site, ConstTensorView dy,
-                      TensorView dx, Stream stream) {
-  dropout_add("dropout_backward", packed, site, dy, {}, dx, stream);
+                      TensorView dx, const ColumnSink& sums, Stream stream) {
+  const char* op = "dropout_backward";
+  if (!sums.sink.defined()) return dropout_add(op, packed, site, dy, {}, dx, stream);
+  if (on_gpu(dy) && site.probability > 0 && dy.elements() > 0) {
+    require_dropout_add(op, packed, site, dy, {}, dx);
+    require_device(op, {dy, sums.sink});
+    require_matrix(op, "sink", sums.sink, dx.columns(), 1, parameter_dtype(dx.dtype()));
+    return device_kernels().dropout_backward_sums(packed, site, dy, dx, sums, stream);
+  }
+  dropout_add(op, packed, site, dy, {}, dx, stream);
+  accumulate_column_sums(sums.scale, dx.reshape({dx.rows(), dx.columns()}), sums.sink, stream);
 }
 
 }  // namespace amur

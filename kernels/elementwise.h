@@ -24,7 +24,7 @@ void accumulate_column_sums(double alpha, ConstTensorView dy, TensorView sink, S
 // whose sink is undefined are left out.
 inline constexpr size_t kMostParts = 3;
 struct ColumnSink {
-  TensorView sink;
+  TensorView sink = {};
   double scale = 0;
 };
 void accumulate_column_sums(ConstTensorView dy, std::span<const ColumnSink> parts,
@@ -55,8 +55,9 @@ void mark_not_finite(std::span<const ConstTensorView> tensors, TensorView flags,
 // y = residual + dropout(x); residual may be undefined (0), y may be x or residual.  all [T, n]
 void dropout_add_forward(const PackedSequences& packed, DropoutSite site, ConstTensorView x,
                          ConstTensorView residual, TensorView y, Stream stream = {});
-// dx = mask/(1-p) * dy; dx may be dy.
+// dx = mask/(1-p) * dy; dx may be dy. Where there is a sink, also its scale times the sums of dx's
+// columns, on a GPU without reading dx again: the gradient of a bias in front of the dropout.
 void dropout_backward(const PackedSequences& packed, DropoutSite site, ConstTensorView dy,
-                      TensorView dx, Stream stream = {});
+                      TensorView dx, const ColumnSink& sums = {}, Stream stream = {});
 
 }  // namespace amur

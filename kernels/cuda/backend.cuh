@@ -168,6 +168,9 @@ class CudaBackend final : public DeviceKernels {
                        Stream stream) override;
   void dropout_add(const PackedSequences& packed, const DropoutSite& site, ConstTensorView x,
                    ConstTensorView residual, TensorView y, Stream stream) override;
+  void dropout_backward_sums(const PackedSequences& packed, const DropoutSite& site,
+                             ConstTensorView dy, TensorView dx, const ColumnSink& sums,
+                             Stream stream) override;
   void gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y, Stream stream) override;
   void gate_backward(ConstTensorView gate, ConstTensorView dy, ConstTensorView x, double sink_scale,
                      TensorView y, TensorView dx, TensorView sink, Stream stream) override;

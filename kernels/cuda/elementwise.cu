@@ -1,7 +1,7 @@
 #include "kernels/elementwise.h"
 
-#include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/held_rows.cuh"
 #include "kernels/cuda/pieces.cuh"
 
 namespace amur::cuda {
@@ -176,6 +176,27 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t j = lane_of_warp() * pack; j < width; j += kLanes * pack)
       store_pack(y + t * width + j, added_pack<pack>(mask, t * width, j, x, residual));
   }
+}
+
+// Of rows that are held: partial[block, :] = the sum of dx over the block's rows.
+template <int pack, class T, class P = AccumulateType<T>>
+__global__ void __launch_bounds__(kSumThreads)
+    dropout_sums_kernel(int64_t tokens, int64_t width, DropoutMasks masks, const T* dy, T* dx,
+                        P* partial) {
+  TokenMasks<P> mask(masks);
+  P sums[1][kPacksOfRow<pack, true>][pack] = {};
+  const RowRun run = run_of_warp(tokens);
+  for (int64_t t = run.first; t < run.end; ++t) {
+    mask.go_to(t);
+    for_row<pack, true>(width, [&](int k, int64_t j) {
+      const Pack<T, pack> out =
+          added_pack<pack>(mask, t * width, j, dy, static_cast<const T*>(nullptr));
+      store_pack(dx + t * width + j, out);
+#pragma unroll
+      for (int e = 0; e < pack; ++e) sums[0][k][e] += static_cast<P>(out.v[e]);
+    });
+  }
+  leave_sums(sums, width, partial);
 }
 
 template <class T, class P = AccumulateType<T>>
@@ -396,6 +417,29 @@ void CudaBackend::dropout_add(const PackedSequences& packed, const DropoutSite& 
     }
   });
   check_launch();
+}
+
+void CudaBackend::dropout_backward_sums(const PackedSequences& packed, const DropoutSite& site,
+                                        ConstTensorView dy, TensorView dx, const ColumnSink& sums,
+                                        Stream stream) {
+  const cudaStream_t s = enter(dy.device(), stream);
+  const int64_t rows = dy.rows(), width = dy.columns();
+  const auto launch = [&]<int pack, bool held, class T>() {
+    using P = AccumulateType<T>;
+    if constexpr (held) {
+      const unsigned blocks = blocks_for_runs(rows, kSumWarps, kMostPartialBlocks);
+      const Scratch partial(static_cast<size_t>(blocks * width) * sizeof(P), dy.device(), stream);
+      dropout_sums_kernel<pack, T><<<blocks, kSumThreads, 0, s>>>(
+          rows, width, masks_of(packed, site), dy.as<T>(), dx.as<T>(), partial.as<P>());
+      check_launch();
+      finish_column_sums<1, P>(blocks, width, partial.as<const P>(),
+                               {{sums.sink.as<P>()}, {static_cast<P>(sums.scale)}}, s);
+    } else {
+      dropout_add(packed, site, dy, {}, dx, stream);
+      accumulate_column_sums(dx.reshape({rows, width}), {&sums, 1}, stream);
+    }
+  };
+  dispatch_rows(dy.dtype(), width, "dropout_backward", launch, dy.raw(), dx.raw());
 }
 
 void CudaBackend::gate_forward(ConstTensorView gate, ConstTensorView x, TensorView y,

@@ -24,7 +24,11 @@ inline unsigned blocks_for_each(int64_t items) {
 // For warps that each take a run of neighbouring rows. Enough to fill every device, few enough that
 // a run is some rows long where it pays.
 inline constexpr int64_t kMostRunBlocks = 1024;
-// Where each block leaves partial sums: three of 128 threads for each multiprocessor of an H200.
+// Rows that warps keep in registers: their elements at most.
+inline constexpr int64_t kHeldRow = 1024;
+// Where warps sum up over such rows and blocks leave partial sums: blocks of fewer threads, for their
+// registers, three for each multiprocessor of an H200.
+inline constexpr int kSumThreads = 128, kSumWarps = kSumThreads / 32;
 inline constexpr int64_t kMostPartialBlocks = 396;
 inline unsigned blocks_for_runs(int64_t rows, int warps_of_block, int64_t most = kMostRunBlocks) {
   return static_cast<unsigned>(

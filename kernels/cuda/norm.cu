@@ -1,38 +1,12 @@
-// A warp takes a run of rows, one after another. A row of up to kHeldRow elements stays in the
-// registers of its lanes, so that memory is read once; a longer one, or one whose rows are no whole
-// number of packs, is read again. Where an output may be an input, a lane has read its own elements
-// of every input before it writes any of them.
+// A warp takes a run of rows, one after another. Where an output may be an input, a lane has read
+// its own elements of every input before it writes any of them.
 #include "kernels/norm.h"
 
-#include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/held_rows.cuh"
 
 namespace amur::cuda {
 namespace {
-
-constexpr int64_t kHeldRow = 1024;
-
-template <class T>
-bool can_be_held(int64_t width, int pack) {
-  return sizeof(T) < 8 && pack > 1 && width <= kHeldRow;
-}
-// Packs of a lane.
-template <int pack, bool held>
-inline constexpr int kPacksOfRow = held ? static_cast<int>(kHeldRow) / (kLanes * pack) : 1;
-
-// f(k, j) for the packs of this lane, that at element j being its k-th; k is 0 where rows are not
-// held.
-template <int pack, bool held, class F>
-__device__ void for_row(int64_t width, const F& f) {
-  const int64_t own = lane_of_warp() * pack;
-  if constexpr (held) {
-#pragma unroll
-    for (int k = 0; k < kPacksOfRow<pack, held>; ++k)
-      if (const int64_t j = own + k * kLanes * pack; j < width) f(k, j);
-  } else {
-    for (int64_t j = own; j < width; j += kLanes * pack) f(0, j);
-  }
-}
 
 // Whether element j + e of a row counts, for e < pack.
 struct Counted {
@@ -161,22 +135,17 @@ struct NormTerms {
   }
 };
 
-// Backward: blocks of fewer threads, for their registers, and no more of them than there are
-// partial sums.
-constexpr int kBackwardThreads = 128;
-constexpr int kBackwardWarps = kBackwardThreads / kLanes;
-
 // With g = dy * gain and n = (x - mean) * rstd: dx = rstd (g - mean(g) - n mean(g n)); the sums are
 // over all coordinates, and only those that the statistics are of feel them. With `sums`, for rows
 // that are held: partial[block, 0, :] = sum dy n and partial[block, 1, :] = sum dy over its rows.
 template <int pack, bool held, bool sums, class T, class P = AccumulateType<T>>
-__global__ void __launch_bounds__(kBackwardThreads, 3)
+__global__ void __launch_bounds__(kSumThreads, 3)
     norm_backward_kernel(int64_t rows, int64_t width, int64_t statistics_width, const T* dy,
                          const T* x, const P* gain, const P* mean, const P* rstd, const T* residual,
                          T* dx, P* partial) {
   static_assert(held || !sums);
   constexpr int kPacks = kPacksOfRow<pack, held>;
-  P gain_sums[sums ? kPacks : 1][pack] = {}, bias_sums[sums ? kPacks : 1][pack] = {};
+  P total[2][sums ? kPacks : 1][pack] = {};  // of gain and bias
   const RowRun run = run_of_warp(rows);
   const P count = static_cast<P>(statistics_width);
   for (int64_t t = run.first; t < run.end; ++t) {
@@ -195,8 +164,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 3)
         g_sum += g;
         gn_sum += g * n;
         if constexpr (sums) {
-          gain_sums[k][e] += d * n;
-          bias_sums[k][e] += d;
+          total[0][k][e] += d * n;
+          total[1][k][e] += d;
         }
       }
     });
@@ -224,39 +193,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 3)
       store_pack(dx + row + j, rounded<T>(values));
     });
   }
-  if constexpr (sums) {
-    // One warp after another adds its own.
-    __shared__ P of_block[2][kHeldRow];
-    for (int w = 0; w < kBackwardWarps; ++w) {
-      if (static_cast<int>(threadIdx.x) / kLanes == w) {
-        for_row<pack, held>(width, [&](int k, int64_t j) {
-#pragma unroll
-          for (int e = 0; e < pack; ++e) {
-            of_block[0][j + e] = w == 0 ? gain_sums[k][e] : of_block[0][j + e] + gain_sums[k][e];
-            of_block[1][j + e] = w == 0 ? bias_sums[k][e] : of_block[1][j + e] + bias_sums[k][e];
-          }
-        });
-      }
-      __syncthreads();
-    }
-    for (int64_t j = threadIdx.x; j < 2 * width; j += kBackwardThreads)
-      partial[2 * blockIdx.x * width + j] = of_block[j / width][j % width];
-  }
-}
-
-// Calls f.template operator()<pack, held, T>().
-template <class F, class... Address>
-void dispatch_rows(DType dtype, int64_t width, const char* op, const F& f, Address... addresses) {
-  dispatch_float(dtype, op, [&]<class T>() {
-    const auto choose = [&]<int pack>() {
-      if (can_be_held<T>(width, pack)) {
-        if constexpr (sizeof(T) < 8 && pack > 1) f.template operator()<pack, true, T>();
-      } else {
-        f.template operator()<pack, false, T>();
-      }
-    };
-    with_packs<T>(width, choose, addresses...);
-  });
+  if constexpr (sums) leave_sums(total, width, partial);
 }
 
 }  // namespace
@@ -306,7 +243,7 @@ void CudaBackend::norm_backward(NormKind kind, ConstTensorView dy, ConstTensorVi
   const cudaStream_t s = enter(x.device(), stream);
   const int64_t rows = x.rows(), width = x.columns();
   const bool sums = gain_sink.defined() || bias_sink.defined();
-  const unsigned blocks = blocks_for_runs(rows, kBackwardWarps, kMostPartialBlocks);
+  const unsigned blocks = blocks_for_runs(rows, kSumWarps, kMostPartialBlocks);
   const auto launch = [&]<int pack, bool held, class T>() {
     using P = AccumulateType<T>;
     const P* means = kind == NormKind::layer ? mean.as<P>() : nullptr;
@@ -317,7 +254,7 @@ void CudaBackend::norm_backward(NormKind kind, ConstTensorView dy, ConstTensorVi
       if (sums) {
         const Scratch partial(static_cast<size_t>(2 * blocks * width) * sizeof(P), x.device(),
                               stream);
-        norm_backward_kernel<pack, true, true, T><<<blocks, kBackwardThreads, 0, s>>>(
+        norm_backward_kernel<pack, true, true, T><<<blocks, kSumThreads, 0, s>>>(
             rows, width, statistics_width, dy.as<T>(), x.as<T>(), gain.as<P>(), means, rstd.as<P>(),
             pointer_of<T>(residual), dx.as<T>(), partial.as<P>());
         check_launch();
@@ -328,7 +265,7 @@ void CudaBackend::norm_backward(NormKind kind, ConstTensorView dy, ConstTensorVi
       add_column_sums<pack, 2, P>(rows, width, terms, sinks, x.device(), stream);
     }
     norm_backward_kernel<pack, held, false, T>
-        <<<blocks_for_runs(rows, kBackwardWarps), kBackwardThreads, 0, s>>>(
+        <<<blocks_for_runs(rows, kSumWarps), kSumThreads, 0, s>>>(
             rows, width, statistics_width, dy.as<T>(), x.as<T>(), gain.as<P>(), means, rstd.as<P>(),
             pointer_of<T>(residual), dx.as<T>(), static_cast<P*>(nullptr));
   };

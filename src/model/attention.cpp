@@ -139,7 +139,7 @@ void Attention::forward(const Context& context, ConstTensorView n, TensorView y)
 }
 
 void Attention::backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
-                         TensorView dn) const {
+                         TensorView dn, bool bias_done) const {
   ScratchScope scratch(*context.scratch);
   const PackedSequences& packed = context.chunk->packed;
   const TensorView lse = context.saved->pop(this);
@@ -148,7 +148,7 @@ void Attention::backward(const Context& context, ConstTensorView n, ConstTensorV
   const TensorView d_o = scratch.tensor(o.shape(), o.dtype());
   const TensorView dqkv = scratch.tensor(qkv.shape(), qkv.dtype());
 
-  output_.backward(context, o, dy, 0, d_o);
+  output_.backward(context, o, dy, 0, d_o, bias_done);
   attention_backward(packed, d_o, qkv, o, lse, scale_, dropout(context), dqkv, window_,
                      context.stream);
   if (rotary_) rotary(packed, rotary_base_, rotary_period_, true, dqkv, context.stream);

@@ -24,7 +24,8 @@ class Attention final : public Branch {
 
   void forward(const Context& context, ConstTensorView n, TensorView y) const override;
   void backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
-                TensorView dn) const override;
+                TensorView dn, bool bias_done) const override;
+  ColumnSink output_bias() const override { return output_.bias_sink(); }
   void list_products(const ProductListing& of, bool adds,
                      std::vector<Product>& list) const override;
   size_t saved_bytes(int64_t tokens, DType dtype) const override;

@@ -62,28 +62,21 @@ void Embedding::lookup(const Context& context, TensorView x) const {
   if (token_type_ != nullptr) add_bias(token_type_->value.view(), x, context.stream);
 }
 
-void Embedding::forward(const Context& context, TensorView x) const {
-  ScratchScope scratch(*context.scratch);
-  lookup(context, x);
-  if (norm_) norm_->forward(context, x, x, norm_->statistics(scratch, x));
+void Embedding::forward(const Context& context, TensorView x, TensorView before,
+                        const NormStatistics& statistics) const {
+  lookup(context, norm_ ? before : x);
+  if (norm_) norm_->forward(context, before, x, statistics);
   const DropoutSite site = dropout(context);
   if (site.probability > 0)
     dropout_add_forward(context.chunk->packed, site, x, {}, x, context.stream);
 }
 
-void Embedding::backward(const Context& context, TensorView dx) const {
-  ScratchScope scratch(*context.scratch);
+void Embedding::backward(const Context& context, TensorView dx, ConstTensorView before,
+                         const NormStatistics& statistics) const {
   const PackedSequences& packed = context.chunk->packed;
   const DropoutSite site = dropout(context);
-  if (site.probability > 0) dropout_backward(packed, site, dx, dx, context.stream);
-  if (norm_) {
-    const TensorView x = scratch.tensor(dx.shape(), dx.dtype());
-    const TensorView y = scratch.tensor(dx.shape(), dx.dtype());
-    const NormStatistics statistics = norm_->statistics(scratch, x);
-    lookup(context, x);
-    norm_->forward(context, x, y, statistics);
-    norm_->backward(context, dx, x, statistics, {}, dx);
-  }
+  if (site.probability > 0) dropout_backward(packed, site, dx, dx, {}, context.stream);
+  if (norm_) norm_->backward(context, dx, before, statistics, {}, dx);
   if (const TensorView sink = sink_of(*tokens_); sink.defined())
     embedding_backward(packed, context.chunk->ids, dx, tokens_->sink_scale, sink, {},
                        token_rows(context), context.stream);

@@ -17,10 +17,16 @@ class Embedding {
   // layers only the first.
   Embedding(const ModelConfig& config, const std::string& name, ParameterSet& parameters);
 
-  // x [T, d] activations
-  void forward(const Context& context, TensorView x) const;
-  // dx is overwritten.
-  void backward(const Context& context, TensorView dx) const;
+  // x [T, d] activations. `before` [T, d] of their dtype and `statistics`, where there is a norm:
+  // its input, which may be x unless a backward follows, and what it found.
+  void forward(const Context& context, TensorView x, TensorView before,
+               const NormStatistics& statistics) const;
+  // dx is overwritten; the others as the forward has left them.
+  void backward(const Context& context, TensorView dx, ConstTensorView before,
+                const NormStatistics& statistics) const;
+  NormStatistics statistics(ScratchScope& scratch, ConstTensorView x) const {
+    return norm_ ? norm_->statistics(scratch, x) : NormStatistics();
+  }
 
   Parameter& tokens() { return *tokens_; }
   Parameter* positions() { return positions_; }

@@ -132,7 +132,7 @@ void Encoder::forward(const Context& context, TensorView h) {
              chunk.sequences());
 
   TensorView x = scratch.tensor({chunk.tokens(), p.config.hidden}, context.dtype);
-  p.embedding.forward(context, x);
+  p.embedding.forward(context, x, x, p.embedding.statistics(scratch, x));
   // n is the norm of the residual stream x; the first block has none.
   const TensorView normed = p.blocks.empty() ? x : scratch.tensor(x.shape(), x.dtype());
   ConstTensorView n = x;
@@ -175,19 +175,23 @@ void Encoder::backward(const Context& context, TensorView dh) {
   } else {
     pooling_backward(p.config.pooling, chunk.packed, dh, g, context.stream);
   }
-  for (size_t i = p.blocks.size(); i-- > 0;) {
-    ScratchScope inner(*context.scratch);
-    if (i > 0) {
-      p.blocks[i]->backward(context, context.saved->peek(p.blocks[i - 1].get()), g);
-    } else {
-      const TensorView x = inner.tensor(g.shape(), g.dtype());
-      p.embedding.forward(context, x);
-      p.blocks[i]->backward(context, x, g);
-    }
+  for (size_t i = p.blocks.size(); i-- > 1;) {
+    p.blocks[i]->backward(context, context.saved->peek(p.blocks[i - 1].get()), g);
     // Two blocks a layer.
     if (context.group_done && i % 2 == 0) context.group_done((p.blocks.size() - 2 - i) / 2);
   }
-  p.embedding.backward(context, g);
+  TensorView before;
+  NormStatistics statistics;
+  if (!p.blocks.empty()) {
+    // The first block's input is computed again, and the input of the norm in front of it.
+    before = scratch.tensor(g.shape(), g.dtype());
+    statistics = p.embedding.statistics(scratch, before);
+    const TensorView x = scratch.tensor(g.shape(), g.dtype());
+    p.embedding.forward(context, x, before, statistics);
+    p.blocks[0]->backward(context, x, g);
+    if (context.group_done) context.group_done(p.blocks.size() / 2 - 1);
+  }
+  p.embedding.backward(context, g, before, statistics);
   if (context.group_done) context.group_done(p.blocks.size() / 2);
 }
 

@@ -64,18 +64,17 @@ void FeedForward::forward(const Context& context, ConstTensorView n, TensorView 
 }
 
 void FeedForward::backward(const Context& context, ConstTensorView n, ConstTensorView dy,
-                           double beta, TensorView dn) const {
+                           double beta, TensorView dn, bool bias_done) const {
   ScratchScope scratch(*context.scratch);
   const TensorView u = context.saved->pop(this);
   const TensorView a = scratch.tensor({n.rows(), down_.inputs()}, n.dtype());
   // The gradient of the activation's result comes before that result, which takes its place; so the
   // activation is gone through once.
   down_.backward_input(context, dy, 0, a);
-  ActivationExtras also{.y = a, .sink = up_.bias_sink()};
-  if (also.sink.defined()) also.scale = up_.bias_scale();
-  activation_backward(activation_, a, u, u, also, context.stream);
-  down_.accumulate(context, a, dy);
-  up_.backward(context, n, u, beta, dn, also.sink.defined());
+  const ColumnSink bias = up_.bias_sink();
+  activation_backward(activation_, a, u, u, {a, bias.sink, bias.scale}, context.stream);
+  down_.accumulate(context, a, dy, bias_done);
+  up_.backward(context, n, u, beta, dn, bias.sink.defined());
 }
 
 void FeedForward::list_products(const ProductListing& of, bool adds,

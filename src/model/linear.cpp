@@ -1,6 +1,5 @@
 #include "src/model/linear.h"
 
-#include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "src/model/step_copies.h"
 
@@ -112,8 +111,8 @@ void Linear::accumulate(const Context& context, ConstTensorView x, ConstTensorVi
   if (const TensorView sink = flat_sink(*weight_); sink.defined())
     accumulate_weight(context, x, dy, sink.reshape({outputs(), inputs()}));
   if (!bias_done)
-    if (const TensorView sink = bias_sink(); sink.defined())
-      accumulate_column_sums(bias_->sink_scale, dy.reshape({dy.rows(), dy.columns()}), sink,
+    if (const ColumnSink bias = bias_sink(); bias.sink.defined())
+      accumulate_column_sums(bias.scale, dy.reshape({dy.rows(), dy.columns()}), bias.sink,
                              context.stream);
 }
 

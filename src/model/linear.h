@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "kernels/elementwise.h"
 #include "kernels/product.h"
 #include "src/model/module.h"
 #include "src/model/parameter.h"
@@ -53,9 +54,10 @@ class Linear {
   // and the context has none.
   void backward_input(const Context& context, ConstTensorView dy, double beta, TensorView dx) const;
 
-  // Where the bias' gradient goes, undefined where none is wanted, and by how much it is scaled.
-  TensorView bias_sink() const { return bias_ ? flat_sink(*bias_) : TensorView(); }
-  double bias_scale() const { return bias_->sink_scale; }
+  // Where the bias' gradient goes, undefined where none is wanted.
+  ColumnSink bias_sink() const {
+    return bias_ ? ColumnSink{flat_sink(*bias_), bias_->sink_scale} : ColumnSink();
+  }
 
   // Appends the products of both passes; `adds`: the backward's beta is not 0; `bias`: the forward
   // is given one.

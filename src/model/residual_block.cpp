@@ -36,26 +36,29 @@ TensorView ResidualBlock::forward(const Context& context, TensorView x, ConstTen
 void ResidualBlock::backward(const Context& context, ConstTensorView x, TensorView g) const {
   ScratchScope scratch(*context.scratch);
   ConstTensorView d_added = g;
+  bool bias_done = false;
   const DropoutSite site = context.dropout(dropout_, layer_, place_);
   if (site.probability > 0) {
     const TensorView masked = scratch.tensor(g.shape(), g.dtype());
-    dropout_backward(context.chunk->packed, site, g, masked, context.stream);
+    const ColumnSink bias = branch_->output_bias();
+    dropout_backward(context.chunk->packed, site, g, masked, bias, context.stream);
     d_added = masked;
+    bias_done = bias.sink.defined();
   }
   if (!norm_) {
-    branch_->backward(context, x, d_added, 1, g);
+    branch_->backward(context, x, d_added, 1, g, bias_done);
   } else {
     const TensorView n = scratch.tensor(x.shape(), x.dtype());
     const NormStatistics statistics = norm_->statistics(scratch, x);
     norm_->forward(context, x, n, statistics);
     if (position_ == NormPosition::post) {
-      branch_->backward(context, n, d_added, 1, g);
+      branch_->backward(context, n, d_added, 1, g, bias_done);
       norm_->backward(context, g, x, statistics, {}, g);
     } else {
       // The branch reads n for the last time before it writes dn, but a GEMM cannot overwrite its
       // own operand: the gradient needs a place of its own.
       const TensorView dn = scratch.tensor(x.shape(), x.dtype());
-      branch_->backward(context, n, d_added, 0, dn);
+      branch_->backward(context, n, d_added, 0, dn, bias_done);
       norm_->backward(context, dn, x, statistics, g, g);
     }
   }

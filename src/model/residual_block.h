@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 
+#include "kernels/elementwise.h"
 #include "src/model/linear.h"
 #include "src/model/norm.h"
 
@@ -17,9 +18,12 @@ class Branch {
   virtual ~Branch() = default;
   // n, y [T, d] activations; y is not n.
   virtual void forward(const Context& context, ConstTensorView n, TensorView y) const = 0;
-  // dn = beta * dn + gradient of n. dn may be dy: it is written last.
+  // dn = beta * dn + gradient of n. dn may be dy: it is written last. `bias_done`: the caller has
+  // added the gradient of the last bias, that of `output_bias`.
   virtual void backward(const Context& context, ConstTensorView n, ConstTensorView dy, double beta,
-                        TensorView dn) const = 0;
+                        TensorView dn, bool bias_done) const = 0;
+  // Where the sums of dy's columns go, undefined where there is no such bias.
+  virtual ColumnSink output_bias() const = 0;
   // Appends its products; `adds`: the backward's beta is not 0.
   virtual void list_products(const ProductListing& of, bool adds,
                              std::vector<Product>& list) const = 0;

@@ -297,6 +297,26 @@ TEST_P(ElementwiseTest, DropoutProperties) {
   EXPECT_THROW(dropout_add_forward(second.packed, {1.0, 0, 0}, x, {}, y), InternalError);
 }
 
+// The sums of what comes out, beside it: for rows that a warp holds, and others.
+TEST_P(ElementwiseTest, DropoutWithSums) {
+  const Sequences sequences({3, 1, 40, 2, 24}, 1000, device());
+  const int64_t rows = sequences.tokens();
+  for (const int64_t width : {1, 33, 64, 1000, 1040}) {
+    for (const double probability : {0.0, 0.3}) {
+      const Tensor dy = random_tensor({rows, width}, dtype(), 1);
+      Tensor expected = empty({rows, width}, dtype()), dx = empty({rows, width}, dtype());
+      Tensor sink = filled({width}, parameter(), 7);
+      dropout_backward(sequences.packed, {probability, 3, 2}, dy, expected);
+      dropout_backward(sequences.packed, {probability, 3, 2}, dy, dx, {sink, 0.5});
+      EXPECT_TRUE(same_bits(dx, expected)) << width;
+      Doubles sums(static_cast<size_t>(width), 7);
+      const Doubles out = to_doubles(dx);
+      for (size_t i = 0; i < out.size(); ++i) sums[i % sums.size()] += 0.5 * out[i];
+      expect_near(sink, sums, 100 * rounding(parameter()), "sums");
+    }
+  }
+}
+
 TEST_P(ElementwiseTest, DropoutThreadsAndEmpty) {
   const Sequences none({}, 1000, device());
   Tensor nothing({0, 16}, dtype(), device());
