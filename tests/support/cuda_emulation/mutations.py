@@ -42,11 +42,28 @@ MUTATIONS = [
     ("embedding: positions one token late", "embedding.cu", "embedding.cu",
      "if (cu[s] + p < cu[s + 1]) sum +=", "if (cu[s] + p <= cu[s + 1]) sum +=", "*Embedding*cuda_f32"),
     ("norm: the last column left out of a sum", "norm.cu", "norm.cu",
-     "for (int64_t j = lane; j < statistics_width; j += kLanes) sum +=",
-     "for (int64_t j = lane; j < statistics_width - 1; j += kLanes) sum +=", "*Norm*cuda_f32"),
-    ("norm: half of a warp's sum", "norm.cu", "norm.cu",
-     "for (int offset = kLanes / 2; offset > 0;", "for (int offset = kLanes / 2; offset > 1;",
+     "if (counted(e)) sum +=", "if (counted(e + 1)) sum +=", "*Norm*cuda_f32"),
+    ("norm: a residual forgotten where rows are long", "norm.cu", "norm.cu",
+     "      return load_pack<pack>(y + row + j);", "      return load_pack<pack>(x + row + j);",
      "*Norm*cuda_f32"),
+    ("half of a warp's sum", "backend.cuh", "norm.cu", "offset /= 2)\n    value +=",
+     "offset /= 4)\n    value +=", "*Norm*cuda_f32"),
+    ("held rows: only the last warp's sums", "held_rows.cuh", "norm.cu",
+     "of_block[i][j + e] = w == 0 ?", "of_block[i][j + e] = w >= 0 ?", "*Norm*cuda_f32"),
+    ("held rows: warps add at once", "held_rows.cuh", "norm.cu",
+     "    }\n    __syncthreads();\n  }", "    }\n  }\n  __syncthreads();", "*Norm*cuda_f32"),
+    ("sums down columns: the last row left out", "column_sums.cuh", "elementwise.cu",
+     "row = first + warp; row < end;", "row = first + warp; row < end - 1;", "*Elementwise*cuda_f32"),
+    ("sums down columns: parts one further", "column_sums.cuh", "elementwise.cu",
+     "partial + blockIdx.y * width + column;", "partial + (blockIdx.y + 1) % count * width + column;",
+     "*Elementwise*cuda_f32"),
+    ("packs: of rows that are no whole number of them", "packs.cuh", "elementwise.cu",
+     "width % kPack<T> == 0 &&", "width > 0 &&", "*Elementwise*cuda_f32"),
+    ("packs: at any address", "packs.cuh", "norm.cu",
+     "(reinterpret_cast<uintptr_t>(addresses) % 16 == 0)", "(reinterpret_cast<uintptr_t>(addresses) > 0 || true)",
+     "*Norm*cuda_f32"),
+    ("activation: its result of one half alone", "activation.cu", "activation.cu",
+     "        values[e] *= factor;\n", "", "*Activation*cuda_f32"),
     ("sums down columns: read before all is written", "column_sums.cuh", "norm.cu",
      "  __syncthreads();\n  if (line != 0", "  if (line != 0", "*Norm*cuda_f32"),
     ("optimizer: the last element of a piece left out", "pieces.cuh", "optimizer_update.cu",
@@ -55,9 +72,10 @@ MUTATIONS = [
     ("rows: the first ones instead of those asked for", "rows.cu", "rows.cu",
      "    T* row = x + rows[k] * width;\n    const A factor", "    T* row = x + k * width;\n    const A factor",
      "*Rows*cuda_f32"),
-    ("dropout: lanes of a Philox block in another order", "elementwise.cu", "elementwise.cu",
-     "p.v[lane / 2] >> (16 * (lane % 2))", "p.v[lane / 2] >> (16 * (1 - lane % 2))",
-     "*Elementwise*cuda_f32"),
+    ("dropout: lanes of a Philox block in another order", "dropout.cuh", "elementwise.cu",
+     "lane % 2 == 0 ? word", "lane % 2 != 0 ? word", "*Elementwise*cuda_f32"),
+    ("dropout: the key of the sequence before", "dropout.cuh", "elementwise.cu",
+     "token >= end_)", "token > end_)", "*Elementwise*cuda_f32"),
 ]
 
 
@@ -101,7 +119,7 @@ def main():
         if len(rest) != len(objects) - 1:
             sys.exit(f"{source} is not among the objects of the module")
         compiler = next(word for word in command if "ccache" not in word)
-        linked = run([compiler, "-shared", "-o", f"{folder}/src/app/libamur_cuda.so",
+        linked = run([compiler, "-shared", "-fsanitize=alignment", "-o", f"{folder}/src/app/libamur_cuda.so",
                       f"{folder}/kernel.o", *rest, library, "-lfmt"])
         if linked.returncode:
             sys.exit(f"{what}: does not link\n{text_of(linked)}")

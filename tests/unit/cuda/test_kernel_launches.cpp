@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/elementwise.h"
 #include "src/train/budgets.h"
 #include "src/train/config/config.h"
 #include "tests/unit/cuda/minilm.h"
@@ -62,7 +63,12 @@ std::vector<Launch> launches_of(const Config& c, int64_t tokens, int64_t sequenc
   std::vector<Launch> all;
   for (const int64_t width : {m.hidden, 3 * m.hidden, 2 * ffn, m.embedding_size()}) {
     all.push_back({"elements", blocks_for(tokens * width)});
-    all.push_back({"columns", blocks_for_columns(width), row_blocks(tokens)});
+    for (const int pack : {1, 2, 4, 8})
+      all.push_back({"columns", panels_of_columns(width, pack), row_blocks(tokens)});
+    all.push_back({"sums of columns", blocks_for_columns(width), kMostParts});
+    all.push_back({"runs of rows", blocks_for_runs(tokens, kThreads / 32)});
+    all.push_back({"sums over rows", blocks_for_runs(tokens, kSumWarps, kMostPartialBlocks), 1,
+                   kSumThreads, 2 * kHeldRow * sizeof(double)});
   }
   for (const int64_t rows : {tokens, sequences, m.vocab, m.max_length, c.train.batch_size})
     all.push_back({"rows", blocks_for_each(rows)});
@@ -150,9 +156,12 @@ TEST(KernelLaunches, NoSizeIsTooLarge) {
     EXPECT_EQ(problem_of({"rows", blocks_for_each(n)}), "") << n;
     EXPECT_EQ(problem_of({"sums", 1, row_blocks(n)}), "") << n;
     EXPECT_GE(rows_of_block(n) * row_blocks(n), n);
+    EXPECT_EQ(problem_of({"runs", blocks_for_runs(n, 8)}), "") << n;
   }
-  for (const int64_t columns : {1, 32, 33, 1 << 30})
+  for (const int64_t columns : {1, 32, 33, 1 << 30}) {
     EXPECT_GE(int64_t{blocks_for_columns(columns)} * kColumnsOfTile, columns);
+    EXPECT_GE(int64_t{panels_of_columns(columns, 8)} * 32 * 8, columns);
+  }
 }
 
 TEST(KernelLaunches, ExcessIsSeen) {
