@@ -241,7 +241,11 @@ void Trainer::build_model() {
   for (Parameter& p : model_->parameters())
     if (p.kind == ParamKind::embedding)
       touched_.push_back(Tensor::zeros({p.value.shape()[0]}, DType::u8));
-  stream_ = std::make_unique<BatchStream>(*data_, *tokenizer_, config_, grid_->dp_rank(),
+  Config of_stream = config_;
+  // A GPU takes more tokens than one thread makes, and leaves the cores idle.
+  if (of_stream.data.threads == 0 && device_ != Device::cpu())
+    of_stream.data.threads = runtime_.threads();
+  stream_ = std::make_unique<BatchStream>(*data_, *tokenizer_, of_stream, grid_->dp_rank(),
                                           grid_->shape().dp, info_.position);
   two_pass_ = std::make_unique<TwoPass>(*model_, config_, grid_->dp(), runtime_,
                                         [] { return StopSignal::received(); });

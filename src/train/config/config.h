@@ -46,6 +46,7 @@ struct DataConfig {
   int64_t eval_limit = 0;                  // at most this many pairs; 0: all
   MalformedPolicy malformed = MalformedPolicy::refuse;
   std::string cache_dir;  // of offset indexes; empty: beside the file
+  int64_t threads = 0;    // that make batches ahead; 0: Trainer decides
 };
 
 enum class LossKind : uint8_t { infonce, siglip };

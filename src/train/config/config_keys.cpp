@@ -130,6 +130,9 @@ void declare_data(Group& group) {
   key.text("cache_dir", &D::cache_dir,
            "folder of the offset indexes of large files; empty: beside the data file, or in the "
            "folder for temporary files where that cannot be written");
+  key.whole("threads", &D::threads, between(0, 1024),
+            "threads of a rank that read and tokenize ahead of the steps; 0: one where the CPU "
+            "computes, on a GPU the rank's share of the machine's cores");
 }
 
 void declare_sources(Group& group) {

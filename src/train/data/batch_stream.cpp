@@ -2,7 +2,9 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <future>
 #include <mutex>
+#include <span>
 #include <thread>
 
 #include "src/core/error.h"
@@ -14,6 +16,7 @@ namespace amur {
 namespace {
 
 constexpr size_t kBatchesAhead = 2;
+constexpr size_t kSamplesOfThread = 256;  // fewer are not worth starting one
 
 // What a text is drawn with, besides its words.
 struct Draw {
@@ -37,6 +40,7 @@ class BatchMaker {
         config_(config),
         dp_rank_(dp_rank),
         dp_size_(dp_size),
+        threads_(static_cast<size_t>(config.data.threads)),
         order_(data, config.train.seed, 0) {
     AMUR_CHECK(dp_rank >= 0 && dp_rank < dp_size, "rank {} of {}", dp_rank, dp_size);
     AMUR_CHECK(config.train.batch_size > 0, "a batch of {}", config.train.batch_size);
@@ -68,13 +72,53 @@ class BatchMaker {
       bytes[at] = data_.text_bytes(ids[at]);
     }
     batch.other_first.push_back(0);
+    std::vector<int64_t> own;
     for (const int32_t at : share_of_rank(bytes, dp_rank_, dp_size_))
-      add_sample(ids[static_cast<size_t>(at)], batch);
+      own.push_back(ids[static_cast<size_t>(at)]);
+    const size_t threads =
+        std::clamp<size_t>(own.size() / kSamplesOfThread, 1, std::max<size_t>(threads_, 1));
+    std::vector<std::future<LocalBatch>> others;
+    const auto part = [&](size_t k) {
+      return std::span(own).subspan(own.size() * k / threads,
+                                    own.size() * (k + 1) / threads - own.size() * k / threads);
+    };
+    for (size_t k = 1; k < threads; ++k)
+      others.push_back(std::async(std::launch::async, [this, start, samples_of = part(k)] {
+        LocalBatch some;
+        some.start = start;
+        add_samples(samples_of, some);
+        return some;
+      }));
+    add_samples(part(0), batch);
+    for (std::future<LocalBatch>& other : others) append(other.get(), batch);
     return batch;
   }
 
  private:
-  void add_sample(int64_t id, LocalBatch& batch) {
+  void add_samples(std::span<const int64_t> ids, LocalBatch& batch) const {
+    for (const int64_t id : ids) add_sample(id, batch);
+  }
+
+  // The samples of `other` behind those of `batch`.
+  static void append(LocalBatch&& other, LocalBatch& batch) {
+    const auto tokens = static_cast<int32_t>(batch.tokens.size());
+    const auto documents = static_cast<int32_t>(batch.documents.size());
+    const auto positives = static_cast<int32_t>(batch.other_positives.size());
+    const auto move_units = [tokens](std::vector<TextUnit>& from, std::vector<TextUnit>& to) {
+      for (TextUnit& unit : from) unit.first += tokens;
+      to.insert(to.end(), from.begin(), from.end());
+    };
+    move_units(other.queries, batch.queries);
+    move_units(other.documents, batch.documents);
+    for (const int32_t at : other.positive) batch.positive.push_back(at + documents);
+    for (const int32_t end : other.other_first) batch.other_first.push_back(end + positives);
+    batch.tokens.insert(batch.tokens.end(), other.tokens.begin(), other.tokens.end());
+    batch.other_positives.insert(batch.other_positives.end(), other.other_positives.begin(),
+                                 other.other_positives.end());
+    batch.truncated += other.truncated;
+  }
+
+  void add_sample(int64_t id, LocalBatch& batch) const {
     const int64_t epoch = batch.start.epoch;
     const RawSample sample = data_.sample(id);
     const SourceConfig& source = data_.source(data_.source_of(id));
@@ -97,7 +141,7 @@ class BatchMaker {
   }
 
   void add_text(const std::string& text, const std::string& prefix, const Draw& draw,
-                std::vector<TextUnit>& units, LocalBatch& batch) {
+                std::vector<TextUnit>& units, LocalBatch& batch) const {
     TextUnit unit;
     unit.sample = draw.sample;
     unit.view = draw.view;
@@ -147,6 +191,7 @@ class BatchMaker {
   const Tokenizer& tokenizer_;
   const Config config_;
   int dp_rank_, dp_size_;
+  size_t threads_;
   SampleOrder order_;
   int64_t markers_ = 0;
   int32_t first_marker_ = 0, last_marker_ = 0;

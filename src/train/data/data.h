@@ -60,8 +60,8 @@ class Dataset {
 // `limit` samples spread evenly over a larger data set. `data` must outlive the function.
 std::function<bool(std::string&)> vocabulary_texts(const Dataset& data, int64_t limit = 200'000);
 
-// Yields this dp rank's share of each global batch. A thread reads, draws, tokenizes and plans
-// ahead.
+// Yields this dp rank's share of each global batch. Threads read, draw and tokenize ahead; their
+// number, data.threads (0: one), changes nothing in a batch.
 class BatchStream {
  public:
   BatchStream(const Dataset& data, const Tokenizer& tokenizer, const Config& config, int dp_rank,

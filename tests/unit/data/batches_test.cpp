@@ -131,6 +131,35 @@ TEST_F(Batches, ResumesAtAnyPositionWithTheSameBatches) {
   EXPECT_NE(texts_of(batches(*data, 1, 2, 1)[0]), texts_of(all[0]));
 }
 
+TEST_F(Batches, ThreadsChangeNothing) {
+  std::string lines;
+  for (int i = 0; i < 2000; ++i)
+    lines +=
+        fmt::format(R"({{"query": "query {}", "pos": ["text {}", "other {}"], "neg": ["not {}"]}})",
+                    i, i % 300, i, i + 1) +
+        "\n";
+  config_.data.sources = {tsv("many.jsonl", lines)};
+  config_.train.batch_size = 1900;
+  config_.data.hard_negatives = 1;
+  config_.model.word_dropout = 0.2;
+  config_.model.max_length = 6;
+  const auto data = dataset();
+  const std::vector<LocalBatch> one = batches(*data, 0, 1, 3);
+  EXPECT_GT(one[0].truncated, 0);
+  for (const int64_t threads : {2, 3, 50}) {
+    config_.data.threads = threads;
+    const std::vector<LocalBatch> more = batches(*data, 0, 1, 3);
+    for (size_t i = 0; i < one.size(); ++i) {
+      EXPECT_EQ(more[i].tokens, one[i].tokens);
+      EXPECT_EQ(more[i].positive, one[i].positive);
+      EXPECT_EQ(more[i].other_first, one[i].other_first);
+      EXPECT_EQ(more[i].other_positives, one[i].other_positives);
+      EXPECT_EQ(more[i].truncated, one[i].truncated);
+      EXPECT_EQ(texts_of(more[i]), texts_of(one[i]));
+    }
+  }
+}
+
 TEST_F(Batches, OnePositiveIsDrawnAnEpochAndTheOthersAreNamed) {
   std::string lines;
   for (int i = 0; i < 20; ++i)

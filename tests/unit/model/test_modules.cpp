@@ -146,11 +146,18 @@ TEST(Embedding, Gradients) {
         const Context context = bench.context(chunk);
         const auto loss = [&] {
           Tensor x({10, 8}, DType::f64);
-          embedding.forward(context, x);
+          ScratchScope scratch(*context.scratch);
+          embedding.forward(context, x, x, embedding.statistics(scratch, x));
           return weighted_sum(x);
         };
         Tensor dx = random_tensor({10, 8}, DType::f64, 31);
-        embedding.backward(context, dx);
+        {
+          Tensor x({10, 8}, DType::f64), before({10, 8}, DType::f64);
+          ScratchScope scratch(*context.scratch);
+          const NormStatistics statistics = embedding.statistics(scratch, x);
+          embedding.forward(context, x, before, statistics);
+          embedding.backward(context, dx, before, statistics);
+        }
         EXPECT_LT(gradient_error(bench, loss, kStep, 3), kModuleBound)
             << layers << " layers, dropout " << dropout;
       }
@@ -172,7 +179,7 @@ void check_branch(Bench& bench, const Branch& branch, const TestChunk& chunk) {
   EXPECT_EQ(weighted_sum(y), loss());
   const Tensor dy = random_tensor({10, 8}, DType::f64, 31);
   Tensor dn({10, 8}, DType::f64);
-  branch.backward(context, n, dy, 0, dn);
+  branch.backward(context, n, dy, 0, dn, false);
   EXPECT_EQ(bench.saved.bytes(), 0u);
   EXPECT_EQ(bench.scratch.bytes(), 0u);
   EXPECT_LT(gradient_error(bench, loss, kStep, 3), kModuleBound);
@@ -181,7 +188,7 @@ void check_branch(Bench& bench, const Branch& branch, const TestChunk& chunk) {
   // dn in the place of dy: dy plus the gradient.
   branch.forward(context, n, y);
   Tensor in_place = random_tensor({10, 8}, DType::f64, 31);
-  branch.backward(context, n, in_place, 1, in_place);
+  branch.backward(context, n, in_place, 1, in_place, false);
   for (int64_t i = 0; i < dn.elements(); ++i)
     EXPECT_NEAR(get(in_place, i), get(dn, i) + get(dy, i), 1e-12);
 }
@@ -220,7 +227,8 @@ TEST(Attention, OnlyWithoutRotationDoesTheKeyBiasCancel) {
     const Tensor n = random_tensor({10, 8}, DType::f64, 1);
     Tensor y({10, 8}, DType::f64);
     attention.forward(bench.context(chunk), n, y);
-    attention.backward(bench.context(chunk), n, random_tensor({10, 8}, DType::f64, 31), 0, y);
+    attention.backward(bench.context(chunk), n, random_tensor({10, 8}, DType::f64, 31), 0, y,
+                       false);
     double largest = 0;
     for (int64_t i = 0; i < bias->sink.elements(); ++i)
       largest = std::max(largest, std::abs(get(bias->sink, i)));
