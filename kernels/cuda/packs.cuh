@@ -1,6 +1,11 @@
-// Rows of warps, and neighbours in memory that one thread takes at a time: a warp that reads 16 bytes a thread asks for
-// 512 bytes at once, which fills the memory's bandwidth with few threads and few instructions.
+// Rows of warps, and neighbours in memory that one thread takes at a time: a warp that reads 16
+// bytes a thread asks for 512 bytes at once, which fills the memory's bandwidth with few threads
+// and few instructions.
 #pragma once
+
+#include <bit>
+#include <iterator>
+#include <type_traits>
 
 #include "kernels/cuda/backend.cuh"
 
@@ -16,13 +21,35 @@ struct alignas(sizeof(T) * count < 16 ? sizeof(T) * count : 16) Pack {
 template <class T>
 inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 
+// The bytes of a pack, as what the compiler reads and writes at once, whatever it knows of them.
+template <int bytes>
+struct Words {
+  using Word = std::conditional_t<
+      bytes % 16 == 0, uint4,
+      std::conditional_t<bytes == 8, uint64_t, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
+  Word v[bytes / sizeof(Word)];
+};
+template <class T, int count>
+using WordsOf = Words<static_cast<int>(sizeof(T)) * count>;
+
+template <int count, class T>
+__device__ WordsOf<T, count> load_words(const T* from) {
+  using Words = WordsOf<T, count>;
+  Words words;
+  for (size_t i = 0; i < std::size(words.v); ++i)
+    words.v[i] = reinterpret_cast<const typename Words::Word*>(from)[i];
+  return words;
+}
 template <int count, class T>
 __device__ Pack<T, count> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T, count>*>(from);
+  return std::bit_cast<Pack<T, count>>(load_words<count>(from));
 }
 template <int count, class T>
 __device__ void store_pack(T* to, const Pack<T, count>& pack) {
-  *reinterpret_cast<Pack<T, count>*>(to) = pack;
+  using Words = WordsOf<T, count>;
+  const auto words = std::bit_cast<Words>(pack);
+  for (size_t i = 0; i < std::size(words.v); ++i)
+    reinterpret_cast<typename Words::Word*>(to)[i] = words.v[i];
 }
 
 // A warp takes row after row: for (row = first_row(); row < rows; row += row_stride()), launched as
@@ -42,16 +69,24 @@ inline unsigned blocks_for_rows(int64_t rows) {
   return blocks_for(rows * kLanes);
 }
 
-// Calls f.template operator()<count>() with count = kPack<T>, or 1 where a row of `width` elements
-// or one of the addresses (null: not used) is no multiple of that.
-template <class T, class F, class... Address>
-void with_packs(int64_t width, const F& f, const Address*... addresses) {
-  const bool aligned =
-      width % kPack<T> == 0 && (... && (reinterpret_cast<uintptr_t>(addresses) % 16 == 0));
-  if (aligned)
-    f.template operator()<kPack<T>>();
+// Whether packs can lie at all of the addresses (null: not used).
+template <int count, class... T>
+bool packs_at(const T*... addresses) {
+  return (... && (reinterpret_cast<uintptr_t>(addresses) % alignof(Pack<T, count>) == 0));
+}
+// Calls f.template operator()<count>(), or <1> where a row of `width` elements is no multiple of
+// `count`, or one of the addresses no place for a pack.
+template <int count, class F, class... T>
+void with_packs_of(int64_t width, const F& f, const T*... addresses) {
+  if (width % count == 0 && packs_at<count>(addresses...))
+    f.template operator()<count>();
   else
     f.template operator()<1>();
+}
+// The same with count = kPack<T>.
+template <class T, class F, class... Address>
+void with_packs(int64_t width, const F& f, const Address*... addresses) {
+  with_packs_of<kPack<T>>(width, f, addresses...);
 }
 
 }  // namespace amur::cuda
