@@ -167,24 +167,29 @@ __global__ void __launch_bounds__(kMostOrderThreads)
   const int lane = lane_of_warp();
   const auto warp = static_cast<int>(threadIdx.x) / kLanes;
   const auto warps = static_cast<int>(blockDim.x) / kLanes;
-  const int part = (n / kLanes / warps + 1) * kLanes;
+  const int part = ((n - 1) / kLanes / warps + 1) * kLanes;
   const int begin = warp * part, end = min(begin + part, n);
-  // f(entry, key, digit) for all of the warp's part, by all lanes; behind its end the digit is one
-  // that no block takes.
-  const auto each = [&](const auto& f) {
-    for (int first = begin; first < end; first += kAhead * kLanes) {
-      uint32_t key[kAhead];
+  // f(entry, key, digit) for some entries, each lane its own; behind the end of the warp's part the
+  // digit is one that no block takes.
+  const auto some = [&]<bool inside>(int first, const auto& f) {
+    const int32_t* at = ids + first + lane;
+    uint32_t key[kAhead];
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const int i = first + a * kLanes + lane;
-        key[a] = i < end ? min(static_cast<uint32_t>(ids[i]) - first_id, held) : 0;
-      }
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const int i = first + a * kLanes + lane;
-        f(i, key[a], i < end ? key[a] >> shift & mask : 0xffffffffu);
-      }
+    for (int a = 0; a < kAhead; ++a) {
+      const bool exists = inside || first + lane + a * kLanes < end;
+      key[a] = exists ? min(static_cast<uint32_t>(at[a * kLanes]) - first_id, held) : 0;
     }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int i = first + lane + a * kLanes;
+      f(i, key[a], inside || i < end ? key[a] >> shift & mask : 0xffffffffu);
+    }
+  };
+  const auto each = [&](const auto& f) {
+    int first = begin;
+    for (; first + kAhead * kLanes <= end; first += kAhead * kLanes)
+      some.template operator()<true>(first, f);
+    for (; first < end; first += kAhead * kLanes) some.template operator()<false>(first, f);
   };
   int smaller = 0, own = 0;
   each([&](int, uint32_t, uint32_t digit) {
@@ -203,6 +208,7 @@ __global__ void __launch_bounds__(kMostOrderThreads)
   each([&](int i, uint32_t key, uint32_t digit) {
     const bool mine = digit == blockIdx.x;
     const unsigned all = __ballot_sync(kAllLanes, mine);
+    if (all == 0) return;
     if (mine) {
       const int at = to + __popc(all & ((1u << lane) - 1));
       keys[at] = static_cast<int32_t>(key);
