@@ -149,7 +149,7 @@ struct OrderLaunch {
 };
 inline OrderLaunch order_launch(int64_t tokens, int64_t rows) {
   OrderLaunch l{};
-  l.low_bits = std::bit_width(static_cast<uint64_t>(rows)) / 2;
+  l.low_bits = static_cast<int>(std::bit_width(static_cast<uint64_t>(rows))) / 2;
   l.low_blocks = 1u << l.low_bits;
   l.high_blocks = static_cast<unsigned>(rows >> l.low_bits) + 1;
   const int64_t warps = (tokens - 1) / (32 * kOrderTokens) + 1;
