@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -153,6 +154,35 @@ TensorCoreLaunch tensor_core_launch(AttentionPass pass, int64_t tokens, int64_t 
   l.bytes = static_cast<size_t>(matrix_rows * Tile::kStride * 2 + row_values * 4 +
                                 l.warps * 32 * 16);  // of dropout: 16 bytes a lane
   return l;
+}
+
+// Tokens in order of their rows in a table of `rows`, those of no row behind all: two passes, each
+// by some bits of the row's number, with a block for every value that these have.
+inline constexpr int kMostOrderThreads = 1024;
+inline constexpr int64_t kOrderTokens = 8;  // of a thread, unless there are that many threads
+struct OrderLaunch {
+  int low_bits;
+  unsigned low_blocks, high_blocks;
+  int threads;
+};
+inline OrderLaunch order_launch(int64_t tokens, int64_t rows) {
+  OrderLaunch l{};
+  l.low_bits = static_cast<int>(std::bit_width(static_cast<uint64_t>(rows))) / 2;
+  l.low_blocks = 1u << l.low_bits;
+  l.high_blocks = static_cast<unsigned>(rows >> l.low_bits) + 1;
+  const int64_t warps = (tokens - 1) / (32 * kOrderTokens) + 1;
+  l.threads = 32 * static_cast<int>(std::clamp<int64_t>(warps, 1, kMostOrderThreads / 32));
+  return l;
+}
+
+// Rows that are added one after another: a block takes 32 lanes of columns, its warps 32 rows each,
+// in turn.
+inline int threads_for_sum(int64_t rows) {
+  return 32 * static_cast<int>(std::clamp<int64_t>((rows - 1) / 32 + 1, 1, kThreads / 32));
+}
+inline unsigned blocks_across(int64_t columns, int columns_of_lane) {
+  const int64_t columns_of_block = int64_t{32} * columns_of_lane;
+  return static_cast<unsigned>((columns + columns_of_block - 1) / columns_of_block);
 }
 
 }  // namespace amur::cuda

@@ -1,28 +1,71 @@
-// One pass over memory: a thread reads an element of everything, applies the rule of
-// kernels/optimizer_rules.h and writes back.
+// One pass over memory: a thread reads 16 bytes of weights and what belongs to them, applies the
+// rule of kernels/optimizer_rules.h and writes back; single elements where addresses do not allow
+// it.
 #include "kernels/optimizer_update.h"
 
+#include "kernels/cuda/packs.cuh"
 #include "kernels/cuda/pieces.cuh"
 #include "kernels/dropout_math.h"
 
 namespace amur::cuda {
 namespace {
 
+// Neighbours in a tensor of state, as what they are computed in.
+template <int count, class M, class T = AccumulateType<M>>
+__device__ Pack<T, count> get_pack(const M* from) {
+  const auto pack = load_pack<count>(from);
+  Pack<T, count> values;
+  for (int k = 0; k < count; ++k) values.v[k] = computed(pack.v[k]);
+  return values;
+}
+
 // A tensor of weights; f32 and f64 are not rounded.
 template <class W>
-struct Weights {
-  W* theta;
-  StochasticRounding rounding;
+class Weights {
+ public:
+  using T = AccumulateType<W>;
 
-  __device__ AccumulateType<W> get(int64_t i) const { return computed(theta[i]); }
-  __device__ void set(int64_t i, AccumulateType<W> value) const {
-    if constexpr (std::is_same_v<W, bf16>) {
-      const auto element = static_cast<uint64_t>(rounding.index.of(i));
-      theta[i] = round_stochastic(value, dropout_lane(rounding.key, 0, element));
-    } else {
-      theta[i] = value;
-    }
+  Weights() = default;
+  Weights(TensorView theta, const StochasticRounding& rounding)
+      : theta_(theta.as<W>()),
+        rounding_(rounding),
+        one_run_(rounding.index.run >= theta.elements()) {}
+
+  W* data() const { return theta_; }
+  // Whether each pack has the lanes of one Philox block.
+  bool noise_by_packs() const {
+    const GlobalIndex& index = rounding_.index;
+    const auto whole = [](int64_t n) { return n % kPack<W> == 0; };
+    return !std::is_same_v<W, bf16> ||
+           (whole(index.first) && (one_run_ || (whole(index.run) && whole(index.distance))));
   }
+  template <int count>
+  __device__ Pack<T, count> get(int64_t i) const {
+    return get_pack<count>(theta_ + i);
+  }
+  template <int count>
+  __device__ void set(int64_t i, const Pack<T, count>& values) const {
+    Pack<W, count> pack;
+    if constexpr (!std::is_same_v<W, bf16>) {
+      for (int k = 0; k < count; ++k) pack.v[k] = values.v[k];
+    } else if constexpr (count == 1) {
+      pack.v[0] = round_stochastic(values.v[0], dropout_lane(rounding_.key, 0, place(i)));
+    } else {
+      const Philox p = philox(rounding_.key, 0, place(i) / count);
+      for (int k = 0; k < count; ++k)
+        pack.v[k] = round_stochastic(values.v[k], (p.v[k / 2] >> (16 * (k % 2))) & 0xffffu);
+    }
+    store_pack(theta_ + i, pack);
+  }
+
+ private:
+  __device__ uint64_t place(int64_t i) const {
+    return static_cast<uint64_t>(one_run_ ? rounding_.index.first + i : rounding_.index.of(i));
+  }
+
+  W* theta_ = nullptr;
+  StochasticRounding rounding_;
+  bool one_run_ = true;  // divisions are dear
 };
 
 // Steps along the momentum, as kernels/optimizer_rules.h has them.
@@ -48,6 +91,7 @@ struct ListedUpdate : Pieces {
   M* m;
   T* v;        // AdamW, else null
   const T* g;  // Lion and AdamW, else null
+  bool packs;  // all of them can be taken so
   RuleKind kind;
   union {
     SignRule<T> sign;
@@ -67,15 +111,25 @@ __global__ void __launch_bounds__(kThreads)
     M* const m = u.m;
     T* const v = u.v;
     const T* const g = u.g;
-    const auto each = [&](const auto& f) {
-      for (int64_t i = piece.first + threadIdx.x; i < piece.end; i += kThreads) {
-        T theta = weights.get(i);
-        f(i, theta);
+    const auto over = [&]<int n>(int64_t first, int64_t end, const auto& f) {
+#pragma unroll 1
+      for (int64_t i = first + threadIdx.x * n; i < end; i += kThreads * n) {
+        Pack<T, n> theta = weights.template get<n>(i);
+        f.template operator()<n>(i, theta);
         weights.set(i, theta);
       }
     };
+    // f(i, theta) for packs of weights, and for single ones at the end.
+    const auto each = [&](const auto& f) {
+      const int64_t single = u.packs ? piece.end - piece.end % kPack<W> : piece.first;
+      over.template operator()<kPack<W>>(piece.first, single, f);
+      over.template operator()<1>(single, piece.end, f);
+    };
     if (u.kind == RuleKind::sign) {
-      each([&, rule = u.sign](int64_t i, T& theta) { rule(computed(m[i]), theta); });
+      each([&, rule = u.sign]<int n>(int64_t i, Pack<T, n>& theta) {
+        const auto mean = get_pack<n>(m + i);
+        for (int k = 0; k < n; ++k) rule(mean.v[k], theta.v[k]);
+      });
       continue;
     }
     // The other rules keep what they compute with.
@@ -84,13 +138,27 @@ __global__ void __launch_bounds__(kThreads)
         case RuleKind::sign:
           break;
         case RuleKind::bounded:
-          each([&, rule = u.bounded](int64_t i, T& theta) { rule(m[i], theta); });
+          each([&, rule = u.bounded]<int n>(int64_t i, Pack<T, n>& theta) {
+            const auto mean = load_pack<n>(m + i);
+            for (int k = 0; k < n; ++k) rule(mean.v[k], theta.v[k]);
+          });
           break;
         case RuleKind::lion:
-          each([&, rule = u.lion](int64_t i, T& theta) { rule(g[i], m[i], theta); });
+          each([&, rule = u.lion]<int n>(int64_t i, Pack<T, n>& theta) {
+            const auto gradient = load_pack<n>(g + i);
+            auto mean = load_pack<n>(m + i);
+            for (int k = 0; k < n; ++k) rule(gradient.v[k], mean.v[k], theta.v[k]);
+            store_pack(m + i, mean);
+          });
           break;
         case RuleKind::adamw:
-          each([&, rule = u.adamw](int64_t i, T& theta) { rule(g[i], m[i], v[i], theta); });
+          each([&, rule = u.adamw]<int n>(int64_t i, Pack<T, n>& theta) {
+            const auto gradient = load_pack<n>(g + i);
+            auto mean = load_pack<n>(m + i), square = load_pack<n>(v + i);
+            for (int k = 0; k < n; ++k) rule(gradient.v[k], mean.v[k], square.v[k], theta.v[k]);
+            store_pack(m + i, mean);
+            store_pack(v + i, square);
+          });
           break;
       }
     }
@@ -119,34 +187,55 @@ struct SetRule {
   }
 };
 
-// A block takes row after row: its RMS in double, then its step. `rows` and `rates` are null where
-// it is all rows at one rate.
-template <class W, class M, class T = AccumulateType<W>>
+struct RowStep {
+  int64_t row;
+  double rate;
+};
+
+// A warp takes row after row: its RMS in double, then its step, for which the row is still in the
+// cache. `steps` is null where it is all rows at one rate.
+template <class W, class M, int n, class T = AccumulateType<W>>
 __global__ void __launch_bounds__(kThreads)
-    sign_by_row_kernel(const M* m, int64_t count, int64_t width, const int64_t* rows,
-                       const double* rates, double rate, double rms_floor, T decay,
-                       Weights<W> weights) {
-  for (int64_t k = blockIdx.x; k < count; k += gridDim.x) {
-    const int64_t at = (rows ? rows[k] : k) * width;
+    sign_by_row_kernel(const M* m, int64_t count, int64_t width, const RowStep* steps, double rate,
+                       double rms_floor, T decay, Weights<W> weights) {
+  for (int64_t k = first_row(); k < count; k += row_stride()) {
+    const auto [row, rate_of_row] = steps ? steps[k] : RowStep{k, rate};
+    const int64_t first = row * width + lane_of_warp() * n, end = (row + 1) * width;
     double sum = 0;
-    for (int64_t j = threadIdx.x; j < width; j += kThreads) {
-      const double x = static_cast<double>(weights.get(at + j));
-      sum += x * x;
+#pragma unroll 4
+    for (int64_t i = first; i < end; i += kLanes * n) {
+      const Pack<T, n> theta = weights.template get<n>(i);
+      for (int j = 0; j < n; ++j) {
+        const double x = static_cast<double>(theta.v[j]);
+        sum += x * x;
+      }
     }
-    const double rms = sqrt(block_sum(sum) / static_cast<double>(width));
-    const T step = static_cast<T>((rates ? rates[k] : rate) * (rms > rms_floor ? rms : rms_floor));
-    for (int64_t j = threadIdx.x; j < width; j += kThreads)
-      weights.set(at + j, sign_step(weights.get(at + j), computed(m[at + j]), step, decay));
+    const double rms = sqrt(warp_sum(sum) / static_cast<double>(width));
+    const T step = static_cast<T>(rate_of_row * (rms > rms_floor ? rms : rms_floor));
+#pragma unroll 1
+    for (int64_t i = first; i < end; i += kLanes * n) {
+      Pack<T, n> theta = weights.template get<n>(i);
+      const auto mean = get_pack<n>(m + i);
+      for (int j = 0; j < n; ++j) theta.v[j] = sign_step(theta.v[j], mean.v[j], step, decay);
+      weights.set(i, theta);
+    }
   }
 }
 
-void sign_by_row(ConstTensorView momentum, int64_t count, const int64_t* rows, const double* rates,
-                 double rate, double rms_floor, double decay, TensorView theta,
+void sign_by_row(ConstTensorView momentum, int64_t count, const RowStep* steps, double rate,
+                 double rms_floor, double decay, TensorView theta,
                  const StochasticRounding& rounding, cudaStream_t stream) {
   dispatch_state(theta.dtype(), momentum.dtype(), "sign_by_row", [&]<class W, class M>() {
-    sign_by_row_kernel<W, M><<<blocks_for_each(count), kThreads, 0, stream>>>(
-        momentum.as<M>(), count, theta.columns(), rows, rates, rate, rms_floor,
-        static_cast<AccumulateType<W>>(decay), Weights<W>{theta.as<W>(), rounding});
+    const Weights<W> weights(theta, rounding);
+    const auto launch = [&]<int n>() {
+      sign_by_row_kernel<W, M, n><<<blocks_for_rows(count), kThreads, 0, stream>>>(
+          momentum.as<M>(), count, theta.columns(), steps, rate, rms_floor,
+          static_cast<AccumulateType<W>>(decay), weights);
+    };
+    if (weights.noise_by_packs())
+      with_packs<W>(theta.columns(), launch, weights.data(), momentum.as<M>());
+    else
+      launch.template operator()<1>();
   });
   check_launch();
 }
@@ -162,10 +251,11 @@ void update_those_of(std::span<const ParameterUpdate> updates, Device device, St
     ListedUpdate<W, M>& u = list.emplace_back();
     u.elements = update.theta.elements();
     u.first_piece = pieces;
-    u.weights = {update.theta.as<W>(), update.rounding};
+    u.weights = Weights<W>(update.theta, update.rounding);
     u.m = update.momentum.as<M>();
     u.v = pointer_of<T>(update.second_moment);
     u.g = pointer_of<T>(update.gradient);
+    u.packs = u.weights.noise_by_packs() && packs_at<kPack<W>>(u.weights.data(), u.m, u.v, u.g);
     std::visit(SetRule<W, M>{u}, update.step);
     pieces += pieces_of(u.elements);
   }
@@ -190,7 +280,7 @@ void CudaBackend::sign_update_by_row(ConstTensorView momentum, double rate, doub
                                      double decay, TensorView theta,
                                      const StochasticRounding& rounding, Stream stream) {
   const cudaStream_t s = enter(theta.device(), stream);
-  sign_by_row(momentum, theta.rows(), nullptr, nullptr, rate, rms_floor, decay, theta, rounding, s);
+  sign_by_row(momentum, theta.rows(), nullptr, rate, rms_floor, decay, theta, rounding, s);
 }
 
 void CudaBackend::sign_update_of_rows(ConstTensorView momentum, std::span<const int64_t> rows,
@@ -198,10 +288,10 @@ void CudaBackend::sign_update_of_rows(ConstTensorView momentum, std::span<const 
                                       TensorView theta, const StochasticRounding& rounding,
                                       Stream stream) {
   const cudaStream_t s = enter(theta.device(), stream);
-  const Uploaded<int64_t> rows_there(rows, theta.device(), stream);
-  const Uploaded<double> rates_there(rates, theta.device(), stream);
-  sign_by_row(momentum, std::ssize(rows), rows_there.data(), rates_there.data(), 0, rms_floor,
-              decay, theta, rounding, s);
+  std::vector<RowStep> steps(rows.size());
+  for (size_t k = 0; k < rows.size(); ++k) steps[k] = {rows[k], rates[k]};
+  const Uploaded<RowStep> there(steps, theta.device(), stream);
+  sign_by_row(momentum, std::ssize(rows), there.data(), 0, rms_floor, decay, theta, rounding, s);
 }
 
 }  // namespace amur::cuda

@@ -39,6 +39,11 @@ __device__ inline int64_t sequence_of(int64_t t, int64_t sequences, const int32_
   return last_not_after(t, sequences, [cu](int64_t s) { return int64_t{cu[s]}; });
 }
 
+// The same, by a warp.
+__device__ inline int64_t warp_sequence_of(int64_t t, int64_t sequences, const int32_t* cu) {
+  return warp_last_not_after(t, sequences, [cu](int64_t s) { return int64_t{cu[s]}; });
+}
+
 // Of those that tiles_for counts.
 struct SequenceTile {
   int64_t sequence;

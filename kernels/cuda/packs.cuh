@@ -3,6 +3,10 @@
 // and few instructions.
 #pragma once
 
+#include <bit>
+#include <iterator>
+#include <type_traits>
+
 #include "kernels/cuda/backend.cuh"
 
 namespace amur::cuda {
@@ -17,13 +21,35 @@ struct alignas(sizeof(T) * count < 16 ? sizeof(T) * count : 16) Pack {
 template <class T>
 inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 
+// The bytes of a pack, as what the compiler reads and writes at once, whatever it knows of them.
+template <int bytes>
+struct Words {
+  using Word = std::conditional_t<
+      bytes % 16 == 0, uint4,
+      std::conditional_t<bytes == 8, uint64_t, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
+  Word v[bytes / sizeof(Word)];
+};
+template <class T, int count>
+using WordsOf = Words<static_cast<int>(sizeof(T)) * count>;
+
+template <int count, class T>
+__device__ WordsOf<T, count> load_words(const T* from) {
+  using Words = WordsOf<T, count>;
+  Words words;
+  for (size_t i = 0; i < std::size(words.v); ++i)
+    words.v[i] = reinterpret_cast<const typename Words::Word*>(from)[i];
+  return words;
+}
 template <int count, class T>
 __device__ Pack<T, count> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T, count>*>(from);
+  return std::bit_cast<Pack<T, count>>(load_words<count>(from));
 }
 template <int count, class T>
 __device__ void store_pack(T* to, const Pack<T, count>& pack) {
-  *reinterpret_cast<Pack<T, count>*>(to) = pack;
+  using Words = WordsOf<T, count>;
+  const auto words = std::bit_cast<Words>(pack);
+  for (size_t i = 0; i < std::size(words.v); ++i)
+    reinterpret_cast<typename Words::Word*>(to)[i] = words.v[i];
 }
 
 // The values of a pack to compute with, and a pack of values, rounded: in bf16 two at a time.
@@ -86,13 +112,28 @@ __device__ void for_packs(int64_t rows, int64_t width, const F& f) {
     for (int64_t j = lane_of_warp() * pack; j < width; j += kLanes * pack) f(row, j);
 }
 
-// Calls f.template operator()<count>() with count = kPack<T>, or 1 where `width`, the elements of a
-// row, is no multiple of that, or one of the addresses (null: not used) none of 16 bytes.
+template <size_t bytes, class... Address>
+bool at_multiples_of(const Address*... addresses) {
+  return (... && (reinterpret_cast<uintptr_t>(addresses) % bytes == 0));
+}
+// Whether packs can lie at all of the addresses (null: not used).
+template <int count, class... T>
+bool packs_at(const T*... addresses) {
+  return (... && at_multiples_of<alignof(Pack<T, count>)>(addresses));
+}
+// Calls f.template operator()<count>(), or <1> where a row of `width` elements is no multiple of
+// `count`, or one of the addresses no place for a pack.
+template <int count, class F, class... T>
+void with_packs_of(int64_t width, const F& f, const T*... addresses) {
+  if (width % count == 0 && packs_at<count>(addresses...))
+    f.template operator()<count>();
+  else
+    f.template operator()<1>();
+}
+// The same with count = kPack<T>, where the others' packs are no shorter than 16 bytes.
 template <class T, class F, class... Address>
 void with_packs(int64_t width, const F& f, const Address*... addresses) {
-  const bool aligned =
-      width % kPack<T> == 0 && (... && (reinterpret_cast<uintptr_t>(addresses) % 16 == 0));
-  if (aligned)
+  if (width % kPack<T> == 0 && at_multiples_of<16>(addresses...))
     f.template operator()<kPack<T>>();
   else
     f.template operator()<1>();

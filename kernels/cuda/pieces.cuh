@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "kernels/cuda/packed.cuh"
 #include "kernels/cuda/staging.cuh"
 
 namespace amur::cuda {
@@ -25,17 +26,11 @@ struct Piece {
   int64_t index, first, end;
 };
 
-// Piece number `piece` of a list.
+// Piece number `piece` of a list, by all lanes of a warp together.
 template <class Entry>
 __device__ Piece piece_of(const Entry* entries, int64_t count, int64_t piece) {
-  int64_t index = 0, behind = count;  // the last entry that does not begin behind the piece
-  while (behind - index > 1) {
-    const int64_t middle = index + (behind - index) / 2;
-    if (entries[middle].first_piece <= piece)
-      index = middle;
-    else
-      behind = middle;
-  }
+  const int64_t index =
+      warp_last_not_after(piece, count, [=](int64_t k) { return entries[k].first_piece; });
   const int64_t first = (piece - entries[index].first_piece) * kPieceElements;
   const int64_t end = first + kPieceElements;
   return {index, first, end < entries[index].elements ? end : entries[index].elements};

@@ -72,6 +72,12 @@ std::vector<Launch> launches_of(const Config& c, int64_t tokens, int64_t sequenc
   }
   for (const int64_t rows : {tokens, sequences, m.vocab, m.max_length, c.train.batch_size})
     all.push_back({"rows", blocks_for_each(rows)});
+  const OrderLaunch order = order_launch(tokens, m.vocab);
+  all.push_back({"order", order.low_blocks, 1, order.threads});
+  all.push_back({"order", order.high_blocks, 1, order.threads});
+  for (const int64_t rows : {sequences, m.max_length})
+    all.push_back({"rows in turn", blocks_for_each(tokens), blocks_across(m.embedding_size(), 1),
+                   threads_for_sum(rows)});
   // Whatever tile sizes are configured.
   all.push_back({"logits", panels_across(1 << 20), panels_down(1 << 20)});
   if (m.layers == 0) return all;
@@ -157,6 +163,16 @@ TEST(KernelLaunches, NoSizeIsTooLarge) {
     EXPECT_EQ(problem_of({"sums", 1, row_blocks(n)}), "") << n;
     EXPECT_GE(rows_of_block(n) * row_blocks(n), n);
     EXPECT_EQ(problem_of({"runs", blocks_for_runs(n, 8)}), "") << n;
+  }
+  for (const int64_t rows : {int64_t{0}, int64_t{1}, int64_t{2}, int64_t{30522}, kMostX}) {
+    for (const int64_t tokens : {int64_t{1}, int64_t{257}, kMostX}) {
+      const OrderLaunch l = order_launch(tokens, rows);
+      EXPECT_EQ(problem_of({"order", l.low_blocks, 1, l.threads}), "") << rows;
+      EXPECT_EQ(problem_of({"order", l.high_blocks, 1, l.threads}), "") << rows;
+      // A block for every digit of 0 .. rows.
+      EXPECT_EQ(l.low_blocks, 1u << l.low_bits);
+      EXPECT_EQ(l.high_blocks, (rows >> l.low_bits) + 1);
+    }
   }
   for (const int64_t columns : {1, 32, 33, 1 << 30}) {
     EXPECT_GE(int64_t{blocks_for_columns(columns)} * kColumnsOfTile, columns);

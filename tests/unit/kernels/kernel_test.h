@@ -97,6 +97,22 @@ inline bool same_bits(ConstTensorView a, ConstTensorView b) {
          (a.bytes() == 0 || std::memcmp(a.raw(), b.raw(), a.bytes()) == 0);
 }
 
+// The same values one element behind the beginning of an allocation: aligned to their type alone.
+class OddlyPlaced {
+ public:
+  explicit OddlyPlaced(ConstTensorView like)
+      : memory_({like.elements() + 1}, like.dtype(), like.device()),
+        view_(memory_.view().slice(1, like.elements()).reshape(like.shape())) {
+    copy(view_, like);
+  }
+  operator TensorView() const { return view_; }
+  operator ConstTensorView() const { return view_; }
+
+ private:
+  Tensor memory_;
+  TensorView view_;
+};
+
 // Sequences of these lengths with dropout keys 1000, 1001, ...; `packed` lies on the device.
 struct Sequences {
   std::vector<int32_t> starts{0};

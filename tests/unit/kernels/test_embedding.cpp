@@ -22,7 +22,7 @@ TEST_P(EmbeddingTest, LookupAndScatter) {
   const int64_t tokens = sequences.tokens(), vocabulary = 9, positions = 12;
   const std::vector<int32_t> id = random_ids(tokens, 9);  // every id occurs more than once
   const Tensor ids = integers(id);
-  for (const int64_t width : {1, 7, 64, 200}) {
+  for (const int64_t width : {1, 7, 64, 66, 200}) {
     const size_t w = static_cast<size_t>(width);
     const Tensor table = random_tensor({vocabulary, width}, parameter(), 1);
     const Tensor position_table = random_tensor({positions, width}, parameter(), 2);
@@ -61,45 +61,149 @@ TEST_P(EmbeddingTest, LookupAndScatter) {
   }
 }
 
+// Ids that occur so often, in tokens all over a chunk; the rows of some are not here. However many
+// threads add the rows of an id, the order is that of the tokens: the bits are the CPU's.
+TEST_P(EmbeddingTest, AnyNumberOfTokensOfAnId) {
+  const std::vector<std::vector<int64_t>> numbers = {
+      {1}, {1, 1}, {700}, {1, 31, 32, 33, 2, 127, 128, 129, 255, 256, 257, 3, 1, 1}};
+  for (const auto& [vocabulary, width] :
+       {std::pair<int64_t, int64_t>{65537, 2}, {300, 65}, {300, 66}}) {
+    for (const std::vector<int64_t>& times : numbers) {
+      std::vector<int32_t> id;
+      for (size_t k = 0; k < times.size(); ++k)
+        id.insert(id.end(), static_cast<size_t>(times[k]),
+                  static_cast<int32_t>(vocabulary - 1 - static_cast<int64_t>(k) * vocabulary / 15));
+      const auto n = static_cast<int64_t>(id.size());
+      const KeyedPermutation shuffled(RandomKey(7), id.size());
+      std::vector<int32_t> mixed(id.size());
+      for (size_t t = 0; t < id.size(); ++t) mixed[t] = id[shuffled(t)];
+      const Tensor values = test::random_tensor({n, width}, dtype(), 1);
+      const TableRows part{20, vocabulary};
+      const auto sums = [&](Device where) {
+        const Sequences sequences({static_cast<int32_t>(n)}, 1000, where);
+        const Tensor ids = on_device(test::integers(mixed), where);
+        const Tensor dy = copy_on(where, values);
+        std::vector<Tensor> r;
+        r.push_back(Tensor::zeros({vocabulary, width}, parameter(), where));
+        r.push_back(Tensor::zeros({vocabulary - 27, width}, parameter(), where));
+        embedding_backward(sequences.packed, ids, dy, 0.3, r[0], {});
+        embedding_backward(sequences.packed, ids, dy, 0.3, r[1], {}, part);
+        return r;
+      };
+      const std::vector<Tensor> here = sums(device()), reference = sums(Device::cpu());
+      EXPECT_TRUE(same_bits(here[0], reference[0])) << n << " tokens";
+      EXPECT_TRUE(same_bits(here[1], reference[1])) << n << " tokens";
+      EXPECT_TRUE(same_bits(here[1], here[0].view().slice(part.first, vocabulary - 27)));
+    }
+  }
+}
+
+// A thousand of short texts; long ones; both.
+TEST_P(EmbeddingTest, AnyNumberOfTexts) {
+  std::vector<int32_t> many(1100, 2), mixed(300, 1);
+  for (size_t s = 0; s < many.size(); s += 3) many[s] = 1;
+  for (size_t s = 0; s < mixed.size(); s += 37) mixed[s] = static_cast<int32_t>(s / 2 + 1);
+  for (const auto& [lengths, width] :
+       {std::pair<std::vector<int32_t>, int64_t>{many, 2}, {mixed, 66}, {{1}, 65}, {{600}, 2}}) {
+    const auto results = [&](Device where) {
+      const Sequences sequences(lengths, 1000, where);
+      const auto texts = static_cast<int64_t>(sequences.count());
+      const int64_t n = sequences.tokens(), longest = sequences.packed.longest;
+      const Tensor ids = on_device(test::integers(random_ids(n, 9)), where);
+      const Tensor x = test::random_tensor({n, width}, dtype(), 1, 1, where);
+      const Tensor words = test::random_tensor({9, width}, parameter(), 2, 1, where);
+      const Tensor places = test::random_tensor({longest, width}, parameter(), 3, 1, where);
+      const Tensor dh = test::random_tensor({texts, width}, parameter(), 4, 1, where);
+      std::vector<Tensor> r;
+      r.push_back(test::filled({longest + 1, width}, parameter(), 1, where));
+      embedding_backward(sequences.packed, ids, x, 0.3, {}, r.back());
+      r.emplace_back(Shape{n, width}, dtype(), where);
+      embedding_forward(sequences.packed, ids, words, places, r.back());
+      for (const PoolingKind kind : {PoolingKind::mean, PoolingKind::cls}) {
+        r.emplace_back(Shape{texts, width}, parameter(), where);
+        pooling_forward(kind, sequences.packed, x, r.back());
+        r.emplace_back(Shape{n, width}, dtype(), where);
+        pooling_backward(kind, sequences.packed, dh, r.back());
+      }
+      return r;
+    };
+    const std::vector<Tensor> here = results(device()), reference = results(Device::cpu());
+    for (size_t i = 0; i < here.size(); ++i)
+      EXPECT_TRUE(same_bits(here[i], reference[i])) << lengths.size() << " texts, result " << i;
+  }
+}
+
+// Rows that are a whole number of 16 bytes and do not begin at one.
+TEST_P(EmbeddingTest, AnyPlaceInMemory) {
+  const Sequences sequences({1, 5, 2, 12, 1}, 1000, device());
+  const int64_t tokens = sequences.tokens(), width = 72, texts = 5;
+  const Tensor ids = integers(random_ids(tokens, 9));
+  const Tensor x = random_tensor({tokens, width}, dtype(), 1);
+  const Tensor nothing = zeros({tokens, width}, dtype()), no_h = zeros({texts, width}, parameter());
+  const Tensor table = random_tensor({12, width}, parameter(), 2);
+  const Tensor h = random_tensor({texts, width}, parameter(), 3);
+  const auto results = [&](const auto& placed) {
+    auto y = placed(nothing), summed = placed(x), dx = placed(nothing);
+    auto words = placed(table), places = placed(table), pooled = placed(no_h);
+    embedding_forward(sequences.packed, ids, table, words, y);
+    add_sinusoidal_positions(sequences.packed, summed);
+    embedding_backward(sequences.packed, ids, placed(x), 0.5, words, places);
+    pooling_forward(PoolingKind::mean, sequences.packed, placed(x), pooled);
+    pooling_backward(PoolingKind::mean, sequences.packed, placed(h), dx);
+    std::vector<Tensor> r;
+    for (const ConstTensorView v :
+         {ConstTensorView(y), ConstTensorView(summed), ConstTensorView(words),
+          ConstTensorView(places), ConstTensorView(pooled), ConstTensorView(dx)})
+      r.push_back(copy_on(Device::cpu(), v));
+    return r;
+  };
+  const std::vector<Tensor> even = results([&](const Tensor& t) { return copy_on(device(), t); });
+  const std::vector<Tensor> odd = results([](const Tensor& t) { return OddlyPlaced(t); });
+  for (size_t i = 0; i < even.size(); ++i) EXPECT_TRUE(same_bits(even[i], odd[i])) << i;
+}
+
 // Tables in bf16 are looked up as if they were widened; sinks in bf16 get the sums of those that
 // are not, rounded once.
 TEST_P(EmbeddingTest, TablesInBf16) {
   if (dtype() == DType::f64) return;
   const Sequences sequences({1, 5, 2, 12, 1}, 1000, device());
-  const int64_t tokens = sequences.tokens(), width = 67;
+  const int64_t tokens = sequences.tokens();
   const Tensor ids = integers(random_ids(tokens, 9));
-  const auto both = [&](int64_t rows, uint64_t seed) {
-    std::array<Tensor, 2> tables = {random_tensor({rows, width}, DType::bf16, seed),
-                                    empty({rows, width}, DType::f32)};
-    cast(tables[0], tables[1]);
-    return tables;
-  };
-  const auto table = both(9, 1), places = both(12, 2), part = both(4, 3);
-  const Tensor dy = random_tensor({tokens, width}, dtype(), 4);
-  Tensor y[2], sink[2], place_sink[2], part_sink[2];
-  for (size_t k = 0; k < 2; ++k) {
-    const DType type = k == 0 ? DType::bf16 : DType::f32;
-    y[k] = empty({tokens, width}, dtype());
-    embedding_forward(sequences.packed, ids, table[k], places[k], y[k]);
-    sink[k] = zeros({9, width}, type);
-    place_sink[k] = zeros({12, width}, type);
-    embedding_backward(sequences.packed, ids, dy, 0.5, sink[k], place_sink[k]);
-    part_sink[k] = zeros({4, width}, type);
-    embedding_backward(sequences.packed, ids, dy, 0.5, part_sink[k], {}, {2, 9});
+  for (const int64_t width : {67, 72}) {
+    const auto both = [&](int64_t rows, uint64_t seed) {
+      std::array<Tensor, 2> tables = {random_tensor({rows, width}, DType::bf16, seed),
+                                      empty({rows, width}, DType::f32)};
+      cast(tables[0], tables[1]);
+      return tables;
+    };
+    const auto table = both(9, 1), places = both(12, 2), part = both(4, 3);
+    const Tensor dy = random_tensor({tokens, width}, dtype(), 4);
+    Tensor y[2], sink[2], place_sink[2], part_sink[2];
+    for (size_t k = 0; k < 2; ++k) {
+      const DType type = k == 0 ? DType::bf16 : DType::f32;
+      y[k] = empty({tokens, width}, dtype());
+      embedding_forward(sequences.packed, ids, table[k], places[k], y[k]);
+      sink[k] = zeros({9, width}, type);
+      place_sink[k] = zeros({12, width}, type);
+      embedding_backward(sequences.packed, ids, dy, 0.5, sink[k], place_sink[k]);
+      part_sink[k] = zeros({4, width}, type);
+      embedding_backward(sequences.packed, ids, dy, 0.5, part_sink[k], {}, {2, 9});
+    }
+    EXPECT_TRUE(same_bits(y[0], y[1]));
+    for (auto* sinks : {&sink, &place_sink, &part_sink}) {
+      Tensor rounded = empty((*sinks)[0].shape(), DType::bf16);
+      cast((*sinks)[1], rounded);
+      EXPECT_TRUE(same_bits((*sinks)[0], rounded));
+    }
+    // Onto what is there, with one rounding.
+    embedding_backward(sequences.packed, ids, dy, 0.5, sink[0], place_sink[0]);
+    embedding_backward(sequences.packed, ids, dy, 0.5, sink[1], place_sink[1]);
+    expect_near(sink[0], to_doubles(sink[1]), 2 * rounding(DType::bf16), "tokens");
+    expect_near(place_sink[0], to_doubles(place_sink[1]), 2 * rounding(DType::bf16), "positions");
+    // Tables of two dtypes at once are refused.
+    EXPECT_THROW(embedding_forward(sequences.packed, ids, table[0], places[1], y[0]),
+                 InternalError);
   }
-  EXPECT_TRUE(same_bits(y[0], y[1]));
-  for (auto* sinks : {&sink, &place_sink, &part_sink}) {
-    Tensor rounded = empty((*sinks)[0].shape(), DType::bf16);
-    cast((*sinks)[1], rounded);
-    EXPECT_TRUE(same_bits((*sinks)[0], rounded));
-  }
-  // Onto what is there, with one rounding.
-  embedding_backward(sequences.packed, ids, dy, 0.5, sink[0], place_sink[0]);
-  embedding_backward(sequences.packed, ids, dy, 0.5, sink[1], place_sink[1]);
-  expect_near(sink[0], to_doubles(sink[1]), 2 * rounding(DType::bf16), "tokens");
-  expect_near(place_sink[0], to_doubles(place_sink[1]), 2 * rounding(DType::bf16), "positions");
-  // Tables of two dtypes at once are refused.
-  EXPECT_THROW(embedding_forward(sequences.packed, ids, table[0], places[1], y[0]), InternalError);
 }
 
 TEST_P(EmbeddingTest, PartsOfATableAddUpToTheWhole) {
@@ -221,7 +325,8 @@ TEST(Embedding, IdsAndPositionsAreChecked) {
 class NormaliseTest : public KernelTest {};
 
 TEST_P(NormaliseTest, MatchesTheDefinition) {
-  for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {5, 3}, {9, 257}}) {
+  for (const auto& [rows, width] :
+       {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {5, 3}, {9, 257}, {11, 264}}) {
     const size_t w = static_cast<size_t>(width);
     const Tensor h = random_tensor({rows, width}, dtype(), 1),
                  dz = random_tensor({rows, width}, dtype(), 2);
@@ -253,6 +358,13 @@ TEST_P(NormaliseTest, MatchesTheDefinition) {
     normalise_backward(d_in_place, z, norm, d_in_place);
     EXPECT_TRUE(same_bits(in_place, z));
     EXPECT_TRUE(same_bits(d_in_place, dh));
+    const OddlyPlaced odd_z(z), odd_dh(dh);
+    fill_zero(odd_z);
+    fill_zero(odd_dh);
+    normalise_forward(OddlyPlaced(h), odd_z, norm);
+    normalise_backward(OddlyPlaced(dz), odd_z, norm, odd_dh);
+    expect_near(odd_z, z_expected, 4 * rounding(dtype()), "z");
+    expect_near(odd_dh, dh_expected, 20 * rounding(dtype()), "dh");
   }
 }
 

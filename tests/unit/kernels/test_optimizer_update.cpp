@@ -52,8 +52,13 @@ TEST_P(OptimizerUpdateTest, Sign) {
 }
 
 TEST_P(OptimizerUpdateTest, SignByRow) {
-  for (const auto& [rows, width] :
-       {std::pair<int64_t, int64_t>{0, 4}, {1, 1}, {3, 33}, {5, 256}, {4, 1000}, {9000, 3}}) {
+  for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{0, 4},
+                                    {1, 1},
+                                    {3, 33},
+                                    {5, 256},
+                                    {4, 1000},
+                                    {3, 1004},
+                                    {9000, 3}}) {
     const Tensor m = random_tensor({rows, width}, dtype(), 2);
     Doubles start = random_doubles(rows * width, 1);
     for (int64_t j = 0; j < std::min<int64_t>(width, rows * width); ++j)
@@ -170,6 +175,33 @@ TEST_P(OptimizerUpdateTest, AdamW) {
     update({step, r[2], r[0], random_on(where, 5003, 3), r[1]});
     return r;
   });
+}
+
+// Not where a pack begins: the same bits.
+TEST_P(OptimizerUpdateTest, AnyPlaceInMemory) {
+  const Shape shape{5, 136};
+  const auto tensor = [&](uint64_t seed) { return random_tensor(shape, dtype(), seed); };
+  const Tensor g = tensor(3);
+  for (int rule = 0; rule < 6; ++rule) {
+    Tensor theta = tensor(1), m = tensor(2), v = filled(shape, dtype(), 0.3);
+    const OddlyPlaced odd_theta(theta), odd_m(m), odd_v(v), odd_g(g);
+    const auto step = [&](TensorView weights, TensorView mean, TensorView square,
+                          ConstTensorView gradient) {
+      ParameterUpdate u{SignStep{0.01, 0.1}, weights, mean, gradient, square};
+      if (rule == 1) u.step = BoundedStep{0.01, 0.3};
+      if (rule == 2) u.step = LionStep{0.01, 0.3, 0.9, 0.98};
+      if (rule == 3) u.step = AdamWStep{0.01, 0.3, 0.9, 0.99, 1e-8, 2};
+      if (rule < 4) return update(u);
+      if (rule == 4) return sign_update_by_row(mean, 0.01, 0.1, 0.25, weights);
+      sign_update_of_rows(mean, std::array<int64_t, 2>{4, 1}, std::array<double, 2>{0.01, 0.02},
+                          0.1, 0.25, weights);
+    };
+    step(theta, m, v, g);
+    step(odd_theta, odd_m, odd_v, odd_g);
+    EXPECT_TRUE(same_bits(theta, odd_theta)) << "rule " << rule;
+    EXPECT_TRUE(same_bits(m, odd_m)) << "rule " << rule;
+    EXPECT_TRUE(same_bits(v, odd_v)) << "rule " << rule;
+  }
 }
 
 // All at once is one after another: sizes around the pieces in which a GPU takes them, and none.

@@ -32,12 +32,19 @@ TEST_P(RowsTest, GatherAndScatter) {
   Tensor few = empty({2, 1}, dtype());
   gather_rows(ConstTensorView(many).slice(3, 6), std::vector<int32_t>{5, 0}, few);
   EXPECT_EQ(to_doubles(few), (Doubles{to_doubles(many)[8], to_doubles(many)[3]}));
+  // Whole packs, but not where such begin.
+  const Tensor wide = random_tensor({9, 64}, dtype(), 1);
+  Tensor even = empty({count, 64}, dtype());
+  const OddlyPlaced odd(even);
+  gather_rows(wide, index, even);
+  gather_rows(OddlyPlaced(wide), index, odd);
+  EXPECT_EQ(to_doubles(odd), to_doubles(even));
   gather_rows(many, {}, few.view().slice(0, 0));
   scatter_rows(few.view().slice(0, 0), {}, few);
 }
 
 TEST_P(RowsTest, RowsOfATable) {
-  for (const int64_t width : {1, 5, 300}) {
+  for (const int64_t width : {1, 5, 300, 304}) {
     Doubles v = to_doubles(random_tensor({9, width}, dtype(), 1));
     const auto at = [&](int64_t row, int64_t column) -> double& {
       return v[static_cast<size_t>(row * width + column)];
@@ -53,8 +60,14 @@ TEST_P(RowsTest, RowsOfATable) {
     EXPECT_TRUE(all_finite_in_rows(x, rows));
     EXPECT_TRUE(all_finite_in_rows(x, {}));
     EXPECT_FALSE(all_finite_in_rows(x, std::vector<int64_t>{0, 8}));
+    const OddlyPlaced odd(x);
+    EXPECT_NEAR(sum_of_squares_of_rows(odd, rows), squares, 1e-12 * squares);
+    EXPECT_TRUE(all_finite_in_rows(odd, rows));
+    EXPECT_FALSE(all_finite_in_rows(odd, std::vector<int64_t>{8}));
+    scale_rows(odd, rows, std::vector<double>{0.5, 0, -2});
 
     scale_rows(x, rows, std::vector<double>{0.5, 0, -2});
+    EXPECT_TRUE(same_bits(x, odd));
     for (int64_t j = 0; j < width; ++j) {
       at(7, j) *= 0.5;
       at(0, j) = 0;

@@ -105,68 +105,90 @@ TEST_P(StateTest, SignStepsAgainstTheOracle) {
     expect_step(
         theta, before, to_doubles(m), [](size_t) { return 1e-4; }, 0.01, rounding,
         [](int64_t i) { return i; });
+    // Not where a pack begins; as a part that begins within a Philox block.
+    const OddlyPlaced odd(weights({n}, 1, 0.02));
+    ParameterUpdate same = update;
+    same.theta = odd;
+    update_parameters({&same, 1});
+    EXPECT_TRUE(same_bits(odd, theta));
+    Tensor within = weights({n}, 1, 0.02);
+    same.theta = within;
+    same.rounding.index.first = 13;
+    update_parameters({&same, 1});
+    expect_step(
+        within, before, to_doubles(m), [](size_t) { return 1e-4; }, 0.01, rounding,
+        [](int64_t i) { return 13 + i; });
   }
 }
 
 TEST_P(StateTest, RowsAgainstTheOracle) {
-  const int64_t rows = 30, width = 37;
-  Tensor all = weights({rows, width}, 1, 0.05), some = weights({rows, width}, 1, 0.05);
-  const Tensor m = momenta({rows, width}, 2);
-  const Doubles before = to_doubles(all), direction = to_doubles(m);
-  const auto rate_of_row = [&](size_t i) {
-    const size_t first = i / width * width;
-    double squares = 0;
-    for (size_t j = first; j < first + width; ++j) squares += before[j] * before[j];
-    return static_cast<double>(static_cast<float>(
-        0.01 * std::max(std::sqrt(squares / static_cast<double>(width)), 0.001)));
-  };
-  const StochasticRounding rounding{.key = 3, .index = {}};
-  sign_update_by_row(m, 0.01, 0.001, 0.25, all, rounding);
-  expect_step(all, before, direction, rate_of_row, 0.25, rounding, [](int64_t i) { return i; });
-  // The rows that are chosen get what they get among all, the others nothing.
-  const std::array<int64_t, 3> chosen = {29, 0, 4};
-  const std::array<double, 3> rates = {0.01, 0.01, 0.01};
-  sign_update_of_rows(m, chosen, rates, 0.001, 0.25, some, rounding);
-  const Doubles whole = to_doubles(all), part = to_doubles(some);
-  for (size_t i = 0; i < part.size(); ++i) {
-    const auto row = static_cast<int64_t>(i / static_cast<size_t>(width));
-    const bool moved = std::find(chosen.begin(), chosen.end(), row) != chosen.end();
-    EXPECT_EQ(part[i], moved ? whole[i] : before[i]) << i;
+  for (const int64_t width : {37, 40}) {
+    const int64_t rows = 30;
+    Tensor all = weights({rows, width}, 1, 0.05), some = weights({rows, width}, 1, 0.05);
+    const Tensor m = momenta({rows, width}, 2);
+    const Doubles before = to_doubles(all), direction = to_doubles(m);
+    const auto rate_of_row = [&](size_t i) {
+      const size_t first = i / width * width;
+      double squares = 0;
+      for (size_t j = first; j < first + width; ++j) squares += before[j] * before[j];
+      return static_cast<double>(static_cast<float>(
+          0.01 * std::max(std::sqrt(squares / static_cast<double>(width)), 0.001)));
+    };
+    const StochasticRounding rounding{.key = 3, .index = {}};
+    sign_update_by_row(m, 0.01, 0.001, 0.25, all, rounding);
+    expect_step(all, before, direction, rate_of_row, 0.25, rounding, [](int64_t i) { return i; });
+    // The rows that are chosen get what they get among all, the others nothing.
+    const std::array<int64_t, 3> chosen = {29, 0, 4};
+    const std::array<double, 3> rates = {0.01, 0.01, 0.01};
+    sign_update_of_rows(m, chosen, rates, 0.001, 0.25, some, rounding);
+    const Doubles whole = to_doubles(all), part = to_doubles(some);
+    for (size_t i = 0; i < part.size(); ++i) {
+      const auto row = static_cast<int64_t>(i / static_cast<size_t>(width));
+      const bool moved = std::find(chosen.begin(), chosen.end(), row) != chosen.end();
+      EXPECT_EQ(part[i], moved ? whole[i] : before[i]) << i;
+    }
+    // Not where a pack begins.
+    const OddlyPlaced odd(weights({rows, width}, 1, 0.05));
+    sign_update_by_row(OddlyPlaced(m), 0.01, 0.001, 0.25, odd, rounding);
+    EXPECT_TRUE(same_bits(odd, all));
   }
 }
 
-// A part along any axis gets the bits that it has in the whole.
+// A part along any axis gets the bits that it has in the whole; also one of whole Philox blocks.
 TEST_P(StateTest, PartsGetTheBitsOfTheWhole) {
-  const int64_t outer = 5, axis = 11, inner = 7;
-  const Tensor theta = test::random_tensor({outer, axis, inner}, DType::bf16, 1, 0.02);
-  const Tensor m = test::random_tensor({outer, axis, inner}, dtype(), 2);
-  const auto step = [&](ConstTensorView weights, ConstTensorView momentum, GlobalIndex index) {
-    Tensor w = copy_on(device(), weights), v = copy_on(device(), momentum);
-    const ParameterUpdate update{.step = SignStep{1e-4, 0.01},
-                                 .theta = w,
-                                 .momentum = v,
-                                 .rounding = {.key = 9, .index = index}};
-    update_parameters({&update, 1});
-    return copy_on(Device::cpu(), w);
-  };
-  const Tensor whole = step(theta, m, {});
-  const auto cut = [&](const Tensor& from, int64_t first, int64_t count) {
-    Tensor part({outer, count, inner}, from.dtype());
-    for (int64_t o = 0; o < outer; ++o)
-      copy(part.view().slice(o, 1).reshape({count, inner}),
-           from.view().slice(o, 1).reshape({axis, inner}).slice(first, count));
-    return part;
-  };
-  size_t wrong = 0;
-  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 4}, {4, 6}, {10, 1}}) {
-    const GlobalIndex index{.first = first * inner, .run = count * inner, .distance = axis * inner};
-    const Tensor part = step(cut(theta, first, count), cut(m, first, count), index);
-    EXPECT_TRUE(same_bits(part, cut(whole, first, count))) << first;
-    // The mistake that must show: the noise of the local place.
-    wrong += !same_bits(step(cut(theta, first, count), cut(m, first, count), {}),
-                        cut(whole, first, count));
+  for (const int64_t inner : {7, 8}) {
+    const int64_t outer = 5, axis = 11;
+    const Tensor theta = test::random_tensor({outer, axis, inner}, DType::bf16, 1, 0.02);
+    const Tensor m = test::random_tensor({outer, axis, inner}, dtype(), 2);
+    const auto step = [&](ConstTensorView weights, ConstTensorView momentum, GlobalIndex index) {
+      Tensor w = copy_on(device(), weights), v = copy_on(device(), momentum);
+      const ParameterUpdate update{.step = SignStep{1e-4, 0.01},
+                                   .theta = w,
+                                   .momentum = v,
+                                   .rounding = {.key = 9, .index = index}};
+      update_parameters({&update, 1});
+      return copy_on(Device::cpu(), w);
+    };
+    const Tensor whole = step(theta, m, {});
+    const auto cut = [&](const Tensor& from, int64_t first, int64_t count) {
+      Tensor part({outer, count, inner}, from.dtype());
+      for (int64_t o = 0; o < outer; ++o)
+        copy(part.view().slice(o, 1).reshape({count, inner}),
+             from.view().slice(o, 1).reshape({axis, inner}).slice(first, count));
+      return part;
+    };
+    size_t wrong = 0;
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 4}, {4, 6}, {10, 1}}) {
+      const GlobalIndex index{
+          .first = first * inner, .run = count * inner, .distance = axis * inner};
+      const Tensor part = step(cut(theta, first, count), cut(m, first, count), index);
+      EXPECT_TRUE(same_bits(part, cut(whole, first, count))) << first;
+      // The mistake that must show: the noise of the local place.
+      wrong += !same_bits(step(cut(theta, first, count), cut(m, first, count), {}),
+                          cut(whole, first, count));
+    }
+    EXPECT_EQ(wrong, 3u);
   }
-  EXPECT_EQ(wrong, 3u);
 }
 
 TEST_P(StateTest, ThreadsDoNotMatter) {
