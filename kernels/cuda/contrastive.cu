@@ -294,7 +294,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) merge_kernel(int64_t n, int64_t count, Parts<T> parts) {
+__global__ void __launch_bounds__(kThreads)
+    merge_statistics_kernel(int64_t n, int64_t count, Parts<T> parts) {
   for (int64_t i = first_item(); i < n; i += item_stride()) {
     T top = kMaskedLogit;
     for (int64_t k = 0; k < count; ++k)
@@ -420,7 +421,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads) each_kernel(int64_t n, F f) {
+__global__ void __launch_bounds__(kThreads) softmax_step_kernel(int64_t n, F f) {
   for (int64_t i = first_item(); i < n; i += item_stride()) f(i);
 }
 
@@ -473,7 +474,8 @@ void CudaBackend::merge_log_sums(const LogSums& sums, Stream stream) {
   const cudaStream_t s = enter(sums.sum.device(), stream);
   const int64_t n = sums.sum.columns();
   dispatch_f32_f64(sums.maximum.dtype(), "merge_log_sums", [&]<class T>() {
-    merge_kernel<T><<<blocks_for(n), kThreads, 0, s>>>(n, sums.sum.rows(), parts_of<T>(sums, 0));
+    merge_statistics_kernel<T>
+        <<<blocks_for(n), kThreads, 0, s>>>(n, sums.sum.rows(), parts_of<T>(sums, 0));
   });
   check_launch();
 }
@@ -527,7 +529,7 @@ void CudaBackend::softmax_step(SoftmaxStep step, const SoftmaxEnds& ends, Stream
   dispatch_f32_f64(ends.row_maximum.dtype(), "softmax_step", [&]<class T>() {
     with_step<T>(step, ends, [&](const auto& items) {
       const int64_t n = items.items();
-      if (n > 0) each_kernel<<<blocks_for(n), kThreads, 0, s>>>(n, items);
+      if (n > 0) softmax_step_kernel<<<blocks_for(n), kThreads, 0, s>>>(n, items);
     });
   });
   check_launch();
