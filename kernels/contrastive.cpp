@@ -8,6 +8,7 @@
 #include "kernels/cpu/contrastive.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/device_kernels.h"
 
 namespace amur {
@@ -39,6 +40,24 @@ void check_tile(const char* op, const LogitTile& tile,
   check_vector("positive", e.positive, rows, DType::i64);
   check_vector("self", e.self, rows, DType::i64);
   check_vector("first_range", e.first_range, rows + 1, DType::i64);
+}
+// [count, parts] with at least so many parts.
+void check_parts(const char* name, ConstTensorView v, int64_t count, int64_t parts) {
+  AMUR_CHECK(v.dtype() == DType::f64 && v.rows() * v.columns() >= count * parts &&
+                 (count == 1 || v.rows() == count),
+             "{} is {} {}, wanted f64 of {} times {} parts", name, name_of(v.dtype()),
+             v.shape().text(), count, parts);
+}
+void check_log_sums(const char* name, const LogSums& sums, int64_t parts, DType dtype) {
+  AMUR_CHECK(sums.sum.rows() >= parts, "{}: {} parts of at least {}", name, sums.sum.rows(), parts);
+  check_vector(name, sums.sum, sums.sum.elements(), DType::f64);
+  check_vector(name, sums.maximum, sums.sum.elements(), dtype);
+}
+void check_columns(const LogitTile& tile, const LogSums& columns, int64_t parts) {
+  check_log_sums("columns", columns, parts, tile.logits.dtype());
+  AMUR_CHECK(tile.place.column + tile.logits.columns() <= columns.sum.columns(),
+             "columns {}+{} of {}", tile.place.column, tile.logits.columns(),
+             columns.sum.columns());
 }
 void check_gradient(const LogitTile& tile, ConstTensorView gradient) {
   AMUR_CHECK(gradient.rows() == tile.logits.rows() && gradient.columns() == tile.logits.columns(),
@@ -85,49 +104,79 @@ void exclude(const LogitTile& tile, double* positive_logit, double* masked) {
         // Positives are out already, and ranges may overlap: an entry counts once.
         if (entry == static_cast<T>(kMaskedLogit)) continue;
         entry = kMaskedLogit;
-        if (masked) masked[i] += 1;
+        if (masked) *masked += 1;
       }
     }
   }
 }
 
+// The `count` sums from `first` on of the one part that there is on a CPU, ready to be added to.
+template <class T>
+struct RunningSums {
+  T* maximum;
+  double* sum;
+
+  RunningSums(const LogSums& sums, int64_t first, int64_t count)
+      : maximum(sums.maximum.as<T>() + first), sum(sums.sum.as<double>() + first) {
+    for (int64_t i = 0; i < count; ++i)
+      if (sum[i] == 0) maximum[i] = kMaskedLogit;
+  }
+};
+
 }  // namespace
 
-void contrastive_statistics(const LogitTile& tile, TensorView row_maximum, TensorView row_sum,
-                            TensorView column_maximum, TensorView column_sum,
+LogitParts logit_parts(int64_t m, int64_t n, Device device) {
+  if (device.kind == Device::Kind::cpu) return {};
+  const int64_t across = cuda::panels_across(n), down = cuda::panels_down(m);
+  return {across, down, across * down};
+}
+
+void contrastive_statistics(const LogitTile& tile, const LogSums& rows, const LogSums& columns,
                             TensorView positive_logit, TensorView masked, Stream stream) {
   const char* op = "contrastive_statistics";
-  check_tile(op, tile, {row_maximum, row_sum, column_maximum, column_sum, positive_logit, masked});
+  check_tile(op, tile,
+             {rows.maximum, rows.sum, columns.maximum, columns.sum, positive_logit, masked});
   const TensorView logits = tile.logits;
-  const int64_t m = logits.rows(), n = logits.columns();
-  check_vector("row_maximum", row_maximum, m, logits.dtype());
-  check_vector("row_sum", row_sum, m, DType::f64);
-  if (column_maximum.defined()) {
-    check_vector("column_maximum", column_maximum, n, logits.dtype());
-    check_vector("column_sum", column_sum, n, DType::f64);
-  }
-  check_vector("positive_logit", positive_logit, m, DType::f64);
-  check_vector("masked", masked, m, DType::f64);
+  const int64_t m = logits.rows(), n = logits.columns(), all_rows = rows.sum.columns();
+  const LogitParts parts = logit_parts(m, n, logits.device());
+  check_log_sums("rows", rows, parts.rows, logits.dtype());
+  check_vector("positive", tile.exclusions.positive, all_rows, DType::i64);
+  if (columns.sum.defined()) check_columns(tile, columns, parts.columns);
+  check_vector("positive_logit", positive_logit, all_rows, DType::f64);
+  check_parts("masked", masked, 1, parts.whole);
   if (logits.elements() == 0) return;
   if (on_gpu(logits))
-    return device_kernels().contrastive_statistics(tile, row_maximum, row_sum, column_maximum,
-                                                   column_sum, positive_logit, masked, stream);
+    return device_kernels().contrastive_statistics(tile, rows, columns, positive_logit, masked,
+                                                   stream);
   dispatch_f32_f64(logits.dtype(), op, [&]<class T>() {
-    exclude<T>(tile, positive_logit.as<double>(), masked.as<double>());
+    exclude<T>(tile, positive_logit.as<double>() + tile.place.row, masked.as<double>());
     const auto& kernels = cpu::kernels<ContrastiveStatistics<T>>();
     const T* z = logits.as<T>();
+    const RunningSums<T> of_rows(rows, tile.place.row, m);
     parallel_for(m, kRowGrain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
-        kernels.row(z + i * n, n, row_maximum.as<T>() + i, row_sum.as<double>() + i);
+        kernels.row(z + i * n, n, of_rows.maximum + i, of_rows.sum + i);
     });
-    if (!column_maximum.defined()) return;
+    if (!columns.sum.defined()) return;
+    const RunningSums<T> of_columns(columns, tile.place.column, n);
     parallel_for((n + kColumnBlock - 1) / kColumnBlock, 1, [&](int64_t first, int64_t last) {
       for (int64_t j = first * kColumnBlock; j < std::min(n, last * kColumnBlock);
            j += kColumnBlock)
-        kernels.columns(z + j, m, n, std::min(kColumnBlock, n - j), column_maximum.as<T>() + j,
-                        column_sum.as<double>() + j);
+        kernels.columns(z + j, m, n, std::min(kColumnBlock, n - j), of_columns.maximum + j,
+                        of_columns.sum + j);
     });
   });
+}
+
+void merge_log_sums(const LogSums& sums, Stream stream) {
+  const char* op = "merge_log_sums";
+  require_device(op, {sums.maximum, sums.sum});
+  check_log_sums("sums", sums, 1, sums.maximum.dtype());
+  if (sums.sum.elements() == 0) return;
+  if (on_gpu(sums.sum)) return device_kernels().merge_log_sums(sums, stream);
+  AMUR_CHECK(sums.sum.rows() == 1, "{} parts", sums.sum.rows());
+  dispatch_f32_f64(sums.maximum.dtype(), op,
+                   [&]<class T>() { RunningSums<T>(sums, 0, sums.sum.columns()); });
 }
 
 void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
@@ -140,16 +189,19 @@ void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_max
       {row_maximum, row_factor, column_maximum, column_factor, positive_gradient, sum, gradient});
   check_gradient(tile, gradient);
   const TensorView logits = tile.logits;
-  const int64_t m = logits.rows(), n = logits.columns();
-  check_vector("row_maximum", row_maximum, m, logits.dtype());
-  check_vector("row_factor", row_factor, m, logits.dtype());
+  const int64_t m = logits.rows(), n = logits.columns(), all_rows = tile.exclusions.positive.rows();
+  const TilePlace at = tile.place;
+  check_vector("row_maximum", row_maximum, all_rows, logits.dtype());
+  check_vector("row_factor", row_factor, all_rows, logits.dtype());
   const bool columns = column_maximum.defined();
   if (columns) {
-    check_vector("column_maximum", column_maximum, n, logits.dtype());
-    check_vector("column_factor", column_factor, n, logits.dtype());
+    const int64_t all_columns = column_maximum.elements();
+    check_vector("column_maximum", column_maximum, all_columns, logits.dtype());
+    check_vector("column_factor", column_factor, all_columns, logits.dtype());
+    AMUR_CHECK(at.column + n <= all_columns, "columns {}+{} of {}", at.column, n, all_columns);
   }
-  check_vector("positive_gradient", positive_gradient, m, DType::f64);
-  check_vector("sum", sum, 1, DType::f64);
+  check_vector("positive_gradient", positive_gradient, all_rows, DType::f64);
+  check_parts("sum", sum, 1, logit_parts(m, n, logits.device()).whole);
   if (logits.elements() == 0) return;
   if (on_gpu(logits))
     return device_kernels().contrastive_softmax_gradient(tile, row_maximum, row_factor,
@@ -161,13 +213,13 @@ void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_max
     const auto& kernels = cpu::kernels<ContrastiveGradients<T, G>>();
     parallel_for(m, kRowGrain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
-        of_row[static_cast<size_t>(i)] =
-            kernels.softmax(logits.as<T>() + i * n, n, row_maximum.as<T>()[i],
-                            row_factor.as<T>()[i], columns ? column_maximum.as<T>() : nullptr,
-                            columns ? column_factor.as<T>() : nullptr, gradient.as<G>() + i * n);
+        of_row[static_cast<size_t>(i)] = kernels.softmax(
+            logits.as<T>() + i * n, n, row_maximum.as<T>()[at.row + i],
+            row_factor.as<T>()[at.row + i], columns ? column_maximum.as<T>() + at.column : nullptr,
+            columns ? column_factor.as<T>() + at.column : nullptr, gradient.as<G>() + i * n);
     });
     for_each_positive<G>(tile, gradient, [&](int64_t i, G& entry) {
-      entry = G(static_cast<AccumulateType<G>>(positive_gradient.as<double>()[i]));
+      entry = G(static_cast<AccumulateType<G>>(positive_gradient.as<double>()[at.row + i]));
     });
   });
   double total = 0;
@@ -180,17 +232,18 @@ void contrastive_sigmoid(const LogitTile& tile, double bias, double weight, Tens
   const char* op = "contrastive_sigmoid";
   check_tile(op, tile, {sums, gradient});
   check_gradient(tile, gradient);
-  check_vector("sums", sums, 4, DType::f64);
   const TensorView logits = tile.logits;
   const int64_t m = logits.rows(), n = logits.columns();
+  check_parts("sums", sums, 4, logit_parts(m, n, logits.device()).whole);
   if (logits.elements() == 0) return;
   if (on_gpu(logits))
     return device_kernels().contrastive_sigmoid(tile, bias, weight, sums, gradient, stream);
   const int64_t* positive = tile.exclusions.positive.as<int64_t>() + tile.place.row;
   std::vector<SigmoidSums> of_row(static_cast<size_t>(m));
-  std::vector<double> positive_logit(static_cast<size_t>(m)), masked(static_cast<size_t>(m));
+  std::vector<double> positive_logit(static_cast<size_t>(m));
+  double masked = 0;
   dispatch_gradient(tile, gradient.dtype(), op, [&]<class T, class G>() {
-    exclude<T>(tile, positive_logit.data(), masked.data());
+    exclude<T>(tile, positive_logit.data(), &masked);
     const auto& kernels = cpu::kernels<ContrastiveGradients<T, G>>();
     parallel_for(m, kRowGrain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
@@ -203,17 +256,64 @@ void contrastive_sigmoid(const LogitTile& tile, double bias, double weight, Tens
       total[0] += of_row[i].loss;
       total[1] += of_row[i].gradient;
       total[2] += of_row[i].gradient_z;
-      total[3] += masked[i];
     }
+    total[3] = masked;
+    const int64_t parts = sums.columns();
     double* all = sums.as<double>();
-    for (int k = 0; k < 4; ++k) all[k] += total[k];
+    for (int k = 0; k < 4; ++k) all[k * parts] += total[k];
     for_each_positive<G>(tile, gradient, [&](int64_t i, G& entry) {
       const double z = positive_logit[static_cast<size_t>(i)];
       const RightPair pair = right_pair(weight, z + bias);
       all[0] += pair.loss;
-      all[1] += pair.gradient;
-      all[2] += pair.gradient * z;
+      all[parts] += pair.gradient;
+      all[2 * parts] += pair.gradient * z;
       entry = G(static_cast<AccumulateType<G>>(pair.gradient));
+    });
+  });
+}
+
+std::vector<double> sums_of_parts(ConstTensorView parts, Stream stream) {
+  const auto count = static_cast<size_t>(parts.rows());
+  const int64_t n = parts.columns();
+  check_vector("parts", parts, parts.elements(), DType::f64);
+  if (n == 0 || on_gpu(parts))
+    return n == 0 ? std::vector<double>(count) : device_kernels().sums_of_parts(parts, stream);
+  std::vector<double> sums(count);
+  for (size_t k = 0; k < count; ++k)
+    for (int64_t i = 0; i < n; ++i) sums[k] += parts.as<double>()[static_cast<int64_t>(k) * n + i];
+  return sums;
+}
+
+void softmax_step(SoftmaxStep step, const SoftmaxEnds& ends, Stream stream) {
+  const char* op = "softmax_step";
+  const int64_t rows = ends.positive.rows();
+  const DType dtype = ends.row_maximum.dtype();
+  require_device(op, {ends.positive, ends.positive_logit, ends.row_maximum, ends.row_factor,
+                      ends.row_sum, ends.positive_gradient, ends.terms});
+  check_vector("positive", ends.positive, rows, DType::i64);
+  check_vector("row_maximum", ends.row_maximum, rows, dtype);
+  check_vector("row_factor", ends.row_factor, rows, dtype);
+  for (const ConstTensorView& of_rows :
+       {ends.positive_logit, ends.row_sum, ConstTensorView(ends.positive_gradient)})
+    check_vector("of rows", of_rows, rows, DType::f64);
+  check_vector("terms", ends.terms, 2 * rows, DType::f64);
+  if (step != SoftmaxStep::rows) {
+    require_device(op, {ends.positive, ends.column_maximum, ends.column_factor, ends.own_maximum,
+                        ends.column_sum, ends.column_terms});
+    const int64_t columns = ends.column_maximum.elements();
+    for (const ConstTensorView& of_columns :
+         {ConstTensorView(ends.column_maximum), ConstTensorView(ends.column_factor),
+          ends.own_maximum})
+      check_vector("of columns", of_columns, columns, dtype);
+    check_vector("column_sum", ends.column_sum, columns, DType::f64);
+    check_vector("column_terms", ends.column_terms, 2 * columns, DType::f64);
+  }
+  if (on_gpu(ends.positive)) return device_kernels().softmax_step(step, ends, stream);
+  dispatch_f32_f64(dtype, op, [&]<class T>() {
+    with_step<T>(step, ends, [](const auto& items) {
+      parallel_for(items.items(), 1024, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) items(i);
+      });
     });
   });
 }

@@ -135,10 +135,10 @@ class DeviceKernels : public DeviceBackend {
                       TensorView qkv, Stream stream) = 0;
 
   // kernels/contrastive.h
-  virtual void contrastive_statistics(const LogitTile& tile, TensorView row_maximum,
-                                      TensorView row_sum, TensorView column_maximum,
-                                      TensorView column_sum, TensorView positive_logit,
+  virtual void contrastive_statistics(const LogitTile& tile, const LogSums& rows,
+                                      const LogSums& columns, TensorView positive_logit,
                                       TensorView masked, Stream stream) = 0;
+  virtual void merge_log_sums(const LogSums& sums, Stream stream) = 0;
   virtual void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
                                             ConstTensorView row_factor,
                                             ConstTensorView column_maximum,
@@ -147,6 +147,8 @@ class DeviceKernels : public DeviceBackend {
                                             TensorView gradient, Stream stream) = 0;
   virtual void contrastive_sigmoid(const LogitTile& tile, double bias, double weight,
                                    TensorView sums, TensorView gradient, Stream stream) = 0;
+  virtual std::vector<double> sums_of_parts(ConstTensorView parts, Stream stream) = 0;
+  virtual void softmax_step(SoftmaxStep step, const SoftmaxEnds& ends, Stream stream) = 0;
 };
 
 // Of the GPUs in use. The interface check of src/core/gpu.cpp covers this header.

@@ -224,9 +224,9 @@ class CudaBackend final : public DeviceKernels {
               TensorView qkv, Stream stream) override;
 
   // contrastive.cu
-  void contrastive_statistics(const LogitTile& tile, TensorView row_maximum, TensorView row_sum,
-                              TensorView column_maximum, TensorView column_sum,
+  void contrastive_statistics(const LogitTile& tile, const LogSums& rows, const LogSums& columns,
                               TensorView positive_logit, TensorView masked, Stream stream) override;
+  void merge_log_sums(const LogSums& sums, Stream stream) override;
   void contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
                                     ConstTensorView row_factor, ConstTensorView column_maximum,
                                     ConstTensorView column_factor,
@@ -234,6 +234,8 @@ class CudaBackend final : public DeviceKernels {
                                     TensorView gradient, Stream stream) override;
   void contrastive_sigmoid(const LogitTile& tile, double bias, double weight, TensorView sums,
                            TensorView gradient, Stream stream) override;
+  std::vector<double> sums_of_parts(ConstTensorView parts, Stream stream) override;
+  void softmax_step(SoftmaxStep step, const SoftmaxEnds& ends, Stream stream) override;
 
  private:
   // Whether cuDNN is to compute this.

@@ -1,20 +1,29 @@
-// Passes over a tile of logits, each of which reads it once: a block takes a panel of it, and its
-// warps kRowsOfWarp rows of the panel at a time. A lane has the same columns in every row, so what
-// belongs to columns stays in registers. What is in no sum is left out on the way.
+// Passes over a tile of logits, each of which reads it once: a block takes a panel of it, its warps
+// some rows each, and a lane has the same columns in every row, so what belongs to columns stays in
+// registers. What is in no sum is set to kMaskedLogit in memory before the warp reads its rows:
+// that concerns few rows of few panels, and the loops over entries know nothing of it.
 #include "kernels/contrastive.h"
 
 #include "kernels/contrastive_math.h"
 #include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/packs.cuh"
+#include "kernels/cuda/tensor_core.cuh"
 
 namespace amur::cuda {
 namespace {
 
-constexpr int kWarps = kThreads / 32;
-// In f64 registers are filled by half as many.
+constexpr int kWarps = kThreads / kLanes;
+constexpr int kValues = kPanelColumns / kLanes;   // of a lane in a row
+constexpr int kRowsOfWarp = kPanelRows / kWarps;  // side by side
+// Rows of a warp whose loads are under way together. In f64 registers are filled by half as many.
 template <class T>
-constexpr int kRowsOfWarp = sizeof(T) == sizeof(double) ? 2 : 4;
-constexpr int kValues = kPanelColumns / 32;  // of a lane in a row: columns lane, lane + 32, ...
-static_assert(kPanelColumns == kThreads && kPanelRows % (kWarps * kRowsOfWarp<float>) == 0);
+constexpr int kAtOnce = sizeof(T) == sizeof(double) ? 2 : 4;
+static_assert(kPanelColumns == kThreads && kPanelRows <= kThreads && kRowsOfWarp <= kLanes &&
+              kRowsOfWarp % kAtOnce<float> == 0);
+
+// Blocks of a multiprocessor.
+template <class T>
+constexpr int kBlocks = sizeof(T) == sizeof(double) ? 1 : 2;
 
 // Exclusions by plain pointers; those by row begin at the tile's first row.
 struct Exclusions {
@@ -25,11 +34,71 @@ struct Exclusions {
 // A tile as kernels see it.
 template <class T>
 struct Panels {
-  const T* logits;  // [m, n]
+  T* logits;  // [m, n]
   int64_t m, n;
   int64_t first_column;  // in the whole matrix
   Exclusions out;
 };
+
+// Where the block's panel and the warp's rows begin in the tile.
+__device__ inline int64_t panel_column() {
+  return int64_t{blockIdx.x} * kPanelColumns;
+}
+__device__ inline int64_t panel_row() {
+  return int64_t{blockIdx.y} * kPanelRows;
+}
+__device__ inline int64_t row_of_warp() {
+  return panel_row() + threadIdx.x / kLanes * kRowsOfWarp;
+}
+// How many columns the panel has, at most kPanelColumns.
+template <class T>
+__device__ int panel_width(const Panels<T>& tile) {
+  const int64_t left = tile.n - panel_column();
+  return left < kPanelColumns ? static_cast<int>(left) : static_cast<int>(kPanelColumns);
+}
+// The panel's column of a lane's value q: packs of neighbours, lane by lane.
+template <int pack>
+__device__ int column_of(int q) {
+  return q / pack * (pack * kLanes) + lane_of_warp() * pack + q % pack;
+}
+
+// exp(Z - top) for many Z: exp_from(Z, shift_of(top)), and their sum times remainder(top), once.
+// In f32 that is one multiply-add, rounded once as a logit of that size is, and the instruction for
+// 2^x. Next to a shift that is not of nothing, what is masked is exactly 0.
+constexpr float kLog2e = 1.442695041f;
+__device__ inline float shift_of(float top) {
+  return fmax(top * kLog2e, kMaskedLogit);
+}
+__device__ inline float exp_from(float z, float shift) {
+  return exp2_approximate(fma(z, kLog2e, -shift));
+}
+// By what the shift was rounded: 2^-x, for small x.
+__device__ inline float remainder(float top) {
+  return fma(fma(top, kLog2e, -shift_of(top)), -0.6931471806f, 1.0f);
+}
+// From one shift to another; 1 where they are the same.
+__device__ inline float rescale(float from, float to) {
+  return exp2_approximate(from - to);
+}
+// exp(a - b) of two maxima; 1 where they are the same.
+__device__ inline float exp_between(float a, float b) {
+  return exp2_approximate((a - b) * kLog2e);
+}
+__device__ inline double shift_of(double top) {
+  return top;
+}
+__device__ inline double exp_from(double z, double shift) {
+  return exp(z - shift);
+}
+__device__ inline double remainder(double) {
+  return 1;
+}
+__device__ inline double rescale(double from, double to) {
+  return exp(from - to);
+}
+__device__ inline double exp_between(double a, double b) {
+  return exp(a - b);
+}
 
 // The first of columns[first .. last-1] that is not below `value`, or `last`.
 __device__ int64_t lower_bound(const int32_t* columns, int64_t first, int64_t last, int64_t value) {
@@ -43,286 +112,317 @@ __device__ int64_t lower_bound(const int32_t* columns, int64_t first, int64_t la
   return first;
 }
 
-// What a lane has of one row of its panel.
+// What a lane has found in the row of the warp that is its own.
 template <class T>
-struct LaneRow {
-  T z[kValues];  // kMaskedLogit where the entry is in no sum, or behind the tile
-  int positive;  // which of them is the row's right one; -1: none
-  T positive_logit;
-  int masked;
+struct LeftOut {
+  int64_t row = 0;    // in the tile
+  int positive = -1;  // the panel's column of the right one; -1: not here
+  T positive_logit = 0;
+  int masked = 0;
 };
 
-// Where the lane's first value of a row stands in the tile.
-__device__ inline int64_t lane_column() {
-  return int64_t{blockIdx.x} * kPanelColumns + threadIdx.x % 32;
-}
-
-// The loads alone: those of several rows are under way together. Rows behind the end are masked.
+// Sets what is in no sum, one row a lane. All of the warp see it afterwards.
 template <class T>
-__device__ void load(const Panels<T>& tile, int64_t i, bool there, LaneRow<T>& row) {
-  const int64_t first = lane_column();
-  const T* z = tile.logits + i * tile.n + first;
-#pragma unroll
-  for (int q = 0; q < kValues; ++q)
-    row.z[q] = there && first + 32 * q < tile.n ? z[32 * q] : T(kMaskedLogit);
-}
-
-template <class T>
-__device__ void exclude(const Panels<T>& tile, int64_t i, LaneRow<T>& row) {
+__device__ LeftOut<T> leave_out(const Panels<T>& tile) {
   constexpr T kMasked = kMaskedLogit;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t first = lane_column(), column = tile.first_column + first;
-  const int64_t positive = tile.out.positive[i] - column, self = tile.out.self[i] - column;
-  row.positive = -1;
-  row.positive_logit = 0;
-  row.masked = 0;
-#pragma unroll
-  for (int q = 0; q < kValues; ++q) {
-    if (positive == 32 * q && first + 32 * q < tile.n) {
-      row.positive = q;
-      row.positive_logit = row.z[q];
-      row.z[q] = kMasked;
+  LeftOut<T> own;
+  own.row = row_of_warp() + lane_of_warp();
+  if (lane_of_warp() < kRowsOfWarp && own.row < tile.m) {
+    const int64_t i = own.row, column = tile.first_column + panel_column();
+    const int width = panel_width(tile);
+    const int64_t positive = tile.out.positive[i] - column, self = tile.out.self[i] - column;
+    const int64_t ranges = tile.out.first_range[i + 1];
+    T* z = tile.logits + i * tile.n + panel_column();
+    if (positive >= 0 && positive < width) {
+      own.positive = static_cast<int>(positive);
+      own.positive_logit = z[positive];
+      z[positive] = kMasked;
     }
-    if (self == 32 * q) row.z[q] = kMasked;
-  }
-  for (int64_t r = tile.out.first_range[i]; r < tile.out.first_range[i + 1]; ++r) {
-    const int64_t last = tile.out.ranges[2 * r + 1], of_panel = column - lane;
-    int64_t k = lower_bound(tile.out.columns, tile.out.ranges[2 * r], last, of_panel);
-    for (; k < last && tile.out.columns[k] < of_panel + kPanelColumns; ++k) {
-      const int64_t j = tile.out.columns[k] - column;
-#pragma unroll
-      for (int q = 0; q < kValues; ++q) {
-        // Out already: the positive, what another range has named, what is behind the tile.
-        if (j != 32 * q || row.z[q] == kMasked) continue;
-        row.z[q] = kMasked;
-        ++row.masked;
+    if (self >= 0 && self < width) z[self] = kMasked;
+    for (int64_t r = tile.out.first_range[i]; r < ranges; ++r) {
+      const int64_t last = tile.out.ranges[2 * r + 1];
+      int64_t k = lower_bound(tile.out.columns, tile.out.ranges[2 * r], last, column);
+      for (; k < last && tile.out.columns[k] < column + width; ++k) {
+        T& entry = z[tile.out.columns[k] - column];
+        // Out already: the positive, what another range has named.
+        if (entry == kMasked) continue;
+        entry = kMasked;
+        ++own.masked;
       }
     }
   }
+  __syncwarp();
+  return own;
 }
 
-// f(first row, how many of them there are, rows) for the rows of the warp, kRowsOfWarp at a time;
-// those behind the end are masked. Every lane comes to every call.
-template <class T, class F>
+// f(first row, how many there are, values) for the rows of the warp, kAtOnce at a time; what is
+// behind the tile is masked. Every lane comes to every call.
+template <int pack, class T, class F>
 __device__ void for_each_rows(const Panels<T>& tile, const F& f) {
-  const int64_t begin = int64_t{blockIdx.y} * kPanelRows;
-  const int64_t end = begin + kPanelRows < tile.m ? begin + kPanelRows : tile.m;
-  for (int64_t i = begin + kRowsOfWarp<T> * (threadIdx.x / 32); i < end;
-       i += kRowsOfWarp<T> * kWarps) {
-    LaneRow<T> rows[kRowsOfWarp<T>];
+  const int width = panel_width(tile);
+  const int64_t begin = row_of_warp(), left = tile.m - begin;
+  const int rows = left < kRowsOfWarp ? static_cast<int>(left) : kRowsOfWarp;
+  const T* from = tile.logits + begin * tile.n + panel_column() + column_of<pack>(0);
+#pragma unroll 1
+  for (int i = 0; i < rows; i += kAtOnce<T>, from += kAtOnce<T> * tile.n) {
+    const int count = rows - i < kAtOnce<T> ? rows - i : kAtOnce<T>;
+    T z[kAtOnce<T>][kValues];
+    const auto load = [&](const auto& there) {
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp<T>; ++r) load(tile, i + r, i + r < end, rows[r]);
+      for (int r = 0; r < kAtOnce<T>; ++r) {
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp<T>; ++r)
-      if (i + r < end) exclude(tile, i + r, rows[r]);
-    f(i, end - i < kRowsOfWarp<T> ? static_cast<int>(end - i) : kRowsOfWarp<T>, rows);
+        for (int q = 0; q < kValues; q += pack) {
+          Pack<T, pack> values;
+          if (there(r, q)) {
+            values = load_pack<pack>(from + r * tile.n + q * kLanes);
+          } else {
+#pragma unroll
+            for (int k = 0; k < pack; ++k) values.v[k] = kMaskedLogit;
+          }
+#pragma unroll
+          for (int k = 0; k < pack; ++k) z[r][q + k] = values.v[k];
+        }
+      }
+    };
+    if (width == kPanelColumns && count == kAtOnce<T>)
+      load([](int, int) { return true; });
+    else
+      load([&](int r, int q) { return r < count && column_of<pack>(q) < width; });
+    f(begin + i, count, z);
   }
 }
 
 // Over a warp; every lane gets it.
 template <class T>
 __device__ T warp_max(T value) {
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const T other = __shfl_xor_sync(0xffffffffu, value, offset);
-    value = other > value ? other : value;
-  }
+  for (int offset = 16; offset > 0; offset /= 2)
+    value = fmax(value, __shfl_xor_sync(0xffffffffu, value, offset));
   return value;
 }
 
-// Log-sum-exp of parts of rows and columns, and the rows' masked entries.
+// LogSums by plain pointers; one number of a part after another.
 template <class T>
-struct Partials {
-  double *row_sum, *column_sum;  // [panels across, m], [panels down, n]
-  T *row_top, *column_top;
-  int* masked;  // [panels across, m]
+struct Parts {
+  T* maximum;
+  double* sum;
+  int64_t stride;  // from part to part
 };
 
-template <class T, bool kWithColumns>
-__global__ void __launch_bounds__(kThreads)
-    statistics_kernel(Panels<T> tile, double* positive_logit, Partials<T> partial) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+// Adds `sum` exp(Z - top) to a pair.
+template <class T>
+__device__ void add(const Parts<T>& parts, int64_t at, T top, double sum) {
+  const double before = parts.sum[at];
+  if (before != 0) {
+    const T old = parts.maximum[at], both = fmax(old, top);
+    sum = before * static_cast<double>(exp_between(old, both)) +
+          sum * static_cast<double>(exp_between(top, both));
+    top = both;
+  }
+  parts.maximum[at] = top;
+  parts.sum[at] = sum;
+}
+
+// Rows and columns begin at the tile's first; `masked` are the parts of the whole.
+template <class T, int pack, bool kWithColumns>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    statistics_kernel(Panels<T> tile, double* positive_logit, Parts<T> rows, Parts<T> columns,
+                      double* masked) {
+  __shared__ T row_tops[kPanelRows];
+  __shared__ T row_sums[kPanelRows];
+  const LeftOut<T> own = leave_out(tile);
+  if (own.positive >= 0) positive_logit[own.row] = static_cast<double>(own.positive_logit);
   T tops[kValues], sums[kValues];
 #pragma unroll
   for (int q = 0; q < kValues; ++q) {
     tops[q] = kMaskedLogit;
     sums[q] = 0;
   }
-  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp<T>]) {
+  for_each_rows<pack>(tile, [&](int64_t i, int, const T(&z)[kAtOnce<T>][kValues]) {
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp<T>; ++r) {
-      if (r >= count) continue;
-      const LaneRow<T>& row = rows[r];
-      if (row.positive >= 0) positive_logit[i + r] = static_cast<double>(row.positive_logit);
-      T top = row.z[0];
+    for (int r = 0; r < kAtOnce<T>; ++r) {
+      T top = z[r][0];
 #pragma unroll
-      for (int q = 1; q < kValues; ++q) top = row.z[q] > top ? row.z[q] : top;
+      for (int q = 1; q < kValues; ++q) top = fmax(top, z[r][q]);
       top = warp_max(top);
+      const T shift = shift_of(top);
       T sum = 0;
 #pragma unroll
-      for (int q = 0; q < kValues; ++q) sum += exp(row.z[q] - top);
-      sum = warp_sum(sum);
-      const int masked = warp_sum(row.masked);
-      if (lane != 0) continue;
-      const int64_t at = blockIdx.x * tile.m + i + r;
-      partial.row_top[at] = top;
-      partial.row_sum[at] = static_cast<double>(sum);
-      partial.masked[at] = masked;
+      for (int q = 0; q < kValues; ++q) sum += exp_from(z[r][q], shift);
+      sum = warp_sum(sum) * remainder(top);
+      if (lane_of_warp() != 0) continue;
+      row_tops[i - panel_row() + r] = top;
+      row_sums[i - panel_row() + r] = sum;
     }
     if constexpr (kWithColumns) {
 #pragma unroll
       for (int q = 0; q < kValues; ++q) {
         T top = tops[q];
 #pragma unroll
-        for (int r = 0; r < kRowsOfWarp<T>; ++r) top = rows[r].z[q] > top ? rows[r].z[q] : top;
-        T sum = sums[q] * exp(tops[q] - top);
+        for (int r = 0; r < kAtOnce<T>; ++r) top = fmax(top, z[r][q]);
+        const T shift = shift_of(top);
+        T sum = sums[q] * rescale(shift_of(tops[q]), shift);
 #pragma unroll
-        for (int r = 0; r < kRowsOfWarp<T>; ++r) sum += exp(rows[r].z[q] - top);
+        for (int r = 0; r < kAtOnce<T>; ++r) sum += exp_from(z[r][q], shift);
         tops[q] = top;
         sums[q] = sum;
       }
     }
   });
+  const int count = block_sum(own.masked);  // and the block's rows are there
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) masked[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] += count;
+  if (thread < kPanelRows && panel_row() + thread < tile.m)
+    add(rows, blockIdx.x * rows.stride + panel_row() + thread, row_tops[thread],
+        static_cast<double>(row_sums[thread]));
   if constexpr (kWithColumns) {
     __shared__ T tops_of[kWarps][kPanelColumns];
     __shared__ T sums_of[kWarps][kPanelColumns];
 #pragma unroll
     for (int q = 0; q < kValues; ++q) {
-      tops_of[warp][32 * q + lane] = tops[q];
-      sums_of[warp][32 * q + lane] = sums[q];
+      tops_of[thread / kLanes][column_of<pack>(q)] = tops[q];
+      sums_of[thread / kLanes][column_of<pack>(q)] = sums[q] * remainder(tops[q]);
     }
     __syncthreads();
-    const int64_t column = int64_t{blockIdx.x} * kPanelColumns + threadIdx.x;
-    if (column >= tile.n) return;
-    T top = tops_of[0][threadIdx.x];
-    for (int w = 1; w < kWarps; ++w)
-      top = tops_of[w][threadIdx.x] > top ? tops_of[w][threadIdx.x] : top;
+    if (panel_column() + thread >= tile.n) return;
+    T top = tops_of[0][thread];
+    for (int w = 1; w < kWarps; ++w) top = fmax(top, tops_of[w][thread]);
     double sum = 0;
     for (int w = 0; w < kWarps; ++w)
-      sum += static_cast<double>(sums_of[w][threadIdx.x] * exp(tops_of[w][threadIdx.x] - top));
-    partial.column_top[blockIdx.y * tile.n + column] = top;
-    partial.column_sum[blockIdx.y * tile.n + column] = sum;
+      sum += static_cast<double>(sums_of[w][thread] * exp_between(tops_of[w][thread], top));
+    add(columns, blockIdx.y * columns.stride + panel_column() + thread, top, sum);
   }
 }
 
-// Merges `count` parts, `stride` apart, into a running log-sum-exp, in order.
-template <class T>
-__device__ void merge(const T* tops, const double* sums, int64_t count, int64_t stride, T* maximum,
-                      double* total) {
-  T top = *maximum;
-  for (int64_t k = 0; k < count; ++k) top = tops[k * stride] > top ? tops[k * stride] : top;
-  const auto weight = [&](T part) {
-    return exp(static_cast<double>(part) - static_cast<double>(top));
-  };
-  double sum = *total * weight(*maximum);
-  for (int64_t k = 0; k < count; ++k) sum += sums[k * stride] * weight(tops[k * stride]);
-  *maximum = top;
-  *total = sum;
-}
-
-// Rows, then, where there is column_maximum, columns.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    merge_kernel(int64_t m, int64_t n, int64_t across, int64_t down, Partials<T> partial,
-                 T* row_maximum, double* row_sum, T* column_maximum, double* column_sum,
-                 double* masked) {
-  const int64_t items = column_maximum ? m + n : m;
-  for (int64_t item = first_item(); item < items; item += item_stride()) {
-    if (item < m) {
-      merge(partial.row_top + item, partial.row_sum + item, across, m, row_maximum + item,
-            row_sum + item);
-      int64_t count = 0;
-      for (int64_t k = 0; k < across; ++k) count += partial.masked[k * m + item];
-      masked[item] += static_cast<double>(count);
+    merge_statistics_kernel(int64_t n, int64_t count, Parts<T> parts) {
+  for (int64_t i = first_item(); i < n; i += item_stride()) {
+    T top = kMaskedLogit;
+    for (int64_t k = 0; k < count; ++k)
+      if (parts.sum[k * n + i] != 0) top = fmax(top, parts.maximum[k * n + i]);
+    double sum = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const double part = parts.sum[k * n + i];
+      if (part != 0) sum += part * static_cast<double>(exp_between(parts.maximum[k * n + i], top));
+    }
+    parts.maximum[i] = top;
+    parts.sum[i] = sum;
+  }
+}
+
+// A lane's gradients of a row, rounded to their type, to where the panel has the row.
+template <int pack, class T, class G>
+__device__ void store_row(const T (&g)[kValues], int width, G* to) {
+#pragma unroll
+  for (int q = 0; q < kValues; q += pack) {
+    const int column = column_of<pack>(q);
+    if (column >= width) continue;
+    if constexpr (std::is_same_v<G, bf16> && pack == 4) {  // bf16 would be stored one by one
+      const uint64_t high = pack_bf16(g[q + 2], g[q + 3]);
+      *reinterpret_cast<uint64_t*>(to + column) = high << 32 | pack_bf16(g[q], g[q + 1]);
     } else {
-      const int64_t j = item - m;
-      merge(partial.column_top + j, partial.column_sum + j, down, n, column_maximum + j,
-            column_sum + j);
+      Pack<G, pack> values;
+#pragma unroll
+      for (int k = 0; k < pack; ++k) values.v[k] = G(g[q + k]);
+      store_pack<pack>(to + column, values);
     }
   }
 }
 
-// of_panel[panel] = the panel's part of sum G Z. The column arrays may be null; `gradient` may be
-// the logits.
-template <class T, class G>
-__global__ void __launch_bounds__(kThreads)
+// Rows and columns begin at the tile's first; `gradient` may be the logits. `total` are the parts
+// of the whole.
+template <class T, class G, int pack, bool kWithColumns>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     softmax_gradient_kernel(Panels<T> tile, const T* row_maximum, const T* row_factor,
                             const T* column_maximum, const T* column_factor,
-                            const double* positive_gradient, G* gradient, double* of_panel) {
-  const int64_t first = lane_column();
-  T tops[kValues], factors[kValues];
+                            const double* positive_gradient, G* gradient, double* total) {
+  const LeftOut<T> own = leave_out(tile);
+  const int width = panel_width(tile);
+  T shifts[kValues], factors[kValues];
 #pragma unroll
   for (int q = 0; q < kValues; ++q) {
-    const bool there = column_maximum && first + 32 * q < tile.n;
-    tops[q] = there ? column_maximum[first + 32 * q] : T(0);
-    factors[q] = there ? column_factor[first + 32 * q] : T(0);
+    const int column = column_of<pack>(q);
+    const bool there = kWithColumns && column < width;
+    const T top = there ? column_maximum[panel_column() + column] : T(0);
+    shifts[q] = shift_of(top);
+    factors[q] = there ? column_factor[panel_column() + column] * remainder(top) : T(0);
   }
   double sum = 0;
-  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp<T>]) {
+  for_each_rows<pack>(tile, [&](int64_t i, int count, const T(&z)[kAtOnce<T>][kValues]) {
+    T part = 0;
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp<T>; ++r) {
+    for (int r = 0; r < kAtOnce<T>; ++r) {
       if (r >= count) continue;
-      const T top = row_maximum[i + r], factor = row_factor[i + r];
-      G* to = gradient + (i + r) * tile.n + first;
-      T part = 0;
+      const T top = row_maximum[i + r], shift = shift_of(top);
+      const T factor = row_factor[i + r] * remainder(top);
+      G* to = gradient + (i + r) * tile.n + panel_column();
+      T g[kValues];
 #pragma unroll
       for (int q = 0; q < kValues; ++q) {
-        const T z = rows[r].z[q];
-        T g = exp(z - top) * factor;
-        if (column_maximum) g += exp(z - tops[q]) * factors[q];
-        part += g * z;
-        if (q == rows[r].positive) g = static_cast<T>(positive_gradient[i + r]);
-        if (first + 32 * q < tile.n) to[32 * q] = G(g);
+        g[q] = exp_from(z[r][q], shift) * factor;
+        if constexpr (kWithColumns) g[q] = fma(exp_from(z[r][q], shifts[q]), factors[q], g[q]);
+        part = fma(g[q], z[r][q], part);
       }
-      sum += static_cast<double>(part);
+      store_row<pack>(g, width, to);
     }
+    sum += static_cast<double>(part);
   });
+  __syncwarp();
+  if (own.positive >= 0)
+    gradient[own.row * tile.n + panel_column() + own.positive] =
+        G(static_cast<T>(positive_gradient[own.row]));
   sum = block_sum(sum);
-  if (threadIdx.x == 0) of_panel[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = sum;
+  if (threadIdx.x == 0) total[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] += sum;
 }
 
-// of_panel [4, panels]: the panels' parts of loss, sum G, sum G Z and masked entries.
-template <class T, class G>
-__global__ void __launch_bounds__(kThreads)
-    sigmoid_kernel(Panels<T> tile, double bias, double weight, G* gradient, double* of_panel) {
-  const int64_t first = lane_column();
-  double sums[4] = {};
-  for_each_rows(tile, [&](int64_t i, int count, const LaneRow<T>(&rows)[kRowsOfWarp<T>]) {
+// total [4, parts of the whole].
+template <class T, class G, int pack>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    sigmoid_kernel(Panels<T> tile, double bias, double weight, G* gradient, double* total,
+                   int64_t parts) {
+  const LeftOut<T> own = leave_out(tile);
+  const int width = panel_width(tile);
+  double sums[4] = {0, 0, 0, static_cast<double>(own.masked)};
+  for_each_rows<pack>(tile, [&](int64_t i, int count, const T(&z)[kAtOnce<T>][kValues]) {
 #pragma unroll
-    for (int r = 0; r < kRowsOfWarp<T>; ++r) {
+    for (int r = 0; r < kAtOnce<T>; ++r) {
       if (r >= count) continue;
-      const LaneRow<T>& row = rows[r];
-      const T own = tile.out.positive[i + r] < 0 ? T(0) : static_cast<T>(weight);
-      G* to = gradient + (i + r) * tile.n + first;
-      T loss = 0, total = 0, total_z = 0;
+      const T factor = tile.out.positive[i + r] < 0 ? T(0) : static_cast<T>(weight);
+      G* to = gradient + (i + r) * tile.n + panel_column();
+      T loss = 0, all = 0, all_z = 0, g[kValues];
 #pragma unroll
       for (int q = 0; q < kValues; ++q) {
-        const T z = row.z[q], s = z + static_cast<T>(bias);
+        const T s = z[r][q] + static_cast<T>(bias);
         const T e = exp(s < 0 ? s : -s);
         loss += (s > 0 ? s : T(0)) + log1p(e);
-        T g = (s < 0 ? e : T(1)) / (e + T(1)) * own;
-        total += g;
-        total_z += g * z;
-        if (q == row.positive) {
-          const double right = static_cast<double>(row.positive_logit);
-          const RightPair pair = right_pair(weight, right + bias);
-          sums[0] += pair.loss;
-          sums[1] += pair.gradient;
-          sums[2] += pair.gradient * right;
-          g = static_cast<T>(pair.gradient);
-        }
-        if (first + 32 * q < tile.n) to[32 * q] = G(g);
+        g[q] = (s < 0 ? e : T(1)) / (e + T(1)) * factor;
+        all += g[q];
+        all_z += g[q] * z[r][q];
       }
-      sums[0] += static_cast<double>(own) * static_cast<double>(loss);
-      sums[1] += static_cast<double>(total);
-      sums[2] += static_cast<double>(total_z);
-      sums[3] += row.masked;
+      store_row<pack>(g, width, to);
+      sums[0] += static_cast<double>(factor) * static_cast<double>(loss);
+      sums[1] += static_cast<double>(all);
+      sums[2] += static_cast<double>(all_z);
     }
   });
-  const int64_t panels = int64_t{gridDim.x} * gridDim.y;
+  __syncwarp();
+  if (own.positive >= 0) {
+    const double z = static_cast<double>(own.positive_logit);
+    const RightPair pair = right_pair(weight, z + bias);
+    sums[0] += pair.loss;
+    sums[1] += pair.gradient;
+    sums[2] += pair.gradient * z;
+    gradient[own.row * tile.n + panel_column() + own.positive] = G(static_cast<T>(pair.gradient));
+  }
   for (int k = 0; k < 4; ++k) {
     const double sum = block_sum(sums[k]);
-    if (threadIdx.x == 0) of_panel[k * panels + int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = sum;
+    if (threadIdx.x == 0) total[k * parts + int64_t{blockIdx.y} * gridDim.x + blockIdx.x] += sum;
   }
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads) softmax_step_kernel(int64_t n, F f) {
+  for (int64_t i = first_item(); i < n; i += item_stride()) f(i);
 }
 
 template <class T>
@@ -339,39 +439,45 @@ Panels<T> panels_of(const LogitTile& tile) {
 dim3 grid_of(const LogitTile& tile) {
   return {panels_across(tile.logits.columns()), panels_down(tile.logits.rows())};
 }
+template <class T>
+Parts<T> parts_of(const LogSums& sums, int64_t first) {
+  if (!sums.sum.defined()) return {};
+  return {sums.maximum.as<T>() + first, sums.sum.as<double>() + first, sums.sum.columns()};
+}
+// A vector from its element `first` on, or null.
+template <class T>
+const T* from(ConstTensorView vector, int64_t first) {
+  return vector.defined() ? vector.as<T>() + first : nullptr;
+}
 
 }  // namespace
 
-void CudaBackend::contrastive_statistics(const LogitTile& tile, TensorView row_maximum,
-                                         TensorView row_sum, TensorView column_maximum,
-                                         TensorView column_sum, TensorView positive_logit,
+void CudaBackend::contrastive_statistics(const LogitTile& tile, const LogSums& rows,
+                                         const LogSums& columns, TensorView positive_logit,
                                          TensorView masked, Stream stream) {
   const cudaStream_t s = enter(tile.logits.device(), stream);
-  const int64_t m = tile.logits.rows(), n = tile.logits.columns();
-  const dim3 grid = grid_of(tile);
-  const auto rows = static_cast<size_t>(grid.x * m);
-  const size_t columns = column_maximum.defined() ? static_cast<size_t>(grid.y * n) : 0;
+  const TilePlace at = tile.place;
   dispatch_f32_f64(tile.logits.dtype(), "contrastive_statistics", [&]<class T>() {
-    const Scratch scratch((rows + columns) * (sizeof(double) + sizeof(T)) + rows * sizeof(int),
-                          tile.logits.device(), stream);
-    Partials<T> partial{};
-    partial.row_sum = scratch.as<double>();
-    partial.column_sum = partial.row_sum + rows;
-    partial.row_top = reinterpret_cast<T*>(partial.column_sum + columns);
-    partial.column_top = partial.row_top + rows;
-    partial.masked = reinterpret_cast<int*>(partial.column_top + columns);
-    if (columns)
-      statistics_kernel<T, true>
-          <<<grid, kThreads, 0, s>>>(panels_of<T>(tile), positive_logit.as<double>(), partial);
-    else
-      statistics_kernel<T, false>
-          <<<grid, kThreads, 0, s>>>(panels_of<T>(tile), positive_logit.as<double>(), partial);
-    check_launch();
-    merge_kernel<T><<<blocks_for(m + n), kThreads, 0, s>>>(
-        m, n, grid.x, grid.y, partial, row_maximum.as<T>(), row_sum.as<double>(),
-        pointer_of<T>(column_maximum), pointer_of<double>(column_sum), masked.as<double>());
-    check_launch();
+    const auto launch = [&]<int pack>() {
+      const auto kernel = columns.sum.defined() ? statistics_kernel<T, pack, true>
+                                                : statistics_kernel<T, pack, false>;
+      kernel<<<grid_of(tile), kThreads, 0, s>>>(
+          panels_of<T>(tile), positive_logit.as<double>() + at.row, parts_of<T>(rows, at.row),
+          parts_of<T>(columns, at.column), masked.as<double>());
+    };
+    with_packs<T>(tile.logits.columns(), launch, tile.logits.as<T>());
   });
+  check_launch();
+}
+
+void CudaBackend::merge_log_sums(const LogSums& sums, Stream stream) {
+  const cudaStream_t s = enter(sums.sum.device(), stream);
+  const int64_t n = sums.sum.columns();
+  dispatch_f32_f64(sums.maximum.dtype(), "merge_log_sums", [&]<class T>() {
+    merge_statistics_kernel<T>
+        <<<blocks_for(n), kThreads, 0, s>>>(n, sums.sum.rows(), parts_of<T>(sums, 0));
+  });
+  check_launch();
 }
 
 void CudaBackend::contrastive_softmax_gradient(const LogitTile& tile, ConstTensorView row_maximum,
@@ -381,33 +487,52 @@ void CudaBackend::contrastive_softmax_gradient(const LogitTile& tile, ConstTenso
                                                ConstTensorView positive_gradient, TensorView sum,
                                                TensorView gradient, Stream stream) {
   const cudaStream_t s = enter(tile.logits.device(), stream);
-  const dim3 grid = grid_of(tile);
-  const int64_t panels = int64_t{grid.x} * grid.y;
-  const Scratch of_panel(static_cast<size_t>(panels) * sizeof(double), gradient.device(), stream);
-  dispatch_gradient(tile, gradient.dtype(), "contrastive_softmax_gradient",
-                    [&]<class T, class G>() {
-                      softmax_gradient_kernel<T, G><<<grid, kThreads, 0, s>>>(
-                          panels_of<T>(tile), row_maximum.as<T>(), row_factor.as<T>(),
-                          pointer_of<T>(column_maximum), pointer_of<T>(column_factor),
-                          positive_gradient.as<double>(), gradient.as<G>(), of_panel.as<double>());
-                    });
+  const TilePlace at = tile.place;
+  const auto run = [&]<class T, class G>() {
+    const auto launch = [&]<int pack>() {
+      const auto kernel = column_maximum.defined() ? softmax_gradient_kernel<T, G, pack, true>
+                                                   : softmax_gradient_kernel<T, G, pack, false>;
+      kernel<<<grid_of(tile), kThreads, 0, s>>>(
+          panels_of<T>(tile), from<T>(row_maximum, at.row), from<T>(row_factor, at.row),
+          from<T>(column_maximum, at.column), from<T>(column_factor, at.column),
+          from<double>(positive_gradient, at.row), gradient.as<G>(), sum.as<double>());
+    };
+    with_packs<T>(tile.logits.columns(), launch, tile.logits.as<T>(), gradient.as<G>());
+  };
+  dispatch_gradient(tile, gradient.dtype(), "contrastive_softmax_gradient", run);
   check_launch();
-  add_sums(of_panel.as<double>(), 1, panels, sum.as<double>(), gradient.device(), stream);
 }
 
 void CudaBackend::contrastive_sigmoid(const LogitTile& tile, double bias, double weight,
                                       TensorView sums, TensorView gradient, Stream stream) {
   const cudaStream_t s = enter(tile.logits.device(), stream);
-  const dim3 grid = grid_of(tile);
-  const int64_t panels = int64_t{grid.x} * grid.y;
-  const Scratch of_panel(static_cast<size_t>(4 * panels) * sizeof(double), gradient.device(),
-                         stream);
-  dispatch_gradient(tile, gradient.dtype(), "contrastive_sigmoid", [&]<class T, class G>() {
-    sigmoid_kernel<T, G><<<grid, kThreads, 0, s>>>(panels_of<T>(tile), bias, weight,
-                                                   gradient.as<G>(), of_panel.as<double>());
+  const auto run = [&]<class T, class G>() {
+    const auto launch = [&]<int pack>() {
+      sigmoid_kernel<T, G, pack><<<grid_of(tile), kThreads, 0, s>>>(
+          panels_of<T>(tile), bias, weight, gradient.as<G>(), sums.as<double>(), sums.columns());
+    };
+    with_packs<T>(tile.logits.columns(), launch, tile.logits.as<T>(), gradient.as<G>());
+  };
+  dispatch_gradient(tile, gradient.dtype(), "contrastive_sigmoid", run);
+  check_launch();
+}
+
+std::vector<double> CudaBackend::sums_of_parts(ConstTensorView parts, Stream stream) {
+  std::vector<double> sums(static_cast<size_t>(parts.rows()));
+  sums_to_host(parts.as<double>(), parts.rows(), parts.columns(), sums.data(), parts.device(),
+               stream);
+  return sums;
+}
+
+void CudaBackend::softmax_step(SoftmaxStep step, const SoftmaxEnds& ends, Stream stream) {
+  const cudaStream_t s = enter(ends.positive.device(), stream);
+  dispatch_f32_f64(ends.row_maximum.dtype(), "softmax_step", [&]<class T>() {
+    with_step<T>(step, ends, [&](const auto& items) {
+      const int64_t n = items.items();
+      if (n > 0) softmax_step_kernel<<<blocks_for(n), kThreads, 0, s>>>(n, items);
+    });
   });
   check_launch();
-  add_sums(of_panel.as<double>(), 4, panels, sums.as<double>(), gradient.device(), stream);
 }
 
 }  // namespace amur::cuda

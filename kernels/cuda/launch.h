@@ -56,7 +56,7 @@ inline unsigned row_blocks(int64_t rows) {
 }
 
 // Logits: a block takes a panel of so many rows and columns of a tile; x and y of the grid.
-inline constexpr int64_t kPanelRows = 64, kPanelColumns = 256;
+inline constexpr int64_t kPanelRows = 128, kPanelColumns = 256;
 inline unsigned panels_across(int64_t columns) {
   return static_cast<unsigned>((columns + kPanelColumns - 1) / kPanelColumns);
 }

@@ -193,10 +193,10 @@ void declare_loss(Group& group) {
             "products, which a GPU then computes many times as fast. Logits, sums and the loss "
             "stay fp32");
   key.whole_or("auto", "tile_rows", &L::tile_rows, 1 << 20,
-               "rows of the tiles in which the logits are computed; auto: 256 on a CPU, 2048 on a "
+               "rows of the tiles in which the logits are computed; auto: 256 on a CPU, 1536 on a "
                "GPU");
   key.whole_or("auto", "tile_columns", &L::tile_columns, 1 << 20,
-               "columns of the tiles; auto: 1024 on a CPU, 4096 on a GPU");
+               "columns of the tiles; auto: 1024 on a CPU, 5504 on a GPU");
 }
 
 void declare_optimizer(Group& group) {

@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <optional>
 #include <vector>
 
 #include "kernels/contrastive.h"
-#include "kernels/contrastive_math.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "src/train/loss/logit_mask.h"
@@ -15,9 +13,10 @@
 namespace amur {
 namespace {
 
-// On a GPU the logits of a tile, 32 MiB, are to stay in its cache between the product and the pass
-// over them (docs/gpu.md).
-constexpr LossTile kCpuTile{256, 1024}, kGpuTile{2048, 4096};
+// docs/gpu.md ("The loss stage: what to expect") says what these numbers are for.
+constexpr LossTile kCpuTile{256, 1024}, kGpuTile{1536, 5504};
+// On a GPU rounded gradients of so many tiles, one below the other, are multiplied at once.
+constexpr int64_t kTilesOfBlock = 3;
 
 // Hands out the stage's memory and counts it.
 class Workspace {
@@ -27,22 +26,23 @@ class Workspace {
     count(t.bytes());
     return t;
   }
+  void release(Tensor& t) {
+    now_ -= t.bytes();
+    t = Tensor();
+  }
   Tensor zeros(Shape shape, DType dtype, Device device = Device::cpu()) {
     Tensor t = tensor(shape, dtype, device);
     fill_zero(t);
     return t;
   }
-  template <class T>
-  Tensor filled(int64_t n, float value) {
-    Tensor t = tensor({n}, dtype_of<T>);
-    std::fill_n(t.as<T>(), n, static_cast<T>(value));
-    return t;
+  void count(size_t bytes) {
+    now_ += bytes;
+    peak_ = std::max(peak_, now_);
   }
-  void count(size_t bytes) { bytes_ += bytes; }
-  size_t bytes() const { return bytes_; }
+  size_t peak_bytes() const { return peak_; }
 
  private:
-  size_t bytes_ = 0;
+  size_t now_ = 0, peak_ = 0;
 };
 
 void check_input(const ContrastiveInput& in, TensorView dq, TensorView dk) {
@@ -150,215 +150,199 @@ DType operand_dtype(const LossConfig& config, DType embeddings) {
   return rounded ? DType::bf16 : embeddings;
 }
 
-void bring(Device device, std::initializer_list<Tensor*> tensors) {
-  for (Tensor* t : tensors) *t = on_device(std::move(*t), device);
+int64_t tiles_of_block(bool rounded, Device device) {
+  return rounded && device != Device::cpu() ? kTilesOfBlock : 1;
 }
 
 // The row block of this rank against all columns. Negatives are summed in the tiles; each row's one
 // positive entry is kept apart and computed in double, so that a nearly solved batch, where 1 - P
 // would cancel, loses nothing.
 //
-// Tiles are computed where the embeddings are. What there is one of a row or a column goes to host
-// memory between the sweeps: it is little, and its sums over the ranks are too.
+// Everything is computed where the embeddings are; only sums over the whole come to host memory.
 template <class T>
 class RowBlock {
  public:
   RowBlock(const LossConfig& config, double scale, double bias, ConstTensorView rows,
-           ConstTensorView columns, std::span<const LogitRow> row_info,
-           const LogitColumns& column_info, const LogitExclusions& exclusions, double weight,
+           ConstTensorView columns, const LogitExclusions& exclusions, double weight,
            Workspace& work, Stream stream)
       : scale_(scale),
         bias_(bias),
         weight_(weight),
         rows_(rows),
         columns_(columns),
-        row_info_(row_info),
-        column_info_(column_info),
         exclusions_(exclusions),
         work_(work),
         stream_(stream),
-        device_(rows.device()) {
+        device_(rows.device()),
+        rounded_(rows.dtype() != dtype_of<T>) {
     const LossTile most = loss_tile(config, device_);
-    const int64_t r = rows.rows();
-    tile_rows_ = std::clamp<int64_t>(r, 1, most.rows);
+    tile_rows_ = std::clamp<int64_t>(rows.rows(), 1, most.rows);
     tile_columns_ = std::clamp<int64_t>(columns.rows(), 1, most.columns);
+    block_rows_ =
+        std::clamp<int64_t>(rows.rows(), 1, tile_rows_ * tiles_of_block(rounded_, device_));
+    parts_ = logit_parts(tile_rows_, tile_columns_, device_);
     logits_ = work.tensor({tile_rows_ * tile_columns_}, dtype_of<T>, device_);
-    if (rows.dtype() != dtype_of<T>)
-      gradient_ = work.tensor({tile_rows_ * tile_columns_}, rows.dtype(), device_);
-    masked_ = work.zeros({r}, DType::f64, device_);
-    positive_logit_ = work.zeros({r}, DType::f64, device_);
-    positive_gradient_ = work.zeros({r}, DType::f64);
-    sums_ = work.zeros({4}, DType::f64, device_);
+    sums_ = work.zeros({4, parts_.whole}, DType::f64, device_);
   }
 
   double loss = 0, scale_gradient = 0, bias_gradient = 0, masked = 0;
 
   // Softmax over rows and, with `symmetric`, over the columns that are positives.
   void softmax(bool symmetric, TensorView drows, TensorView dcolumns, Communicator& dp) {
-    const int64_t m = rows_.rows(), n = columns_.rows();
-    Tensor row_maximum = work_.filled<T>(m, kMaskedLogit);
-    Tensor row_sum = work_.zeros({m}, DType::f64, device_);
-    Tensor column_maximum, column_sum;
+    const int64_t m = rows_.rows(), n = symmetric ? columns_.rows() : 0;
+    Sums of_rows = sums(parts_.rows, m), of_columns = sums(parts_.columns, n);
+    Tensor positive_logit = work_.zeros({m}, DType::f64, device_);
+    for_each_tile(
+        [&](const LogitTile& tile, int64_t) {
+          contrastive_statistics(tile, of_rows.view(), symmetric ? of_columns.view() : LogSums(),
+                                 positive_logit, sums_.view().slice(3, 1), stream_);
+        },
+        [](TilePlace, int64_t, int64_t) {});
+
+    const auto vectors = [&](int64_t count) { return work_.tensor({count}, dtype_of<T>, device_); };
+    Tensor row_maximum = vectors(m), row_factor = vectors(m);
+    Tensor column_maximum = vectors(n), column_factor = vectors(n);
+    Tensor positive_gradient = work_.tensor({m}, DType::f64, device_);
+    Tensor terms = work_.tensor({2, m}, DType::f64, device_);
+    SoftmaxEnds ends;
+    ends.weight = weight_;
+    ends.positive = exclusions_.positive;
+    ends.positive_logit = positive_logit;
+    ends.row_maximum = row_maximum;
+    ends.row_factor = row_factor;
+    ends.row_sum = of_rows.take(row_maximum, stream_);
+    ends.positive_gradient = positive_gradient;
+    ends.terms = terms;
+    softmax_step(SoftmaxStep::rows, ends, stream_);
+    Tensor column_terms = work_.zeros({2, n}, DType::f64, device_);
     if (symmetric) {
-      column_maximum = work_.filled<T>(n, kMaskedLogit);
-      column_sum = work_.zeros({n}, DType::f64, device_);
+      ends.column_maximum = column_maximum;
+      ends.column_factor = column_factor;
+      ends.column_sum = of_columns.take(column_maximum, stream_);
+      ends.own_maximum = of_columns.maximum.view().slice(0, 1);
+      ends.column_terms = column_terms;
+      softmax_step(SoftmaxStep::column_maxima, ends, stream_);
+      dp.all_reduce(column_maximum.view(), ReduceOp::max, stream_);
+      dp.synchronize(stream_);
+      softmax_step(SoftmaxStep::column_terms, ends, stream_);
+      dp.all_reduce(column_terms.view(), ReduceOp::sum, stream_);
+      dp.synchronize(stream_);
+      softmax_step(SoftmaxStep::columns, ends, stream_);
     }
-    bring(device_, {&row_maximum, &column_maximum});
-    for_each_tile([&](const LogitTile& tile, int64_t r, int64_t c) {
-      contrastive_statistics(
-          tile, part(row_maximum, tile.place.row, r), part(row_sum, tile.place.row, r),
-          part(column_maximum, tile.place.column, c), part(column_sum, tile.place.column, c),
-          part(positive_logit_, tile.place.row, r), part(masked_, tile.place.row, r), stream_);
-    });
-    bring(Device::cpu(),
-          {&row_maximum, &row_sum, &column_maximum, &column_sum, &positive_logit_, &masked_});
-    for (int64_t i = 0; i < m; ++i) masked += masked_.as<double>()[i];
-    Tensor row_factor = finish_rows(row_maximum, row_sum);
-    Tensor column_factor;
-    if (symmetric) column_factor = finish_columns(column_maximum, column_sum, dp);
-    bring(device_,
-          {&row_maximum, &row_factor, &column_maximum, &column_factor, &positive_gradient_});
-    for_each_tile([&](const LogitTile& tile, int64_t r, int64_t c) {
-      const TensorView gradient = gradient_of(tile);
-      contrastive_softmax_gradient(
-          tile, part(row_maximum, tile.place.row, r), part(row_factor, tile.place.row, r),
-          part(column_maximum, tile.place.column, c), part(column_factor, tile.place.column, c),
-          part(positive_gradient_, tile.place.row, r), sums_.view().slice(2, 1), gradient, stream_);
-      add_gradients(gradient, tile.place, drows, dcolumns);
-    });
-    bring(Device::cpu(), {&positive_gradient_});
+    for (Tensor* t :
+         {&of_rows.maximum, &of_rows.sum, &of_columns.maximum, &of_columns.sum, &column_terms})
+      work_.release(*t);
+
+    const auto there = [&](Tensor& of_columns_only) {
+      return symmetric ? of_columns_only.view() : TensorView();
+    };
+    make_room_for_gradients();
+    for_each_tile(
+        [&](const LogitTile& tile, int64_t row) {
+          contrastive_softmax_gradient(tile, row_maximum, row_factor, there(column_maximum),
+                                       there(column_factor), positive_gradient,
+                                       sums_.view().slice(2, 1), gradient_of(tile, row), stream_);
+        },
+        [&](TilePlace at, int64_t rows, int64_t columns) {
+          add_gradients(at, rows, columns, drows, dcolumns);
+        });
     take_sums();
-    for (int64_t i = 0; i < m; ++i)
-      scale_gradient += positive_gradient_.as<double>()[i] * positive_logit_.as<double>()[i];
+    const std::vector<double> of_terms = sums_of_parts(terms, stream_);
+    loss += of_terms[0];
+    scale_gradient += of_terms[1];
   }
 
   // Every pair is a decision of its own: one sweep, no statistics.
   void pairwise_sigmoid(TensorView drows, TensorView dcolumns) {
-    for_each_tile([&](const LogitTile& tile, int64_t, int64_t) {
-      const TensorView gradient = gradient_of(tile);
-      contrastive_sigmoid(tile, bias_, weight_, sums_, gradient, stream_);
-      add_gradients(gradient, tile.place, drows, dcolumns);
-    });
+    make_room_for_gradients();
+    for_each_tile(
+        [&](const LogitTile& tile, int64_t row) {
+          contrastive_sigmoid(tile, bias_, weight_, sums_, gradient_of(tile, row), stream_);
+        },
+        [&](TilePlace at, int64_t rows, int64_t columns) {
+          add_gradients(at, rows, columns, drows, dcolumns);
+        });
     take_sums();
-    masked = sums_.as<double>()[3];
   }
 
  private:
-  static TensorView part(Tensor& whole, int64_t first, int64_t count) {
-    return whole.defined() ? whole.view().slice(first, count) : TensorView();
+  struct Sums {
+    Tensor maximum, sum;  // as of LogSums
+
+    LogSums view() { return {maximum, sum}; }
+    // All parts together: the maxima go to `to`, the sums are returned.
+    ConstTensorView take(Tensor& to, Stream stream) {
+      merge_log_sums(view(), stream);
+      copy(to, maximum.view().slice(0, 1).reshape(to.shape()), stream);
+      return sum.view().slice(0, 1);
+    }
+  };
+  Sums sums(int64_t parts, int64_t n) {
+    return {work_.zeros({parts, n}, dtype_of<T>, device_),
+            work_.zeros({parts, n}, DType::f64, device_)};
   }
 
-  // Calls f(tile, its rows, its columns); columns run inside, always in the same order and shapes,
-  // so that both sweeps see the same bits.
-  template <class F>
-  void for_each_tile(const F& f) {
-    for (int64_t i = 0; i < rows_.rows(); i += tile_rows_) {
-      const int64_t m = std::min(tile_rows_, rows_.rows() - i);
+  // Calls f(tile, its first row in its block) for all tiles of a block of rows x tile_columns_,
+  // then g(place of the block, its rows, its columns). Always in the same order and shapes, so that
+  // both sweeps see the same bits.
+  template <class F, class G>
+  void for_each_tile(const F& f, const G& g) {
+    for (int64_t i = 0; i < rows_.rows(); i += block_rows_) {
+      const int64_t end = std::min(i + block_rows_, rows_.rows());
       for (int64_t j = 0; j < columns_.rows(); j += tile_columns_) {
         const int64_t n = std::min(tile_columns_, columns_.rows() - j);
-        const TensorView logits(logits_.view().raw(), {m, n}, dtype_of<T>, device_);
-        gemm(Transpose::no, Transpose::yes, scale_, rows_.slice(i, m), columns_.slice(j, n), 0,
-             logits, stream_);
-        f(LogitTile{logits, {i, j}, exclusions_}, m, n);
+        for (int64_t k = i; k < end; k += tile_rows_) {
+          const int64_t m = std::min(tile_rows_, end - k);
+          const TensorView logits(logits_.view().raw(), {m, n}, dtype_of<T>, device_);
+          gemm(Transpose::no, Transpose::yes, scale_, rows_.slice(k, m), columns_.slice(j, n), 0,
+               logits, stream_);
+          f(LogitTile{logits, {k, j}, exclusions_}, k - i);
+        }
+        g(TilePlace{i, j}, end - i, n);
       }
     }
   }
-  // Where the gradient of a tile goes: what products take, or else the place of the logits.
-  TensorView gradient_of(const LogitTile& tile) {
-    if (!gradient_.defined()) return tile.logits;
-    return {gradient_.view().raw(), tile.logits.shape(), gradient_.dtype(), device_};
+  // Gradients of a block: what products take, or else the logits' place, that of one tile.
+  void make_room_for_gradients() {
+    if (rounded_) gradient_ = work_.tensor({block_rows_ * tile_columns_}, rows_.dtype(), device_);
+  }
+  TensorView gradient_of_block(int64_t rows, int64_t columns) {
+    Tensor& memory = rounded_ ? gradient_ : logits_;
+    return {memory.view().raw(), {rows, columns}, memory.dtype(), device_};
+  }
+  TensorView gradient_of(const LogitTile& tile, int64_t row) {
+    const int64_t m = tile.logits.rows();
+    return gradient_of_block(row + m, tile.logits.columns()).slice(row, m);
+  }
+  void add_gradients(TilePlace at, int64_t rows, int64_t columns, TensorView drows,
+                     TensorView dcolumns) {
+    const ConstTensorView gradient = gradient_of_block(rows, columns);
+    gemm(Transpose::no, Transpose::no, scale_, gradient, columns_.slice(at.column, columns), 1,
+         drows.slice(at.row, rows), stream_);
+    gemm(Transpose::yes, Transpose::no, scale_, gradient, rows_.slice(at.row, rows), 1,
+         dcolumns.slice(at.column, columns), stream_);
   }
   // What the passes summed up.
   void take_sums() {
-    bring(Device::cpu(), {&sums_});
-    const double* s = sums_.as<double>();
+    const std::vector<double> s = sums_of_parts(sums_, stream_);
     loss += s[0];
-    bias_gradient = s[1];
-    scale_gradient = s[2];
-  }
-
-  // Loss and positive gradient of the rows. Leaves the maxima over negatives and positive, and
-  // returns weight / (sum of all candidates).
-  Tensor finish_rows(Tensor& maximum, const Tensor& sum) {
-    Tensor factor = work_.filled<T>(rows_.rows(), 0);
-    for (size_t i = 0; i < row_info_.size(); ++i) {
-      if (row_info_[i].positive < 0) continue;
-      const double z = positive_logit_.as<double>()[i];
-      const double top = static_cast<double>(maximum.as<T>()[i]);
-      const double negatives = sum.as<double>()[i];
-      const double largest = std::max(top, z);
-      const double rest = negatives * std::exp(top - largest);
-      const double total = rest + std::exp(z - largest);
-      loss += weight_ * softplus(top - z + std::log(negatives));
-      positive_gradient_.as<double>()[i] = -weight_ * (rest / total);
-      maximum.as<T>()[i] = static_cast<T>(largest);
-      factor.as<T>()[i] = static_cast<T>(weight_ / total);
-    }
-    return factor;
-  }
-
-  // The same for columns, whose rows are spread over all ranks; the positive of a column stands on
-  // the rank of its query.
-  Tensor finish_columns(Tensor& maximum, const Tensor& sum, Communicator& dp) {
-    const int64_t n = columns_.rows();
-    const double* positive_logit = positive_logit_.as<double>();
-    Tensor local = work_.tensor({n}, dtype_of<T>);
-    copy(local, maximum);
-    for (size_t i = 0; i < row_info_.size(); ++i) {
-      T& top = maximum.as<T>()[row_info_[i].positive];
-      top = std::max(top, static_cast<T>(positive_logit[i]));
-    }
-    dp.all_reduce(maximum.view(), ReduceOp::max);
-    dp.synchronize();
-
-    Tensor terms = work_.zeros({2, n}, DType::f64);  // sums over negatives, and the positive's term
-    double* negatives = terms.as<double>();
-    double* positives = negatives + n;
-    const auto largest = [&](int64_t j) { return static_cast<double>(maximum.as<T>()[j]); };
-    for (int64_t j = 0; j < n; ++j)
-      negatives[j] =
-          sum.as<double>()[j] * std::exp(static_cast<double>(local.as<T>()[j]) - largest(j));
-    for (size_t i = 0; i < row_info_.size(); ++i) {
-      const int64_t j = row_info_[i].positive;
-      positives[j] = std::exp(positive_logit[i] - largest(j));
-    }
-    dp.all_reduce(terms.view(), ReduceOp::sum);
-    dp.synchronize();
-
-    Tensor factor = work_.filled<T>(n, 0);
-    for (int64_t j = 0; j < n; ++j)
-      if (column_info_.is_positive[static_cast<size_t>(j)])
-        factor.as<T>()[j] = static_cast<T>(weight_ / (negatives[j] + positives[j]));
-    for (size_t i = 0; i < row_info_.size(); ++i) {
-      const int64_t j = row_info_[i].positive;
-      loss += weight_ * softplus(largest(j) - positive_logit[i] + std::log(negatives[j]));
-      positive_gradient_.as<double>()[i] -=
-          weight_ * (negatives[j] / (negatives[j] + positives[j]));
-    }
-    return factor;
-  }
-
-  void add_gradients(ConstTensorView gradient, TilePlace at, TensorView drows,
-                     TensorView dcolumns) {
-    const int64_t m = gradient.rows(), n = gradient.columns();
-    gemm(Transpose::no, Transpose::no, scale_, gradient, columns_.slice(at.column, n), 1,
-         drows.slice(at.row, m), stream_);
-    gemm(Transpose::yes, Transpose::no, scale_, gradient, rows_.slice(at.row, m), 1,
-         dcolumns.slice(at.column, n), stream_);
+    bias_gradient += s[1];
+    scale_gradient += s[2];
+    masked += s[3];
   }
 
   const double scale_, bias_, weight_;
   const ConstTensorView rows_, columns_;  // [R, e], [C, e], as products take them
-  const std::span<const LogitRow> row_info_;
-  const LogitColumns& column_info_;
   const LogitExclusions& exclusions_;
   Workspace& work_;
   const Stream stream_;
   const Device device_;
-  int64_t tile_rows_, tile_columns_;
-  Tensor logits_, gradient_;                            // of a tile; no gradient_: in its place
-  Tensor positive_logit_, positive_gradient_, masked_;  // [R] f64
-  Tensor sums_;  // [4] f64, of the passes: loss, sum G, sum G Z, masked entries
+  const bool rounded_;
+  int64_t tile_rows_, tile_columns_, block_rows_;
+  LogitParts parts_;
+  Tensor logits_;    // of a tile
+  Tensor gradient_;  // of a block, where it is rounded
+  Tensor sums_;      // [4, parts] f64, of the passes: loss, sum G, sum G Z, masked entries
 };
 
 }  // namespace
@@ -383,6 +367,10 @@ LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& x, 
   const LossTile most = loss_tile(config, device);
   const int64_t tile_rows = std::clamp<int64_t>(rows, 1, most.rows);
   const int64_t tile_columns = std::clamp<int64_t>(columns, 1, most.columns);
+  const int64_t block_rows =
+      std::clamp<int64_t>(rows, 1, tile_rows * tiles_of_block(rounded, device));
+  const LogitParts parts = logit_parts(tile_rows, tile_columns, device);
+  const int64_t column_ends = softmax && config.symmetric && !all ? columns : 0;
 
   LossBytes b;
   if (apart || rounded) b.embeddings += bytes(columns * x.width, operand);
@@ -390,19 +378,24 @@ LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& x, 
   if (apart) b.gradients += bytes(columns * x.width, dtype);
   if (all && x.ranks > 1) b.gradients += bytes(rows * x.width, dtype);
   b.tiles = bytes(tile_rows * tile_columns, dtype);
-  if (rounded) b.tiles += bytes(tile_rows * tile_columns, operand);
-  // Of a row: positive logit and gradient, masked entries; maximum, sum, factor. Of a column:
-  // maximum, sum, factor; its own maximum, negatives and positives while they are added up.
-  b.statistics = static_cast<size_t>(rows) * (3 * 8 + (softmax ? 16 : 0)) + 2 * 4 * 8;
-  if (softmax && config.symmetric && !all) b.statistics += static_cast<size_t>(columns) * (16 + 20);
-  if (gpu) b.statistics *= 2;  // there and on the host
+  b.statistics = bytes(4 * parts.whole + 4, DType::f64);
+  // The parts of rows and columns, and what columns are added up in, are gone when gradients come.
+  const size_t gradients = rounded ? bytes(block_rows * tile_columns, operand) : 0;
+  size_t sums = 0;
+  if (softmax) {
+    b.statistics += static_cast<size_t>(rows) * (4 * 8 + 2 * size_of(dtype)) +
+                    static_cast<size_t>(column_ends) * 2 * size_of(dtype);
+    sums = static_cast<size_t>(parts.rows * rows + parts.columns * column_ends) *
+               (size_of(dtype) + 8) +
+           static_cast<size_t>(column_ends) * 2 * 8;
+  }
+  b.tiles += std::max(gradients, sums);
   // Ids travel as three numbers a column; then they are kept in 17 bytes, and the columns twice
   // sorted. A row's range is empty.
   b.bookkeeping = static_cast<size_t>(own + columns) * (3 * 8 + 17) +
                   static_cast<size_t>(rows) * (sizeof(LogitRow) + (gpu ? 2 : 1) * 3 * 8) + 8;
   if (config.mask_duplicates) b.bookkeeping += static_cast<size_t>(columns) * (gpu ? 2 : 1) * 2 * 4;
-  // Products have 32 MiB, passes their panels' sums.
-  if (gpu) b.work_space = (32u << 20) + (4u << 20);
+  if (gpu) b.work_space = 32u << 20;  // of products
   return b;
 }
 
@@ -477,8 +470,8 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
   const bool symmetric = config.kind == LossKind::infonce && config.symmetric && !all;
   const double weight = 1 / (static_cast<double>(anchors) * (symmetric ? 2 : 1));
   dispatch_f32_f64(dtype, "contrastive_loss", [&]<class T>() {
-    RowBlock<T> block(config, std::exp(log_scale), bias, rows, columns, texts.rows, column_info,
-                      mask.exclusions(), weight, work, stream);
+    RowBlock<T> block(config, std::exp(log_scale), bias, rows, columns, mask.exclusions(), weight,
+                      work, stream);
     if (config.kind == LossKind::siglip)
       block.pairwise_sigmoid(drows, dcolumns);
     else
@@ -511,7 +504,7 @@ ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, d
     dp.reduce_scatter(dcolumns, dk, counts, stream);
   }
   dp.synchronize(stream);
-  out.peak_bytes = work.bytes();
+  out.peak_bytes = work.peak_bytes();
   return out;
 }
 

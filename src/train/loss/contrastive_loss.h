@@ -87,7 +87,7 @@ struct LossExtent {
 struct LossBytes {
   size_t embeddings = 0;   // copies: gathered, rounded
   size_t gradients = 0;    // of all documents, before they are summed over the ranks
-  size_t tiles = 0;        // logits, and their gradients where those are rounded
+  size_t tiles = 0;        // logits, and parts of their sums, later their gradients if rounded
   size_t statistics = 0;   // of rows and columns
   size_t bookkeeping = 0;  // ids, masks
   size_t work_space = 0;   // of the kernels, on a GPU

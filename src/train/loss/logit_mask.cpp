@@ -1,8 +1,11 @@
 #include "src/train/loss/logit_mask.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
-#include <numeric>
+#include <optional>
+#include <utility>
+
 namespace amur {
 namespace {
 
@@ -11,24 +14,66 @@ size_t bytes_of(const std::vector<T>& v) {
   return v.capacity() * sizeof(T);
 }
 
-// Sorts by (id, column).
-void sort_by_id(std::span<int32_t> columns, const std::vector<uint64_t>& ids) {
-  std::sort(columns.begin(), columns.end(), [&](int32_t a, int32_t b) {
-    const uint64_t x = ids[static_cast<size_t>(a)], y = ids[static_cast<size_t>(b)];
-    return x != y ? x < y : a < b;
-  });
-}
+// Columns by their ids, in a table that is hashed: sorting, and searching what is sorted, would
+// take longer than a GPU takes for all logits.
+class ColumnsById {
+ public:
+  // Appends the columns to `list`, those of one id side by side, ascending. With `only`, those
+  // alone for which it is not 0.
+  ColumnsById(const std::vector<uint64_t>& ids, const std::vector<uint8_t>* only,
+              std::vector<int32_t>& list) {
+    const size_t count = ids.size();
+    shift_ = 64 - std::countr_zero(std::bit_ceil(count + count / 2 + 2));
+    slots_.resize(size_t{1} << (64 - shift_));
+    std::vector<uint32_t> slot_of(count);
+    for (size_t j = 0; j < count; ++j) {
+      if (only && !(*only)[j]) continue;
+      const size_t slot = find(ids[j]);
+      slot_of[j] = static_cast<uint32_t>(slot);
+      slots_[slot].id = ids[j];
+      ++slots_[slot].count;
+    }
+    base_ = std::ssize(list);
+    int32_t next = 0;
+    list.resize(list.size() +
+                (only ? count - static_cast<size_t>(std::ranges::count(*only, 0)) : count));
+    for (size_t j = 0; j < count; ++j) {
+      if (only && !(*only)[j]) continue;
+      Slot& slot = slots_[slot_of[j]];
+      if (slot.first < 0) {
+        slot.first = next;
+        next += std::exchange(slot.count, 0);
+      }
+      list[static_cast<size_t>(base_ + slot.first + slot.count++)] = static_cast<int32_t>(j);
+    }
+  }
 
-// The part of sorted columns that has this id.
-std::span<const int32_t> columns_with(std::span<const int32_t> sorted,
-                                      const std::vector<uint64_t>& ids, uint64_t id) {
-  const auto at = [&](int32_t column) { return ids[static_cast<size_t>(column)]; };
-  const auto first = std::lower_bound(sorted.begin(), sorted.end(), id,
-                                      [&](int32_t c, uint64_t v) { return at(c) < v; });
-  const auto last =
-      std::upper_bound(first, sorted.end(), id, [&](uint64_t v, int32_t c) { return v < at(c); });
-  return {first, last};
-}
+  // Where the columns of this id stand in the list.
+  struct Range {
+    int64_t first, last;
+  };
+  Range range(uint64_t id) const {
+    const Slot& slot = slots_[find(id)];
+    const int64_t first = base_ + slot.first;
+    return {first, first + slot.count};
+  }
+
+ private:
+  struct Slot {
+    uint64_t id = 0;
+    int32_t first = -1, count = 0;  // from `base_` on; no count: nothing is here
+  };
+  // The slot of the id, or the empty one where it would be.
+  size_t find(uint64_t id) const {
+    size_t at = id * 0x9e3779b97f4a7c15u >> shift_;
+    while (slots_[at].count > 0 && slots_[at].id != id) at = (at + 1) % slots_.size();
+    return at;
+  }
+
+  std::vector<Slot> slots_;
+  int shift_;
+  int64_t base_;
+};
 
 }  // namespace
 
@@ -41,17 +86,12 @@ LogitMask::LogitMask(const LogitColumns& columns, std::span<const LogitRow> rows
   const size_t count = columns.text_id.size();
   AMUR_CHECK(count <= static_cast<size_t>(std::numeric_limits<int32_t>::max()), "{} columns",
              count);
+  std::optional<ColumnsById> by_text, by_partner;
   if (duplicates) {
-    columns_.resize(count);
-    std::iota(columns_.begin(), columns_.end(), 0);
-    for (size_t j = 0; j < count; ++j)
-      if (columns.is_positive[j]) columns_.push_back(static_cast<int32_t>(j));
+    columns_.reserve(2 * count);
+    by_text.emplace(columns.text_id, nullptr, columns_);
+    by_partner.emplace(columns.partner_id, &columns.is_positive, columns_);
   }
-  const std::span<int32_t> all = columns_;
-  const std::span<int32_t> by_text = all.first(duplicates ? count : 0);
-  const std::span<int32_t> by_partner = all.subspan(by_text.size());
-  sort_by_id(by_text, columns.text_id);
-  sort_by_id(by_partner, columns.partner_id);
 
   positive_.reserve(rows.size());
   self_.reserve(rows.size());
@@ -61,21 +101,21 @@ LogitMask::LogitMask(const LogitColumns& columns, std::span<const LogitRow> rows
     positive_.push_back(row.positive);
     self_.push_back(row.self);
     // Most rows share their texts with nobody and keep no range.
-    const auto add = [&](std::span<const int32_t> found) {
-      const bool masks = std::any_of(found.begin(), found.end(),
-                                     [&](int32_t c) { return c != row.positive && c != row.self; });
-      if (!masks) return;
-      const int64_t first = found.data() - columns_.data();
-      ranges_.push_back(first);
-      ranges_.push_back(first + std::ssize(found));
+    const auto add = [&](ColumnsById::Range found) {
+      for (int64_t k = found.first; k < found.last; ++k) {
+        const int32_t c = columns_[static_cast<size_t>(k)];
+        if (c == row.positive || c == row.self) continue;
+        ranges_.push_back(found.first);
+        ranges_.push_back(found.last);
+        return;
+      }
     };
     if (duplicates && row.positive >= 0) {
       const uint64_t right = columns.text_id[static_cast<size_t>(row.positive)];
-      add(columns_with(by_text, columns.text_id, right));
-      add(columns_with(by_partner, columns.partner_id, row.text_id));
-      if (row.self >= 0 && row.text_id != right)
-        add(columns_with(by_text, columns.text_id, row.text_id));
-      for (uint64_t id : row.other_positives) add(columns_with(by_text, columns.text_id, id));
+      add(by_text->range(right));
+      add(by_partner->range(row.text_id));
+      if (row.self >= 0 && row.text_id != right) add(by_text->range(row.text_id));
+      for (uint64_t id : row.other_positives) add(by_text->range(id));
     }
     first_range_.push_back(std::ssize(ranges_) / 2);
   }

@@ -1,5 +1,5 @@
-// Which entries of the logit matrix take no part in the loss, found by sorting ids: memory linear
-// in rows and columns, and no work at all for the rows that have nothing to mask.
+// Which entries of the logit matrix take no part in the loss, found by hashing ids: time and memory
+// linear in rows and columns, and no work on the device for the rows that have nothing to mask.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +46,7 @@ class LogitMask {
 
  private:
   std::vector<int32_t>
-      columns_;  // sorted by (text id, column); then positives, by (partner, column)
+      columns_;  // those of one text id together, ascending; then positives, by partner
   std::vector<int64_t> positive_, self_, first_range_, ranges_;
   std::vector<Tensor> there_;  // copies of these on a GPU
   LogitExclusions exclusions_;

@@ -28,8 +28,25 @@ class ContrastiveTest : public KernelTest {
     return {std::move(t), std::move(stored)};
   }
   Tensor vector(int64_t n, double value) const { return filled({n}, dtype(), value); }
-  Tensor maxima(int64_t n) const { return vector(n, static_cast<double>(kMaskedLogit)); }
   Tensor sums(int64_t n, double value = 0) const { return filled({n}, DType::f64, value); }
+  // Of rows or columns, for tiles that need so many parts; nothing yet.
+  struct Sums {
+    Tensor maximum, sum;
+    LogSums view() { return {maximum, sum}; }
+    // All parts together.
+    Doubles merged_maximum() const { return to_doubles(maximum.view().slice(0, 1)); }
+    Doubles merged_sum() const { return to_doubles(sum.view().slice(0, 1)); }
+  };
+  Sums log_sums(int64_t parts, int64_t n) const {
+    return {filled({parts, n}, dtype(), 0), filled({parts, n}, DType::f64, 0)};
+  }
+  LogitParts parts(int64_t m, int64_t n) const { return logit_parts(m, n, device()); }
+  // Sums over the whole, of `count` kinds; the first part has `value` of each already.
+  Tensor whole(int64_t count, LogitParts parts, double value = 0) const {
+    Doubles all(static_cast<size_t>(count * parts.whole));
+    for (int64_t k = 0; k < count; ++k) all[static_cast<size_t>(k * parts.whole)] = value;
+    return from_doubles(all, {count, parts.whole}, DType::f64, device());
+  }
   double bound() const { return dtype() == DType::f32 ? 5e-6 : 5e-14; }
   // Gradients come in the type of the logits, in their place, and rounded to bf16 beside them.
   std::vector<DType> gradient_types() const {
@@ -75,42 +92,55 @@ TEST_P(ContrastiveTest, StatisticsMergeToLogSumExp) {
                              {64, 256},
                              {3, 128},
                              {21, 300},
-                             {65, 700}}) {
+                             {129, 512},
+                             {270, 700}}) {
     for (const double spread : {1.0, 100.0}) {
-      Tensor row_max = maxima(m), row_sum = sums(m);
-      Tensor column_max = maxima(n), column_sum = sums(n);
+      Sums of_rows = log_sums(parts(m, n).rows, m), of_columns = log_sums(parts(m, n).columns, n);
       Doubles rows(static_cast<size_t>(m)), columns(static_cast<size_t>(n));
       // Two tiles over the same rows and columns.
       for (const double masked : {0.0, 0.4}) {
         Tile z = logits(m, n, spread, masked);
-        Tensor right = sums(m), count = sums(m);
+        Tensor right = sums(m), count = whole(1, parts(m, n));
         Out none(m);
-        contrastive_statistics({z.tensor, {}, none.on(device())}, row_max, row_sum, column_max,
-                               column_sum, right, count);
+        contrastive_statistics({z.tensor, {}, none.on(device())}, of_rows.view(), of_columns.view(),
+                               right, count);
         for (size_t i = 0; i < z.values.size(); ++i) {
           const double e = std::exp(z.values[i]);
           rows[i / columns.size()] += e;
           columns[i % columns.size()] += e;
         }
       }
-      const auto check = [&](const Tensor& maximum, const Tensor& sum, const Doubles& e) {
-        const Doubles largest = to_doubles(maximum), total = to_doubles(sum);
+      const auto check = [&](Sums& sums, const Doubles& e) {
+        merge_log_sums(sums.view());
+        const Doubles largest = sums.merged_maximum(), total = sums.merged_sum();
         for (size_t i = 0; i < e.size(); ++i)
           EXPECT_NEAR(std::log(total[i]) + largest[i], std::log(e[i]), bound());
       };
-      check(row_max, row_sum, rows);
-      check(column_max, column_sum, columns);
+      check(of_rows, rows);
+      check(of_columns, columns);
     }
   }
 }
 
 TEST_P(ContrastiveTest, MaskedRowsLeaveTheStatisticsAlone) {
   Tensor z = filled({1, 33}, dtype(), static_cast<double>(kMaskedLogit));
-  Tensor row_max = vector(1, 3), row_sum = sums(1, 2.5), right = sums(1), count = sums(1);
+  Tensor right = sums(1), count = whole(1, parts(1, 33));
+  Sums rows{filled({1, 1}, dtype(), 3), filled({1, 1}, DType::f64, 2.5)};
   Out none(1);
-  contrastive_statistics({z, {}, none.on(device())}, row_max, row_sum, {}, {}, right, count);
-  EXPECT_EQ(to_doubles(row_max)[0], 3);
-  EXPECT_EQ(to_doubles(row_sum)[0], 2.5);
+  contrastive_statistics({z, {}, none.on(device())}, rows.view(), {}, right, count);
+  EXPECT_EQ(to_doubles(rows.maximum)[0], 3);
+  EXPECT_EQ(to_doubles(rows.sum)[0], 2.5);
+}
+
+// Columns of which no tile has seen anything, and rows of zeros only.
+TEST_P(ContrastiveTest, NothingMergesToNothing) {
+  for (const int64_t parts : {1, 3}) {
+    if (parts > 1 && device() == Device::cpu()) continue;
+    Sums nothing = log_sums(parts, 300);
+    merge_log_sums(nothing.view());
+    EXPECT_EQ(nothing.merged_sum(), Doubles(300, 0));
+    EXPECT_EQ(nothing.merged_maximum(), Doubles(300, static_cast<double>(kMaskedLogit)));
+  }
 }
 
 // Positives of a tile whose first column is column 40 of the matrix: some rows have theirs here,
@@ -157,9 +187,13 @@ TEST_P(ContrastiveTest, SoftmaxGradient) {
         }
         const Tensor row_max = from_doubles(tops, {m}, dtype(), device());
         const Tensor row_factor = from_doubles(factors, {m}, dtype(), device());
-        const Tensor column_max = from_doubles(column_tops, {n}, dtype(), device());
-        const Tensor column_factor = from_doubles(column_factors, {n}, dtype(), device());
-        Tensor sum = sums(1, 1.5), beside = gradient_beside(z, type);
+        const auto of_matrix = [&](Doubles of_tile) {
+          of_tile.insert(of_tile.begin(), 40, 99);
+          return from_doubles(of_tile, {40 + n}, dtype(), device());
+        };
+        const Tensor column_max = of_matrix(column_tops);
+        const Tensor column_factor = of_matrix(column_factors);
+        Tensor sum = whole(1, parts(m, n), 1.5), beside = gradient_beside(z, type);
         const TensorView gradient = beside.defined() ? beside.view() : z.tensor.view();
         contrastive_softmax_gradient({z.tensor, {0, 40}, right.out.there}, row_max, row_factor,
                                      both ? column_max.view() : ConstTensorView(),
@@ -181,7 +215,7 @@ TEST_P(ContrastiveTest, SoftmaxGradient) {
           }
           EXPECT_NEAR(result[i], e, gradient_bound(type) * std::fabs(e) + 1e-37);
         }
-        EXPECT_NEAR(to_doubles(sum)[0], expected_sum, bound() * magnitude);
+        EXPECT_NEAR(sums_of_parts(sum)[0], expected_sum, bound() * magnitude);
       }
     }
   }
@@ -192,7 +226,7 @@ TEST_P(ContrastiveTest, Sigmoid) {
     for (const DType type : gradient_types()) {
       Tile z = logits(m, n, 60, 0.2);
       const Right right(m, n, device());
-      Tensor results = sums(4, 0.5), beside = gradient_beside(z, type);
+      Tensor results = whole(4, parts(m, n), 0.5), beside = gradient_beside(z, type);
       const TensorView gradient = beside.defined() ? beside.view() : z.tensor.view();
       contrastive_sigmoid({z.tensor, {0, 40}, right.out.there}, -5, 0.125, results, gradient);
       const Doubles result = to_doubles(gradient);
@@ -210,8 +244,9 @@ TEST_P(ContrastiveTest, Sigmoid) {
         }
         EXPECT_NEAR(result[i], e, gradient_bound(type) * std::fabs(e) + 1e-37);
       }
+      const Doubles totals = sums_of_parts(results);
       for (size_t k = 0; k < 4; ++k)
-        EXPECT_NEAR(to_doubles(results)[k], expected[k], bound() * magnitude[k]) << k;
+        EXPECT_NEAR(totals[k], expected[k], bound() * magnitude[k]) << k;
     }
   }
 }
@@ -244,23 +279,23 @@ TEST_P(ContrastiveTest, EveryPassLeavesTheSameOut) {
   }
   const LogitExclusions& exclusions = out.on(device());
   for (const auto& [m, n] : {std::pair<int64_t, int64_t>{37, 900}, {10, 64}, {1, 300}}) {
-    Tensor count = sums(rows, 2), taken = sums(rows, -7), all = sums(4), sum = sums(1);
-    Tensor row_max = maxima(rows), row_sum = sums(rows);
+    const LogitParts of_tile = parts(m, n);
+    Tensor count = whole(1, of_tile, 2), taken = sums(rows, -7);
+    Tensor all = whole(4, of_tile), sum = whole(1, of_tile);
+    Sums of_rows = log_sums(of_tile.rows, rows);
     const Tensor zero = vector(rows, 0), one = vector(rows, 1), right = sums(rows, -0.5);
-    Doubles expected_count(rows, 2), expected_taken(rows, -7), expected_sum(rows);
+    Doubles expected_taken(rows, -7), expected_sum(rows);
     double expected_masked = 0;
     for (int64_t i = 0; i < rows; i += m) {
       for (int64_t j = 0; j < columns; j += n) {
         const int64_t height = std::min(m, rows - i), width = std::min(n, columns - j);
-        const auto of_rows = [&](Tensor& whole) { return whole.view().slice(i, height); };
         Tile of_statistics = logits(height, width, 8, 0), of_sigmoid = logits(height, width, 8, 0);
         Tile z = logits(height, width, 8, 0);
-        contrastive_statistics({of_statistics.tensor, {i, j}, exclusions}, of_rows(row_max),
-                               of_rows(row_sum), {}, {}, of_rows(taken), of_rows(count));
+        contrastive_statistics({of_statistics.tensor, {i, j}, exclusions}, of_rows.view(), {},
+                               taken, count);
         contrastive_sigmoid({of_sigmoid.tensor, {i, j}, exclusions}, 0, 1, all, of_sigmoid.tensor);
-        contrastive_softmax_gradient({z.tensor, {i, j}, exclusions}, zero.view().slice(i, height),
-                                     one.view().slice(i, height), {}, {},
-                                     right.view().slice(i, height), sum, z.tensor);
+        contrastive_softmax_gradient({z.tensor, {i, j}, exclusions}, zero, one, {}, {}, right, sum,
+                                     z.tensor);
         const Doubles softmax = to_doubles(z.tensor), sigmoid = to_doubles(of_sigmoid.tensor);
         for (int64_t a = 0; a < height; ++a) {
           const auto row = static_cast<size_t>(i + a);
@@ -276,10 +311,7 @@ TEST_P(ContrastiveTest, EveryPassLeavesTheSameOut) {
               p = -1 / (1 + std::exp(x));
             } else {
               expected_sum[row] += e;
-              if (left_out && !own) {
-                ++expected_count[row];
-                ++expected_masked;
-              }
+              if (left_out && !own) ++expected_masked;
             }
             if (out.positive[row] < 0) p = 0;
             ASSERT_NEAR(softmax[at], e, bound() * std::fabs(e)) << row << " " << j + b;
@@ -289,9 +321,10 @@ TEST_P(ContrastiveTest, EveryPassLeavesTheSameOut) {
       }
     }
     EXPECT_EQ(to_doubles(taken), expected_taken);
-    EXPECT_EQ(to_doubles(count), expected_count);
-    EXPECT_EQ(to_doubles(all)[3], expected_masked);
-    const Doubles top = to_doubles(row_max), total = to_doubles(row_sum);
+    EXPECT_EQ(sums_of_parts(count)[0], 2 + expected_masked);
+    EXPECT_EQ(sums_of_parts(all)[3], expected_masked);
+    merge_log_sums(of_rows.view());
+    const Doubles top = of_rows.merged_maximum(), total = of_rows.merged_sum();
     for (size_t i = 0; i < total.size(); ++i)
       EXPECT_NEAR(std::log(total[i]) + top[i], std::log(expected_sum[i]), bound());
   }
@@ -303,19 +336,19 @@ TEST_P(ContrastiveTest, SameBitsForAnyNumberOfThreads) {
   expect_same_for_any_threads([&] {
     Tile z = logits(m, n, 40, 0.1);
     std::vector<Tensor> r;
-    r.push_back(maxima(m));
-    r.push_back(sums(m));
-    r.push_back(maxima(n));
-    r.push_back(sums(n));
+    const LogitParts of_tile = parts(m, n);
+    Sums rows = log_sums(of_tile.rows, m), columns = log_sums(of_tile.columns, 40 + n);
     const Right right(m, n, device());
     Tile again = logits(m, n, 40, 0.1);
-    Tensor logit = sums(m), count = sums(m);
-    contrastive_statistics({again.tensor, {0, 40}, right.out.there}, r[0], r[1], r[2], r[3], logit,
-                           count);
-    r.push_back(sums(1));
-    contrastive_softmax_gradient({z.tensor, {0, 40}, right.out.there}, r[0], vector(m, 1), {}, {},
-                                 right.value_tensor, r[4], z.tensor);
-    r.push_back(std::move(z.tensor));
+    Tensor logit = sums(m), count = whole(1, of_tile), sum = whole(1, of_tile);
+    contrastive_statistics({again.tensor, {0, 40}, right.out.there}, rows.view(), columns.view(),
+                           logit, count);
+    merge_log_sums(rows.view());
+    contrastive_softmax_gradient({z.tensor, {0, 40}, right.out.there},
+                                 rows.maximum.view().slice(0, 1), vector(m, 1), {}, {},
+                                 right.value_tensor, sum, z.tensor);
+    for (Tensor* t : {&rows.maximum, &rows.sum, &columns.maximum, &columns.sum, &sum, &z.tensor})
+      r.push_back(std::move(*t));
     return r;
   });
 }
