@@ -276,8 +276,9 @@ gpu_checks() {
     say "not shown by one GPU: NVLink and RDMA, ranks that compute at the same time, any speed of NCCL"
 }
 
-# sanitize TOOL: every suite of the device's cases under compute-sanitizer, four at a time, those that
-# do not begin before the deadline left out. The output of each, and a summary as `note`.
+# sanitize TOOL: every suite of the device's cases under compute-sanitizer, half as many at a time as there
+# are cores, those that do not begin before the deadline left out. The output of each, and a summary as
+# `note`.
 sanitize() {
   local program suite folder=$1 code=0
   folder=$(mktemp -d)
@@ -286,7 +287,7 @@ sanitize() {
       sed "s|^|$program |"
   done > "$folder/suites"
   # shellcheck disable=SC2016  # expanded by the shell that xargs starts
-  deadline=$(($(date +%s) + deadline - SECONDS)) tool=$1 folder=$folder xargs -P 4 -L 1 bash -c '
+  deadline=$(($(date +%s) + deadline - SECONDS)) tool=$1 folder=$folder xargs -P $(($(nproc) / 2 + 1)) -L 1 bash -c '
     left=$((deadline - $(date +%s)))
     name=$(printf %s "$1" | tr -c "A-Za-z0-9\n" _)
     if [ $left -lt 10 ]; then echo "not run" > "$folder/$name.result"; exit 0; fi
