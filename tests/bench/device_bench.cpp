@@ -102,8 +102,8 @@ Choices read_choices(const std::string& path) {
   return file ? Json::parse(file).get<Choices>() : Choices();
 }
 
-// The products of these chunks, and the one that they are held against.
-Choices choose_products(BenchTrainer& trainer, const std::vector<Chunk>& chunks,
+// The products of these chunks, and where that is wanted the one that they are held against.
+Choices choose_products(BenchTrainer& trainer, const std::vector<Chunk>& chunks, bool large_one,
                         const Choices& known, Device device) {
   std::set<int64_t> buckets;
   for (const Chunk& chunk : chunks) buckets.insert(bucket_of(chunk.tokens));
@@ -111,9 +111,13 @@ Choices choose_products(BenchTrainer& trainer, const std::vector<Chunk>& chunks,
   for (const Product& p :
        products_of(trainer.model(), trainer.config().train.chunk_tokens, trainer.sinks()))
     if (buckets.contains(p.transpose_a == Transpose::yes ? p.k : p.m)) products.push_back(p);
-  const int64_t n = product_size(device);
-  products.push_back(
-      {.transpose_b = Transpose::yes, .m = n, .n = n, .k = n, .ab = DType::bf16, .c = DType::bf16});
+  if (const int64_t n = product_size(device); large_one)
+    products.push_back({.transpose_b = Transpose::yes,
+                        .m = n,
+                        .n = n,
+                        .k = n,
+                        .ab = DType::bf16,
+                        .c = DType::bf16});
   return measure_products(products, known, device);
 }
 
@@ -149,8 +153,8 @@ AttentionEngines choose_attentions(const Config& config, const LocalBatch& batch
 }
 
 // What a training chooses by measuring, for this batch. Text about the attention.
-std::string make_choices(BenchTrainer& trainer, const LocalBatch& batch, Device device,
-                         const std::string& path) {
+std::string make_choices(BenchTrainer& trainer, const LocalBatch& batch, bool large_one,
+                         Device device, const std::string& path) {
   if (device == Device::cpu() || path == "none") return "own";
   const Config& config = trainer.config();
   const std::vector<Chunk> chunks = plan_chunks(batch, config.train.chunk_tokens, false);
@@ -159,7 +163,7 @@ std::string make_choices(BenchTrainer& trainer, const LocalBatch& batch, Device 
   if (trainer.dtype() == DType::bf16)
     engines = choose_attentions(config, batch, chunks, known, device);
   use_attention_engines(engines, device);
-  known.merge(choose_products(trainer, chunks, known, device));
+  known.merge(choose_products(trainer, chunks, large_one, known, device));
   use_product_choices(known);
   if (!path.empty()) std::ofstream(path) << Json(known).dump(1) << '\n';
   std::string text;
@@ -203,7 +207,7 @@ int bench_step(Runtime& runtime, std::vector<std::string> args) {
   const LocalBatch batch = random_batch(pairs, length, longest, kVocabulary, config.train.seed);
   BenchTrainer trainer(config, precision == "bf16" ? Precision::bf16 : Precision::fp32, *grid,
                        runtime, device);
-  const std::string attention = make_choices(trainer, batch, device, choices_file);
+  const std::string attention = make_choices(trainer, batch, with_floors, device, choices_file);
   for (int64_t i = 0; i < kWarmUp; ++i) trainer.step(batch, config.train.activation_budget);
   std::vector<BenchStep> done;
   std::vector<double> seconds;
