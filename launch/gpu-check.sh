@@ -3,9 +3,10 @@
 # measured there, in one command. Builds what is missing, runs the parts and writes
 # FOLDER/<device>/<part>.json and <part>.log, and of all parts that are there FOLDER/<device>.md. Fails
 # where a part fails, and where no GPU can be used. docs/gpu.md says what the parts are.
-#   --part NAME     tests, sanitizer, benchmarks, training or peers; may be given more than once; else all
+#   --part NAME     tests, benchmarks, peers, sanitizer or training; may be given more than once; else all
 #   --out FOLDER    docs/benchmarks where it is not given
-#   --limit SECONDS of a part, 540 where it is not given: what has not begun then is left out, and said
+#   --limit SECONDS of a part, 540 where it is not given, of tests 200: what has not begun then is left out,
+#                   and said. What was measured is written at once, and stays where the command is killed
 #   --built         do not build: build/release was brought from another machine
 #   --bundle FILE   instead of all this makes a tar file that such a machine needs nothing else for; it
 #                   is unpacked there, and amur-gpu/launch/gpu-check.sh started in it
@@ -13,11 +14,12 @@
 #   --small         with sizes that mean nothing: seconds instead of minutes
 set -euo pipefail
 caller=$PWD
+callers_libraries=${LD_LIBRARY_PATH:-}
 . "$(dirname "$0")/common.sh"
 . launch/gpu-tests.sh
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' launch/gpu-check.sh; }
-device=cuda out='' limit=540 built=no small='' chosen=()
+usage() { sed -n '2,16s/^# \{0,1\}//p' launch/gpu-check.sh; }
+device=cuda out='' limit='' built=no small='' chosen=()
 while [ $# -gt 0 ]; do
   case $1 in
     --part | --out | --limit | --bundle | --device)
@@ -38,13 +40,13 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $device in cuda | cpu) ;; *) die "--device is '$device': use cuda or cpu" ;; esac
-case $limit in '' | *[!0-9]* | 0) die "--limit is '$limit', but must be a number of seconds" ;; esac
+case $limit in *[!0-9]* | 0) die "--limit is '$limit', but must be a number of seconds" ;; esac
 if [ -n "${bundle:-}" ]; then
   [ $built = yes ] || part build configure_and_build release "${gpu_targets[@]}"
   case $bundle in /*) ;; *) bundle=$caller/$bundle ;; esac
   exec launch/gpu-bundle.sh "$bundle" "$device"
 fi
-all=(tests sanitizer benchmarks training peers)
+all=(tests benchmarks peers sanitizer training)
 [ ${#chosen[@]} -gt 0 ] || chosen=("${all[@]}")
 for name in "${chosen[@]}"; do
   case " ${all[*]} " in *" $name "*) ;; *) die "--part is '$name': use ${all[*]}" ;; esac
@@ -64,31 +66,37 @@ say "doctor"
 mpi_environment
 report=$(build/release/src/app/amur doctor) || die "amur doctor failed"
 printf '%s\n' "$report"
-if [ $device = cuda ]; then
+if [ "$device" = cuda ]; then
   grep -q '^devices .*cuda:0' <<< "$report" || die "no GPU can be used here; the line 'gpu' above says why"
   device_name=$(sed -n 's/^gpu \{2,\}\([^(]*[^( ]\) *(sm_.*/\1/p' <<< "$report")
 else
   device_name="the CPU: nothing of a GPU was seen"
 fi
 case $out in
-  '') [ $device = cuda ] && out=docs/benchmarks || out=build/gpu-check ;;
+  '') [ "$device" = cuda ] && out=docs/benchmarks || out=build/gpu-check ;;
   /*) ;;
   *) out=$caller/$out ;;
 esac
 name=cpu
-[ $device = cpu ] || name=$(tr -cs 'a-z0-9' - <<< "${device_name,,}" | sed 's/^-*//; s/-*$//')
+[ "$device" = cpu ] || name=$(tr -cs 'a-z0-9' - <<< "${device_name,,}" | sed 's/^-*//; s/-*$//')
 mkdir -p "$out/$name"
 out=$(cd "$out/$name" && pwd)
 
+limit_of() {
+  local default=540
+  [ "$1" != tests ] || default=200
+  printf '%s\n' "${limit:-$default}"
+}
 # What Python starts needs the libraries of a bundle, Python itself does not.
-python() { env -u LD_LIBRARY_PATH PYTHONDONTWRITEBYTECODE=1 python3 "$@"; }
-measure() { python tests/bench/device_benchmarks.py "$1" build/release "$out" --device $device --limit "$limit" $small; }
+python() { LD_LIBRARY_PATH=$callers_libraries PYTHONDONTWRITEBYTECODE=1 python3 "$@"; }
+measure() {
+  python tests/bench/device_benchmarks.py "$1" build/release "$out" --device "$device" --limit "$(limit_of "$1")" $small
+}
 against_peers() {
   python -c 'import torch, sentence_transformers' ||
     { say "python3 here has no torch and sentence-transformers: nothing to compare with"; return 1; }
-  HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 timeout -k 10 $((limit + 120)) \
-    env -u LD_LIBRARY_PATH python3 tests/bench/peers.py build/release/src/app/amur --device $device \
-    --built-model $small --limit "$limit" --out "$out"
+  HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 python tests/bench/peers.py build/release/src/app/amur --device "$device" \
+    --built-model $small --limit "$(limit_of peers)" --out "$out"
 }
 run_part() {
   case $1 in
@@ -102,8 +110,8 @@ run_part() {
 failed=()
 for name in "${chosen[@]}"; do
   part "$name" run_part "$name" || failed+=("$name")
+  say "written: $(python tests/bench/device_report.py "$out")" || true
 done
-say "written: $(python tests/bench/device_report.py "$out")"
 say "the parts took"
 print_parts
 if [ ${#failed[@]} -gt 0 ]; then

@@ -90,7 +90,7 @@ auto pointer_of(View view) {
   return view.defined() ? view.template as<T>() : nullptr;
 }
 
-// Work space that lives until the work queued before its end is done.
+// Work space that lives until the work queued before its end is done; of no bytes: null.
 class Scratch {
  public:
   // Throws MemoryError.

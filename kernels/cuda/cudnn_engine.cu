@@ -3,7 +3,7 @@
 namespace amur::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 16;  // bytes, of every row of a head
+constexpr int64_t kAlignment = 16;  // bytes, of every row of a head and of every list
 
 __global__ void __launch_bounds__(kThreads) places_kernel(AttentionPlaces places) {
   for (int64_t s = first_item(); s <= places.planned; s += item_stride()) places.set(s);
@@ -53,7 +53,7 @@ bool CudnnEngine::run(AttentionDirection direction, const PackedSequences& packe
   if (!plan) return false;
 
   const cudaStream_t s = stream_of(stream);
-  const auto count = static_cast<size_t>(shape.sequences + 1);
+  const auto count = static_cast<size_t>(shape.sequences + 2) / 2 * 2;  // every list aligned
   const Scratch memory(count * (3 * sizeof(int64_t) + sizeof(int32_t)), qkv.device(), stream);
   auto* numbers = memory.as<int64_t>();
   const AttentionPlaces places{sequences,
@@ -88,7 +88,7 @@ bool CudnnEngine::run(AttentionDirection direction, const PackedSequences& packe
 
 bool CudnnEngine::forward(const PackedSequences& packed, ConstTensorView qkv, double scale,
                           TensorView output, TensorView lse, Stream stream) {
-  if (!is_aligned(qkv.raw()) || !is_aligned(output.raw())) return false;
+  if (!is_aligned(qkv.raw()) || !is_aligned(output.raw()) || !is_aligned(lse.raw())) return false;
   AttentionTensors tensors;
   tensors.output = output.raw();
   tensors.lse = lse.as<float>();
@@ -100,7 +100,7 @@ bool CudnnEngine::backward(const PackedSequences& packed, ConstTensorView d_outp
                            ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
                            double scale, TensorView dqkv, Stream stream) {
   if (!is_aligned(qkv.raw()) || !is_aligned(output.raw()) || !is_aligned(d_output.raw()) ||
-      !is_aligned(dqkv.raw()))
+      !is_aligned(dqkv.raw()) || !is_aligned(lse.raw()))
     return false;
   AttentionTensors tensors;
   tensors.d_output = d_output.raw();

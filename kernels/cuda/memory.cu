@@ -1,3 +1,5 @@
+#include <array>
+#include <atomic>
 #include <cstdint>
 
 #include "kernels/cuda/cudnn_attention.h"
@@ -17,12 +19,19 @@ std::string version_text(int version) {
 }
 
 // Freed blocks stay with the pool of the device: without it every allocation would wait for the
-// device.
+// device. Asked of a device when it is first used: a rank shall not begin with contexts on the GPUs
+// of others.
 void keep_freed_memory(int device) {
+  constexpr size_t kMostGpus = 64;  // as src/core/device.cpp
+  static std::array<std::atomic<bool>, kMostGpus> done;
+  std::atomic<bool>& is_done = done.at(static_cast<size_t>(device));
+  if (is_done.load(std::memory_order_relaxed)) [[likely]]
+    return;
   cudaMemPool_t pool = nullptr;
   AMUR_CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device));
   uint64_t everything = UINT64_MAX;
   AMUR_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything));
+  is_done = true;
 }
 
 size_t pool_bytes(int device, cudaMemPoolAttr attribute) {
@@ -44,6 +53,7 @@ size_t free_bytes_of(int device, size_t& total) {
 
 void* allocate_in(cudaStream_t stream, size_t bytes, Device device) {
   AMUR_CUDA_CHECK(cudaSetDevice(device.index));
+  keep_freed_memory(device.index);
   void* memory = nullptr;
   const cudaError_t status = cudaMallocAsync(&memory, std::max<size_t>(bytes, 1), stream);
   if (status == cudaErrorMemoryAllocation) {
@@ -69,9 +79,9 @@ void check(cudaError_t status, const char* call, CallSite site) {
 std::string CudaBackend::library_text() const {
   int runtime = 0;
   AMUR_CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
-  return fmt::format("CUDA {} ({}), {}, {}", version_text(runtime), AMUR_CUDA_TARGETS, gemm_text(),
-                     find_cudnn().usable() ? find_cudnn().text
-                                           : "no cuDNN: " + find_cudnn().problem);
+  return fmt::format(
+      "CUDA {} ({}), {}, {}", version_text(runtime), AMUR_CUDA_TARGETS, gemm_text(),
+      find_cudnn().usable() ? find_cudnn().text : "no cuDNN: " + find_cudnn().problem);
 }
 
 GpuProbe CudaBackend::probe() const {
@@ -117,7 +127,6 @@ GpuProbe CudaBackend::probe() const {
     found.remedy = "leave it out with CUDA_VISIBLE_DEVICES";
     return found;
   }
-  for (int i = 0; i < count; ++i) keep_freed_memory(i);
   return found;
 }
 
@@ -182,10 +191,10 @@ void CudaBackend::wait(void* event, Stream stream) {
 }
 
 Scratch::Scratch(size_t bytes, Device device, Stream stream)
-    : stream_(stream_of(stream)), memory_(allocate_in(stream_, bytes, device)) {}
+    : stream_(stream_of(stream)), memory_(bytes ? allocate_in(stream_, bytes, device) : nullptr) {}
 
 Scratch::~Scratch() {
-  cudaFreeAsync(memory_, stream_);
+  if (memory_) cudaFreeAsync(memory_, stream_);
 }
 
 }  // namespace amur::cuda

@@ -31,7 +31,7 @@ Device take_device(std::vector<std::string>& args) {
   return Device::cuda();
 }
 
-std::string device_name(Device device) {
+std::string text_of_device(Device device) {
   if (device.kind == Device::Kind::cuda) {
     const GpuProbe probe = gpu_backend().probe();
     return probe.gpus.at(static_cast<size_t>(device.index)).text();
@@ -49,20 +49,30 @@ size_t peak_device_bytes(Device device) {
 
 Tensor random_tensor(Shape shape, DType dtype, Device device) {
   constexpr int64_t kPeriod = 1'000'003;  // prime: no row of a matrix is the next one
-  Tensor values(shape, DType::f32), result(shape, dtype);
-  float* value = values.as<float>();
-  for (int64_t i = 0; i < values.elements(); ++i)
-    value[i] = i < kPeriod
-                   ? static_cast<float>(RandomKey(1).uniform(static_cast<uint64_t>(i))) - 0.5f
-                   : value[i - kPeriod];
-  cast(values, result);
-  return on_device(std::move(result), device);
+  static const std::vector<float> some = [] {
+    std::vector<float> drawn(kPeriod);
+    for (size_t i = 0; i < drawn.size(); ++i)
+      drawn[i] = static_cast<float>(RandomKey(1).uniform(i)) - 0.5f;
+    return drawn;
+  }();
+  Tensor values(shape, DType::f32);
+  for (int64_t i = 0; i < values.elements(); i += kPeriod)
+    std::copy_n(some.begin(), std::min(kPeriod, values.elements() - i), values.as<float>() + i);
+  Tensor there = on_device(std::move(values), device);
+  if (dtype == DType::f32) return there;
+  Tensor result(shape, dtype, device);
+  cast(there, result);
+  return result;
+}
+
+int64_t product_size(Device device) {
+  return device == Device::cpu() ? 1024 : 8192;
 }
 
 Floors measure_floors(Device device) {
   const bool gpu = device.kind == Device::Kind::cuda;
   Floors floors;
-  floors.product_size = gpu ? 8192 : 1024;
+  floors.product_size = product_size(device);
   {
     const int64_t n = floors.product_size;
     const Tensor a = random_tensor({n, n}, DType::bf16, device);

@@ -21,7 +21,7 @@ std::string take_option(std::vector<std::string>& args, const std::string& name,
 Device take_device(std::vector<std::string>& args);
 
 // "NVIDIA H200 (sm_90, 139.8 GiB)", or the processor's name.
-std::string device_name(Device device);
+std::string text_of_device(Device device);
 
 // The most that this process ever had of the device's memory, work space of operations included.
 size_t peak_device_bytes(Device device);
@@ -49,6 +49,8 @@ double seconds_of(Device device, const F& f) {
   return times[2];
 }
 
+// Rows of the matrices of Floors.
+int64_t product_size(Device device);
 // What no step and no kernel can beat, by the way that they take themselves: a product of two
 // square bf16 matrices through `gemm`, and a copy, bytes read and written.
 struct Floors {

@@ -15,7 +15,7 @@ BenchTrainer::BenchTrainer(Config config, Precision precision, ProcessGrid& grid
       stream_(device),
       model_(config_, precision, nullptr, device),
       optimizer_(Optimizer::make(config_.optimizer, model_.parameters(),
-                                config_.loss.scale_learning_rate, nullptr, config_.train.seed)),
+                                 config_.loss.scale_learning_rate, nullptr, config_.train.seed)),
       two_pass_(model_, config_, grid.dp(), runtime) {
   model_.initialise(config_.train.seed);
   for (Parameter& p : model_.parameters())
@@ -73,6 +73,12 @@ size_t BenchTrainer::weight_bytes() {
   size_t bytes = 0;
   for (const Parameter& p : model_.parameters()) bytes += p.value.bytes();
   return bytes;
+}
+
+DType BenchTrainer::sinks() {
+  for (const OptimizerSlot& slot : optimizer_->slots())
+    if (slot.parameter->kind == ParamKind::weight) return slot.value.dtype();
+  return model_.parameters_dtype();
 }
 
 int64_t BenchTrainer::activation_bytes(const LocalBatch& batch) {

@@ -30,6 +30,7 @@ class BenchTrainer {
                Device device = Device::cpu());
 
   const Config& config() const { return config_; }
+  EmbeddingModel& model() { return model_; }
   DType dtype() const { return model_.dtype(); }
   BenchStep step(const LocalBatch& batch, int64_t activation_budget = kKeepAll);
 
@@ -38,6 +39,7 @@ class BenchTrainer {
   size_t weight_bytes();
   size_t optimizer_bytes() const { return optimizer_->state_bytes(); }
   const char* optimizer_name() const { return optimizer_->name(); }
+  DType sinks();  // of weight gradients
   // Bytes that all chunks of a batch keep.
   int64_t activation_bytes(const LocalBatch& batch);
 

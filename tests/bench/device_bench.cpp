@@ -3,12 +3,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 
+#include "kernels/attention_engine.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
+#include "kernels/product.h"
 #include "src/core/error.h"
+#include "src/train/attention_choices.h"
+#include "src/train/product_choices.h"
 #include "src/train/session.h"
 #include "tests/bench/bench_device.h"
 #include "tests/bench/bench_step.h"
@@ -19,6 +26,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kVocabulary = 30522;  // BERT's
+constexpr int64_t kWarmUp = 2;          // steps that are not timed: memory, and what is loaded late
 
 struct ModelShape {
   const char* name;
@@ -73,7 +81,7 @@ Json floors_of(Device device) {
 
 Json begin_report(const char* what, Device device) {
   return {{"what", what},
-          {"device", device_name(device)},
+          {"device", text_of_device(device)},
           {"on_gpu", device.kind == Device::Kind::cuda},
           {"threads", compute_threads()}};
 }
@@ -85,6 +93,84 @@ int print(const Json& report) {
 
 void require_one_rank(const Runtime& runtime) {
   if (runtime.size() != 1) throw UsageError("one rank is measured, not {}", runtime.size());
+}
+
+using Choices = std::map<std::string, std::string>;
+
+Choices read_choices(const std::string& path) {
+  std::ifstream file(path);
+  return file ? Json::parse(file).get<Choices>() : Choices();
+}
+
+// The products of these chunks, and where that is wanted the one that they are held against.
+Choices choose_products(BenchTrainer& trainer, const std::vector<Chunk>& chunks, bool large_one,
+                        const Choices& known, Device device) {
+  std::set<int64_t> buckets;
+  for (const Chunk& chunk : chunks) buckets.insert(bucket_of(chunk.tokens));
+  std::vector<Product> products;
+  for (const Product& p :
+       products_of(trainer.model(), trainer.config().train.chunk_tokens, trainer.sinks()))
+    if (buckets.contains(p.transpose_a == Transpose::yes ? p.k : p.m)) products.push_back(p);
+  if (const int64_t n = product_size(device); large_one)
+    products.push_back({.transpose_b = Transpose::yes,
+                        .m = n,
+                        .n = n,
+                        .k = n,
+                        .ab = DType::bf16,
+                        .c = DType::bf16});
+  return measure_products(products, known, device);
+}
+
+// The engine of each attention of these chunks, and what says so.
+AttentionEngines choose_attentions(const Config& config, const LocalBatch& batch,
+                                   const std::vector<Chunk>& chunks, Choices& known,
+                                   Device device) {
+  AttentionEngines engines;
+  const std::string library = other_attention_library(device);
+  if (library.empty()) return engines;
+  const auto queries = static_cast<int32_t>(batch.queries.size());
+  std::set<int64_t> lengths;
+  for (const Chunk& chunk : chunks) {
+    int32_t longest = 0;
+    for (const int32_t u : chunk.units)
+      longest =
+          std::max(longest, u < queries ? batch.queries[static_cast<size_t>(u)].length
+                                        : batch.documents[static_cast<size_t>(u - queries)].length);
+    lengths.insert(length_bucket(longest));
+  }
+  for (const int64_t longest : lengths)
+    for (const auto direction : {AttentionDirection::forward, AttentionDirection::backward}) {
+      const AttentionKind kind{direction, config.model.heads, config.model.resolved_head_size(),
+                               longest};
+      std::string& chosen = known[choice_name(kind, text_of_device(device), library)];
+      if (chosen.empty()) {
+        const int64_t tokens = std::max(config.train.chunk_tokens, longest);
+        chosen = name_of(time_attention_engines(kind, tokens, device).faster());
+      }
+      if (chosen == name_of(AttentionEngine::cudnn)) engines.chosen[kind] = AttentionEngine::cudnn;
+    }
+  return engines;
+}
+
+// What a training chooses by measuring, for this batch. Text about the attention.
+std::string make_choices(BenchTrainer& trainer, const LocalBatch& batch, bool large_one,
+                         Device device, const std::string& path) {
+  if (device == Device::cpu() || path == "none") return "own";
+  const Config& config = trainer.config();
+  const std::vector<Chunk> chunks = plan_chunks(batch, config.train.chunk_tokens, false);
+  Choices known = path.empty() ? Choices() : read_choices(path);
+  AttentionEngines engines;
+  if (trainer.dtype() == DType::bf16)
+    engines = choose_attentions(config, batch, chunks, known, device);
+  use_attention_engines(engines, device);
+  known.merge(choose_products(trainer, chunks, large_one, known, device));
+  use_product_choices(known);
+  if (!path.empty()) std::ofstream(path) << Json(known).dump(1) << '\n';
+  std::string text;
+  for (const auto& [kind, engine] : engines.chosen)
+    text += fmt::format("{}{} to {} by cuDNN", text.empty() ? "" : ", ", name_of(kind.direction),
+                        kind.longest);
+  return text.empty() ? "own" : text;
 }
 
 Json phases_of(const StepTimes& times) {
@@ -109,6 +195,7 @@ int bench_step(Runtime& runtime, std::vector<std::string> args) {
   if (precision != "bf16" && precision != "fp32")
     throw UsageError("--precision is '{}': use bf16 or fp32", precision);
   const bool with_floors = take_option(args, "--floors", "yes") != "no";
+  const std::string choices_file = take_option(args, "--choices", "");
   const std::vector<std::string> overrides = take_overrides(args);
   no_more(args);
   if (pairs < 1 || length < 2 || longest > 8192 || steps < 1)
@@ -120,7 +207,8 @@ int bench_step(Runtime& runtime, std::vector<std::string> args) {
   const LocalBatch batch = random_batch(pairs, length, longest, kVocabulary, config.train.seed);
   BenchTrainer trainer(config, precision == "bf16" ? Precision::bf16 : Precision::fp32, *grid,
                        runtime, device);
-  trainer.step(batch, config.train.activation_budget);  // memory, and algorithms of products
+  const std::string attention = make_choices(trainer, batch, with_floors, device, choices_file);
+  for (int64_t i = 0; i < kWarmUp; ++i) trainer.step(batch, config.train.activation_budget);
   std::vector<BenchStep> done;
   std::vector<double> seconds;
   for (int64_t i = 0; i < steps; ++i) {
@@ -145,6 +233,8 @@ int bench_step(Runtime& runtime, std::vector<std::string> args) {
                  {"chunks", typical.chunks},
                  {"recomputed_chunks", typical.recomputed},
                  {"steps", steps},
+                 {"warm_up_steps", kWarmUp},
+                 {"attention", attention},
                  {"seconds", step_seconds},
                  {"all_seconds", seconds},
                  {"phases", phases_of(typical.times)},

@@ -19,38 +19,48 @@ import time
 
 ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-# name: options of `amur_bench_training step`
+# name: options of `amur_bench_training step`. The first ones are what all others are held against.
 STEPS = {
-    "minilm, 128 tokens": "--model minilm --pairs 2048 --length 128",
-    "bert-base, 128 tokens": "--model bert-base --pairs 512 --length 128",
-    "bert-large, 128 tokens": "--model bert-large --pairs 192 --length 128",
+    "minilm, 128 tokens": "--model minilm --pairs 2048 --length 128 --steps 15",
+    "bert-base, 128 tokens": "--model bert-base --pairs 512 --length 128 --steps 11",
+    "bert-large, 128 tokens": "--model bert-large --pairs 192 --length 128 --steps 11",
+}
+STATES = {
+    "bert-base, 128 tokens, weights in bf16": "--model bert-base --pairs 512 --length 128 --set optimizer.state=bf16_weights",
+    "bert-base, 128 tokens, state in bf16": "--model bert-base --pairs 512 --length 128 --set optimizer.state=bf16",
+}
+MORE_STEPS = {
+    "bert-base, mixed lengths": "--model bert-base --pairs 1024 --length 60 --longest 256",
     "minilm, 128 tokens, chunks of 32k": "--model minilm --pairs 2048 --length 128 --set train.chunk_tokens=32768",
     "bert-base, 128 tokens, chunks of 32k": "--model bert-base --pairs 512 --length 128 --set train.chunk_tokens=32768",
     "bert-large, 128 tokens, chunks of 8k": "--model bert-large --pairs 192 --length 128 --set train.chunk_tokens=8192",
     "bert-base, 128 tokens, nothing kept": "--model bert-base --pairs 512 --length 128 "
                                            "--set train.activation_budget=0",
+    "bert-base, 128 tokens, nothing chosen by measuring": "--model bert-base --pairs 512 --length 128 --choices none",
     "bert-base, 128 tokens, dropout 0.1": "--model bert-base --pairs 512 --length 128 --set model.dropout=0.1",
     "bert-base, 512 tokens": "--model bert-base --pairs 128 --length 512",
-    "bert-base, mixed lengths": "--model bert-base --pairs 1024 --length 60 --longest 256",
-    "bert-base, 128 tokens, weights in bf16": "--model bert-base --pairs 512 --length 128 --set optimizer.state=bf16_weights",
-    "bert-base, 128 tokens, state in bf16": "--model bert-base --pairs 512 --length 128 --set optimizer.state=bf16",
     "bert-base, 128 tokens, adamw": "--model bert-base --pairs 512 --length 128 --set optimizer.kind=adamw",
     "bert-base, 128 tokens, lion": "--model bert-base --pairs 512 --length 128 --set optimizer.kind=lion",
     "minilm, 128 tokens, fp32": "--model minilm --pairs 256 --length 128 --precision fp32",
 }
-PROFILED = ("minilm, 128 tokens", "bert-base, 128 tokens", "bert-large, 128 tokens")
 IN_BF16 = " --set loss.precision=bf16"
-LOSS = {"65,536 x 768, bf16": "--rows 65536 --width 768" + IN_BF16, "65,536 x 768, fp32": "--rows 65536 --width 768",
-        "32,768 x 384, bf16": "--rows 32768 --width 384" + IN_BF16, "32,768 x 384, fp32": "--rows 32768 --width 384"}
+LOSS = {"65,536 x 768, bf16": "--rows 65536 --width 768" + IN_BF16, "65,536 x 768, fp32": "--rows 65536 --width 768"}
+MORE_LOSS = {"32,768 x 384, bf16": "--rows 32768 --width 384" + IN_BF16, "32,768 x 384, fp32": "--rows 32768 --width 384"}
+# Filters of `amur_bench_kernels`, one start each, so that what is done is there if time runs out.
+UPDATES = ("optimizer_update",)
+KERNELS = ("^(norm|gelu|dropout|column_sums|embedding|attention)/", "^attention_by_length", "^linear", "^attention_by_cudnn")
 # Small: the same commands, to show on a CPU that they work.
 SMALL_STEPS = {"tiny, 16 tokens": "--model tiny --pairs 8 --length 16 --steps 2",
                "tiny, mixed lengths, nothing kept": "--model tiny --pairs 8 --length 12 --longest 40 --steps 2 "
                                                     "--set train.activation_budget=0 --precision fp32"}
 SMALL_LOSS = {"64 x 32, bf16": "--rows 64 --width 32" + IN_BF16, "64 x 32, fp32": "--rows 64 --width 32"}
-SMALL_KERNELS = "--benchmark_filter=norm|optimizer_update/0"
+SMALL_UPDATES, SMALL_KERNELS = ("optimizer_update/0",), ("^norm",)
 
 # Of a bundle, for the programs alone (launch/gpu-tests.sh).
 LIBRARIES = {"LD_LIBRARY_PATH": os.environ["AMUR_LIBRARY_PATH"]} if "AMUR_LIBRARY_PATH" in os.environ else {}
+
+# Of one program, at most.
+MOST_SECONDS = {"benchmarks": 150, "training": 300}
 
 # How weights and momentum are held: options of `amur train`.
 MODES = {state: [f"optimizer.state={state}"] for state in ("fp32", "bf16_weights", "bf16")}
@@ -64,6 +74,18 @@ class Bench:
         self.end = time.monotonic() + options.limit
         self.log = open(os.path.join(options.out, options.part + ".log"), "w", encoding="utf-8")
         self.failed = []
+        self.report = {"part": options.part, "device": options.device, "small": options.small, "failed": self.failed}
+        self.choices = ""  # a file: what one program has chosen by measuring is taken by the next
+
+    def save(self):
+        """What there is so far: whoever ends this early has it."""
+        if os.path.exists(self.choices):
+            with open(self.choices, encoding="utf-8") as file:
+                self.report["choices"] = json.load(file)
+        path = os.path.join(self.options.out, self.options.part + ".json")
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            json.dump(self.report, file, indent=1)
+        os.replace(path + ".new", path)
 
     def note(self, text):
         print(text, flush=True)
@@ -78,7 +100,9 @@ class Bench:
             output, problem = None, f"not run: the {self.options.limit} s of this part were over"
         else:
             try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left,
+                # One program that hangs takes no more than its share.
+                done = subprocess.run(command, capture_output=True, text=True, check=False,
+                                      timeout=min(left, MOST_SECONDS[self.options.part]),
                                       env=os.environ | LIBRARIES | (environment or {}))
                 self.log.write(done.stderr + done.stdout)
                 output, problem = done.stdout, None
@@ -86,7 +110,7 @@ class Bench:
                     last = done.stderr.strip().splitlines()[-1:] or [""]
                     output, problem = None, f"exit code {done.returncode}: {last[0]}"
             except subprocess.TimeoutExpired:
-                output, problem = None, f"stopped: the {self.options.limit} s of this part were over"
+                output, problem = None, f"stopped after {time.monotonic() - begin:.0f} s"
             except OSError as error:
                 output, problem = None, str(error)
         if problem:
@@ -110,27 +134,48 @@ class Bench:
         return os.path.join(self.options.build, *names)
 
 
-def steps(bench):
-    wanted = SMALL_STEPS if bench.options.small else STEPS
-    return {name: bench.run_json(f"step: {name}", step_command(bench, arguments)) for name, arguments in wanted.items()}
-
-
 def step_command(bench, arguments):
+    kept = [] if "--choices" in arguments else ["--choices", bench.choices]
     return [bench.program("tests", "bench", "amur_bench_training"), "step", "--device", bench.options.device,
-            *arguments.split()]
+            *arguments.split(), *kept]
 
 
-def loss_stage(bench):
-    wanted = SMALL_LOSS if bench.options.small else LOSS
-    return {name: bench.run_json(f"loss stage: {name}",
-                                 [bench.program("tests", "bench", "amur_bench_training"), "loss", "--device",
-                                  bench.options.device, *arguments.split()]) for name, arguments in wanted.items()}
+def steps(bench, wanted, found):
+    for name, arguments in wanted.items():
+        found[name] = bench.run_json(f"step: {name}", step_command(bench, arguments))
+        step = found[name]
+        if "error" not in step:
+            bench.note(f"   {name}: {step['fraction']:.3f} of the product's {step['floors']['flops_per_second'] * 1e-12:.1f} "
+                       f"TFLOP/s, {step['tokens_per_second']:,.0f} tokens/s, {1e3 * step['seconds']:.2f} ms, "
+                       f"peak {step['peak_bytes'] * 1e-9:.2f} GB, attention: {step['attention']}")
+        bench.save()
 
 
-def kernels(bench):
-    command = [bench.program("tests", "bench", "amur_bench_kernels"), "--device", bench.options.device,
-               "--benchmark_format=json", f"--benchmark_min_time={0.005 if bench.options.small else 0.1}"]
-    return bench.run_json("kernels", command + ([SMALL_KERNELS] if bench.options.small else []))
+def loss_stage(bench, wanted, found):
+    for name, arguments in wanted.items():
+        found[name] = bench.run_json(f"loss stage: {name}",
+                                     [bench.program("tests", "bench", "amur_bench_training"), "loss", "--device",
+                                      bench.options.device, *arguments.split()])
+        if "error" not in found[name]:
+            bench.note(f"   {name}: {1e3 * found[name]['seconds']:.2f} ms, {found[name]['fraction']:.3f} of the product")
+        bench.save()
+
+
+def kernels(bench, filters, found):
+    """Context and benchmarks of all filters together."""
+    for wanted in filters:
+        command = [bench.program("tests", "bench", "amur_bench_kernels"), "--device", bench.options.device,
+                   "--benchmark_format=json", f"--benchmark_min_time={0.005 if bench.options.small else 0.1}",
+                   f"--benchmark_filter={wanted}"]
+        part = bench.run_json(f"kernels: {wanted}", command)
+        if "error" in part:
+            if "benchmarks" not in found:
+                found["error"] = part["error"]
+        else:
+            found.pop("error", None)
+            found.setdefault("context", part["context"])
+            found.setdefault("benchmarks", []).extend(part["benchmarks"])
+        bench.save()
 
 
 def profile_problem(bench, library):
@@ -144,36 +189,54 @@ def profile_problem(bench, library):
     return f"it cannot be loaded: {loaded.stderr.strip().splitlines()[-1]}" if loaded.returncode else None
 
 
-def profiles(bench):
-    """Seconds of every kernel of a step, from a run of its own."""
+def profiles(bench, found):
+    """Seconds of every kernel of a step, from a run of its own, which chooses nothing anew."""
     library = bench.program("tests", "bench", "libamur_kernel_times.so")
     problem = profile_problem(bench, library)
     if problem:
         bench.note(f"== no profile by kernels: {problem}")
-        return {"error": problem}
-    found, count = {}, 4
-    for name in PROFILED:
+        found["error"] = problem
+        return
+    for name, arguments in STEPS.items():
+        arguments = arguments.split(" --steps ")[0] + " --steps 4 --floors no"
         with tempfile.TemporaryDirectory(prefix="amur_profile_") as folder:
             times = os.path.join(folder, "times.json")
-            step = bench.run_json(f"profile: {name}", step_command(bench, f"{STEPS[name]} --steps {count} --floors no"),
+            step = bench.run_json(f"profile: {name}", step_command(bench, arguments),
                                   {"CUDA_INJECTION64_PATH": library, "AMUR_KERNEL_TIMES": times})
             if "error" not in step and not os.path.exists(times):
                 step = {"error": "no times were written: CUPTI does not work with this driver"}
             if "error" in step:
                 found[name] = step
-                continue
-            with open(times, encoding="utf-8") as file:
-                measured = json.load(file)
-        # The first step, which is not timed, ran the same kernels.
-        found[name] = {"step_seconds": step["seconds"], "dropped": measured["dropped"],
-                       "kernels": [[kernel, calls / (count + 1), seconds / (count + 1)]
-                                   for kernel, calls, seconds in measured["names"]]}
-    return found
+            else:
+                with open(times, encoding="utf-8") as file:
+                    measured = json.load(file)
+                count = step["steps"] + step["warm_up_steps"]  # all of them ran the same kernels
+                found[name] = {"step_seconds": step["seconds"], "dropped": measured["dropped"],
+                               "kernels": [[kernel, calls / count, seconds / count]
+                                           for kernel, calls, seconds in measured["names"]]}
+        bench.save()
+
+
+def benchmarks(bench):
+    """What is asked for most comes first, should the time not suffice."""
+    small = bench.options.small
+    found = {name: bench.report.setdefault(name, {}) for name in ("steps", "loss", "profiles", "kernels")}
+    # What was not come to is an error too, also where the whole of it is killed.
+    found["profiles"]["error"] = found["kernels"]["error"] = "not run"
+    steps(bench, SMALL_STEPS if small else STEPS, found["steps"])
+    loss_stage(bench, SMALL_LOSS if small else LOSS, found["loss"])
+    kernels(bench, SMALL_UPDATES if small else UPDATES, found["kernels"])
+    steps(bench, {} if small else STATES, found["steps"])
+    del found["profiles"]["error"]
+    profiles(bench, found["profiles"])
+    steps(bench, {} if small else MORE_STEPS, found["steps"])
+    loss_stage(bench, {} if small else MORE_LOSS, found["loss"])
+    kernels(bench, SMALL_KERNELS if small else KERNELS, found["kernels"])
 
 
 def quick_start(bench):
     """Recall of the quick start trained on the device, evaluated from its checkpoint."""
-    options, found = bench.options, {}
+    options, found = bench.options, bench.report.setdefault("training", {})
     amur = bench.program("src", "app", "amur")
     with open(options.config, encoding="utf-8") as file:
         text = file.read()
@@ -193,6 +256,7 @@ def quick_start(bench):
                                                       options.device, *changes])
             if problem:
                 found[name] = {"error": problem}
+                bench.save()
                 continue
             seconds = time.monotonic() - begin
             scores = bench.run_json(f"evaluate: {name}", [amur, "eval", run, "--json"])
@@ -204,7 +268,7 @@ def quick_start(bench):
                            "step_seconds": sorted(line["seconds"] for line in metrics)[len(metrics) // 2],
                            "peak_gpu_bytes": max(line["peak_gpu_bytes"] for line in metrics),
                            "state": state[0].strip() if state else "", "scores": scores}
-    return found
+            bench.save()
 
 
 def machine():
@@ -236,21 +300,18 @@ def main():
     options = options.parse_args()
     os.makedirs(options.out, exist_ok=True)
     bench = Bench(options)
-    report = {"part": options.part, "device": options.device, "small": options.small, "machine": machine()}
-    doctor = bench.run_json("doctor", [bench.program("src", "app", "amur"), "doctor", "--json"])
-    report["doctor"] = doctor
+    bench.report["machine"] = machine()
+    doctor = bench.report["doctor"] = bench.run_json("doctor", [bench.program("src", "app", "amur"), "doctor", "--json"])
     if options.device == "cuda" and not doctor.get("gpu", {}).get("usable"):
         gpu = doctor.get("gpu", doctor)
         raise SystemExit(f"no GPU can be used here: {gpu.get('problem', gpu)}; {gpu.get('remedy', '')}")
-    if options.part == "benchmarks":
-        # What is asked for most comes first, should the time not suffice.
-        for name, measure in (("steps", steps), ("loss", loss_stage), ("profiles", profiles), ("kernels", kernels)):
-            report[name] = measure(bench)
-    else:
-        report["training"] = quick_start(bench)
-    report["failed"] = bench.failed
-    with open(os.path.join(options.out, options.part + ".json"), "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=1)
+    with tempfile.TemporaryDirectory(prefix="amur_benchmarks_") as folder:
+        bench.choices = os.path.join(folder, "choices.json")
+        if options.part == "benchmarks":
+            benchmarks(bench)
+        else:
+            quick_start(bench)
+        bench.save()
     if bench.failed:
         bench.note(f"not measured: {', '.join(bench.failed)}")
     return 1 if bench.failed else 0

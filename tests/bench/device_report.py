@@ -13,7 +13,7 @@ AIMS = {"minilm, 128 tokens": 0.55, "bert-base, 128 tokens": 0.70, "bert-large, 
 PHASES = ("touch", "pass1", "loss", "pass2", "update")
 RULES = {"0": ("Tiger", 0.9), "1": ("Lion", None), "2": ("AdamW", None)}
 # What a kernel is for, by a part of its name; the first that fits. The rest is listed by itself.
-CLASSES = (("products", r"gemm|cutlass|nvjet|xmma|cublas|splitk"), ("attention", r"attention|flash|rotary"),
+CLASSES = (("attention", r"attention|flash|sdpa|cudnn|rotary"), ("products", r"gemm|cutlass|nvjet|xmma|cublas|splitk"),
            ("norm", r"norm"), ("activation", r"activation|gelu"), ("embedding and pooling", r"embedding|pool|position"),
            ("loss stage", r"contrastive|exclude|statistics|softmax|sigmoid"), ("bias sums", r"column_sum|bias"),
            ("update", r"update|sign|adam|lion|tiger"), ("dropout and additions", r"dropout|axpy|scale|cast|gate"),
@@ -80,17 +80,18 @@ def step_tables(steps):
     good = {name: s for name, s in steps.items() if not is_error(s)}
     out = ["## Training steps", "", "Whole steps of one rank on random tokens: both passes, loss stage, update. Model "
            "FLOP/s count three forward passes and nothing twice; the fraction is of the product above, measured by the "
-           "same program.", ""]
+           "same program. Algorithms of products, that one's too, and engines of attention are chosen by measuring, as "
+           "in a training.", ""]
     rows = []
     for name, s in steps.items():
         if is_error(s):
-            rows.append((name, s["error"], *[""] * 6))
+            rows.append((name, s["error"], *[""] * 7))
             continue
         aim = AIMS.get(name)
         rows.append((name, f"**{s['fraction']:.3f}**", aim or "", rate(s["model_flops_per_second"]),
                      f"{s['tokens_per_second']:,.0f}", f"{s['pairs_per_second']:,.1f}", milliseconds(s["seconds"]),
-                     f"{s['chunks']} ({s['recomputed_chunks']} twice)"))
-    out += table(("step", "fraction", "aim", "model", "tokens/s", "pairs/s", "ms", "chunks"), rows)
+                     f"{s['chunks']} ({s['recomputed_chunks']} twice)", s["attention"]))
+    out += table(("step", "fraction", "aim", "model", "tokens/s", "pairs/s", "ms", "chunks", "attention"), rows)
     out += ["Where the time goes, in % of the step; the device has finished a phase where the next begins.", ""]
     out += table(("step", *PHASES, "rest"), [
         (name, *(share(s["phases"][phase], s["seconds"]) for phase in PHASES),

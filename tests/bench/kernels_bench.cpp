@@ -355,7 +355,7 @@ int run(int argc, char** argv) {
   benchmark::Initialize(&count, left.data());
   if (benchmark::ReportUnrecognizedArguments(count, left.data())) return 2;
   setup.floors = measure_floors(setup.device);
-  benchmark::AddCustomContext("device", device_name(setup.device));
+  benchmark::AddCustomContext("device", text_of_device(setup.device));
   benchmark::AddCustomContext("product_size", fmt::format("{}", setup.floors.product_size));
   benchmark::AddCustomContext("floor_flops", fmt::format("{:.6g}", setup.floors.flops_per_second));
   benchmark::AddCustomContext("floor_bytes", fmt::format("{:.6g}", setup.floors.bytes_per_second));

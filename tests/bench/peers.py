@@ -28,12 +28,13 @@ import sys
 import tempfile
 import time
 
-from peers_report import write_report
+from peers_report import SAME_LOSS_PAIRS, write_report
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENTS = os.path.join(HERE, "..", "..", "docs", "benchmarks")
 SCALE, RATE, EPSILON = 20, 2e-5, 1e-8
 WARM_UP = 1  # steps that are not timed
+MOST_SECONDS = 150  # of one run, where there is a limit at all
 
 Texts = collections.namedtuple("Texts", "model batch steps tokens")  # timed steps; tokens that a text is cut at
 # Setting and precision of the peer, its default first; name, ranks, precision and options of Amur, where each rank has
@@ -52,8 +53,8 @@ PRETRAINED = Plan(
 REAL = ("trans-de-en", "wordnet")
 CHUNKS = "train.chunk_tokens=16384"
 BUILT = Plan(
-    {"128 tokens, minilm": Texts("minilm", 2048, 2, 128), "mix, minilm": Texts("minilm", 2048, 2, 256),
-     "128 tokens, bert-base": Texts("bert-base", 1024, 2, 128), "mix, bert-base": Texts("bert-base", 1024, 2, 256)},
+    {"128 tokens, minilm": Texts("minilm", 2048, 3, 128), "mix, minilm": Texts("minilm", 2048, 3, 256),
+     "128 tokens, bert-base": Texts("bert-base", 1024, 3, 128), "mix, bert-base": Texts("bert-base", 1024, 3, 256)},
     [("mini-batch 32", "bf16"), ("mini-batch 256", "bf16"), ("mini-batch 1024", "bf16"),
      ("mini-batch 256, cuDNN", "bf16")],
     [("as it is", 1, "bf16", ()), ("large chunks", 1, "bf16", (CHUNKS, "train.activation_budget=24GiB")),
@@ -247,11 +248,19 @@ def run_peer(job, setting, precision, steps):
                "--device", job.device, "--texts", job.texts, "--batch", job.batch, "--tokens", job.tokens, "--steps",
                steps, "--mini", words_of[1], "--precision", precision, *(["--cudnn"] if "cuDNN" in words_of else []),
                *(["--built-model"] if job.built else [])]
-    return json.loads(output_of(list(map(str, command)), None).splitlines()[-1])
+    return json.loads(output_of(list(map(str, command)), None, job.end).splitlines()[-1])
 
 
-def output_of(command, environment):
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def output_of(command, environment, end):
+    """What it printed; Failed where it does, or is not done at `end`, which has not to come for all of them."""
+    seconds = end - time.monotonic()
+    if seconds < 1:
+        raise Failed("not run: the time was over")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment,
+                              timeout=None if math.isinf(seconds) else min(seconds, MOST_SECONDS))
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{' '.join(command)}\nstopped after {error.timeout:.0f} s") from error
     if done.returncode:
         raise Failed(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout
@@ -279,7 +288,7 @@ def run_amur(job, setting, steps):
     launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
     command = [*launcher, job.program, "train", config, "--run-dir", os.path.join(run, "run"), "--device", job.device,
                "--set", f"parallel.threads={threads}", *(word for value in changes for word in ("--set", value))]
-    output_of(command, amur_environment(threads))
+    output_of(command, amur_environment(threads), job.end)
     with open(os.path.join(run, "run", "metrics.jsonl"), encoding="utf-8") as lines:
         metrics = [json.loads(line) for line in lines]
     peak = "peak_resident_bytes" if job.device == "cpu" else "peak_gpu_bytes"
@@ -293,7 +302,7 @@ def run_amur(job, setting, steps):
             "data": sum(line["seconds_data"] for line in timed) / whole}
 
 
-Job = collections.namedtuple("Job", "name program model start texts batch tokens folder device built")
+Job = collections.namedtuple("Job", "name program model start texts batch tokens folder device built end")
 
 
 def rate(job, measured):
@@ -310,15 +319,16 @@ def prepared(options, name, folder, pairs):
         built_model(model, wanted.model)
     start = os.path.join(folder, wanted.model + ".h5")
     if not os.path.exists(start):
-        output_of([options.program, "import", "hf", model, start], amur_environment(os.cpu_count()))
+        output_of([options.program, "import", "hf", model, start], amur_environment(os.cpu_count()), options.end)
     return Job(name, options.program, model, start, texts, wanted.batch, wanted.tokens, folder, options.device,
-               options.built_model)
+               options.built_model, options.end)
 
 
 def same_loss(options, folder):
     """Ten steps on one batch: what does not depend on the order of the samples."""
     name = next(iter(options.plan.texts))
-    job = prepared(options, name, folder, options.plan.texts[name].batch)
+    pairs = min(SAME_LOSS_PAIRS, options.plan.texts[name].batch)
+    job = prepared(options, name, folder, pairs)._replace(batch=pairs)
     _, ranks, _, changes = options.plan.amur[1]
     curves = {}
     for precision in ("fp32", "bf16"):
@@ -328,39 +338,44 @@ def same_loss(options, folder):
     return curves
 
 
-def measure(options, folder, name):
+def turns(options, jobs):
+    """Side, setting, precision and text of every run, and what runs it: the sides take turns, and every text has had
+    its first settings before one gets to the next, should the time not suffice."""
+    for k in range(max(len(options.plan.peer), len(options.plan.amur))):
+        for job in jobs:
+            # Texts of equal length need no search on a CPU: there the mini-batch is full whatever its size.
+            if k < len(options.plan.peer):
+                setting, precision = options.plan.peer[k]
+                if job.name in REAL or options.built_model or setting == options.plan.peer[0][0]:
+                    yield job, "sentence-transformers", setting, precision, lambda steps, job=job, k=k: run_peer(
+                        job, *options.plan.peer[k], steps)
+            if k < len(options.plan.amur):
+                name, _, precision, _ = options.plan.amur[k]
+                yield job, "Amur", name, precision, lambda steps, job=job, k=k: run_amur(job, options.plan.amur[k], steps)
+
+
+def measure(options, folder, save):
     """What each setting of each side did, a run a round. On the CPU a run that fails ends all of it; on a GPU, where
     memory may not suffice for a setting of the peer, it is noted."""
-    batch, steps = options.plan.texts[name].batch, options.plan.texts[name].steps
-    job = prepared(options, name, folder, batch * (WARM_UP + steps))
+    jobs = [prepared(options, name, folder, options.plan.texts[name].batch * (WARM_UP + options.plan.texts[name].steps))
+            for name in options.only]
     found, failed = collections.defaultdict(list), {}
-    # Texts of equal length need no search on a CPU: there the mini-batch is full whatever its size.
-    theirs = [setting for setting in options.plan.peer
-              if name in REAL or options.built_model or setting[0] == "mini-batch 32"]
     for _ in range(options.rounds):
-        for k in range(max(len(theirs), len(options.plan.amur))):  # the sides take turns
-            turns = []
-            if k < len(theirs):
-                turns.append(("sentence-transformers", *theirs[k], lambda k=k: run_peer(job, *theirs[k], WARM_UP + steps)))
-            if k < len(options.plan.amur):
-                ours = options.plan.amur[k]
-                turns.append(("Amur", ours[0], ours[2], lambda ours=ours: run_amur(job, ours, WARM_UP + steps)))
-            for side, setting, precision, run in turns:
-                key = side, setting, precision
-                try:
-                    if time.monotonic() > options.end:
-                        raise Failed("not run: the time was over")
-                    measured = run()
-                except Failed as error:
-                    if not options.built_model:
-                        raise SystemExit(str(error)) from error
-                    failed[key] = str(error).strip().splitlines()[-1]
-                    print(name, *key, error, file=sys.stderr)
-                    continue
+        for job, side, setting, precision, run in turns(options, jobs):
+            key = job.name, side, setting, precision
+            try:
+                measured = run(WARM_UP + options.plan.texts[job.name].steps)
                 found[key].append(measured | {"rate": rate(job, measured)})
-                print(name, *key, f"{rate(job, measured):.1f} pairs/s", file=sys.stderr)
-    return [{"texts": name, "side": side, "setting": setting, "precision": precision, "runs": found[key],
-             "problem": failed.get(key)} for key in dict.fromkeys([*found, *failed]) for side, setting, precision in [key]]
+                print(*key, f"{rate(job, measured):.1f} pairs/s, {measured['peak'] * 1e-9:.2f} GB", file=sys.stderr)
+            except Failed as error:
+                if not options.built_model:
+                    raise SystemExit(str(error)) from error
+                failed[key] = str(error).strip().splitlines()[-1]
+                print(*key, error, file=sys.stderr)
+            save([{"texts": name, "side": side, "setting": setting, "precision": precision, "runs": found[key],
+                   "problem": failed.get(key)} 
+                  for key in sorted(dict.fromkeys([*found, *failed]), key=lambda key: options.only.index(key[0]))
+                  for name, side, setting, precision in [key]])
 
 
 def minilm():
@@ -414,18 +429,25 @@ def main():
     options.program, options.end = os.path.abspath(options.program), time.monotonic() + options.limit
     with open("/proc/loadavg", encoding="utf-8") as file:
         load = " ".join(file.read().split()[:3])
+    measured = {"losses": {}, "lines": [], "device": options.device, "machine": machine_text(options.device),
+                "load": load}
+
+    def save(lines, complete=False):
+        """What there is so far; a document also of a part of it where models are made here."""
+        measured["lines"] = lines
+        with open(os.path.join(options.out, "peers.json"), "w", encoding="utf-8") as file:
+            json.dump(measured, file, indent=1)
+        if complete or options.built_model:
+            write_report(options.out, options.plan, options.built_model, LEAN, PHASES, measured)
+
     with tempfile.TemporaryDirectory(prefix="amur_peers_") as folder:
         try:
-            curves = same_loss(options, folder)
-            lines = [line for name in options.only for line in measure(options, folder, name)]
+            measure(options, folder, save)
+            measured["losses"] = same_loss(options, folder)
+            save(measured["lines"], complete=True)
         except Failed as error:
             raise SystemExit(str(error)) from error
-    measured = {"losses": curves, "lines": lines, "device": options.device, "machine": machine_text(options.device),
-                "load": load}
-    with open(os.path.join(options.out, "peers.json"), "w", encoding="utf-8") as file:
-        json.dump(measured, file, indent=1)
-    write_report(options.out, options.plan, options.built_model, LEAN, PHASES, measured)
-    return 1 if any(line["problem"] and line["side"] == "Amur" for line in lines) else 0
+    return 1 if any(line["problem"] and line["side"] == "Amur" for line in measured["lines"]) else 0
 
 
 if __name__ == "__main__":

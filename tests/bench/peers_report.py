@@ -4,6 +4,8 @@ import statistics
 
 from svg_plot import plot
 
+SAME_LOSS_PAIRS = 256  # of ten steps on one batch, at most
+
 PRETRAINED_HEAD = """\
 # Against sentence-transformers
 
@@ -107,6 +109,8 @@ Median of the rounds (lowest, highest). The model's operations a second count wh
 
 
 def same_losses(curves, what):
+    if not curves:
+        return ["\n## The same losses\n\nNot run."]
     difference = max(abs(a - b) / a for a, b in zip(curves["sentence-transformers, fp32"], curves["Amur, fp32"],
                                                     strict=True))
     out = [f"\n## The same losses\n\nTen steps on one batch of {what}. Largest relative "
@@ -123,11 +127,12 @@ def write_report(folder, plan, built, lean, phases, measured):
     own = {name: [line for line in lines if line["texts"] == name] for name in dict.fromkeys(
         line["texts"] for line in lines)}
     first = next(iter(plan.texts))
-    what = f"{plan.texts[first].batch} pairs of {first}" + ("" if built else ", 2 ranks")
+    what = f"{min(SAME_LOSS_PAIRS, plan.texts[first].batch)} pairs of {first}" + ("" if built else ", 2 ranks")
     out = [(BUILT_HEAD if built else PRETRAINED_HEAD).format(**measured),
            *(built_result(own, plan) if built else pretrained_result(own, lean)),
            *all_settings(lines, phases, built), *same_losses(curves, what)]
     with open(os.path.join(folder, "peers.md"), "w", encoding="utf-8") as file:
         file.write("\n".join(out) + "\n")
-    plot(os.path.join(folder, "peers.svg"), "Ten steps on one batch", "step", "loss",
-         [(name, list(enumerate(values, 1))) for name, values in curves.items()])
+    if curves:
+        plot(os.path.join(folder, "peers.svg"), "Ten steps on one batch", "step", "loss",
+             [(name, list(enumerate(values, 1))) for name, values in curves.items()])
