@@ -47,8 +47,8 @@ void add_attention(std::vector<Launch>& all, int64_t tokens, int64_t sequences, 
 template <int width>
 void add_tensor_cores(std::vector<Launch>& all, int64_t tokens, int64_t sequences, int64_t longest,
                       int64_t heads) {
-  for (const AttentionPass pass :
-       {AttentionPass::forward, AttentionPass::queries, AttentionPass::keys}) {
+  for (const AttentionPass pass : {AttentionPass::forward, AttentionPass::whole,
+                                   AttentionPass::queries, AttentionPass::keys}) {
     const TensorCoreLaunch l = tensor_core_launch<width>(pass, tokens, sequences, longest, heads);
     all.push_back(
         {fmt::format("attention in bf16 of width {}", width), l.blocks, 1, l.warps * 32, l.bytes});
