@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kMostForwardWarps * 32, forward_blocks(width))
   if (work.block_is_idle()) return;
   const int tile_size = a.others * Tile::kStride;
   auto* q = shared_memory<bf16>();
-  bf16* tiles = q + work.rows() * Tile::kStride;  // [stages, 2, others]: keys, values
-  const Mask mask(a, work, tiles + a.stages * 2 * tile_size);
+  const Mask mask(a, work, q + work.rows() * Tile::kStride);
+  bf16* tiles = mask.end<bf16>(work);  // [stages, 2, others]: keys, values
   const auto load = [&](int place, int stage) {
     for (int which = 1; which <= 2; ++which)
       load_rows<width>(a, a.qkv + work.qkv_at(a, which, place), a.qkv_stride(), work.there(place),
@@ -163,15 +163,17 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, queries_blocks(width)
   using Tile = TensorCoreTile<width>;
   const Work<kBackwardTile> work(a);
   if (work.block_is_idle() || work.n <= Tile::kWholeText) return;
-  const int tile_size = a.others * Tile::kStride, own_size = work.rows() * Tile::kStride;
+  constexpr int kTileSize = kBackwardTile * Tile::kStride;
+  const int own_size = work.rows() * Tile::kStride;
   auto* q = shared_memory<bf16>();
-  bf16 *d_out = q + own_size, *tiles = d_out + own_size;  // [stages, 2, others]: keys, values
-  bf16* out = tiles + 2 * tile_size;                      // until the second tile comes
-  const Mask mask(a, work, tiles + a.stages * 2 * tile_size);
+  bf16* d_out = q + own_size;
+  const Mask mask(a, work, d_out + own_size);
+  bf16* tiles = mask.end<bf16>(work);  // [2, 2, kBackwardTile]: keys, values
+  bf16* out = tiles + 2 * kTileSize;   // until the second tile comes
   const auto load = [&](int place, int stage) {
     for (int which = 1; which <= 2; ++which)
       load_rows<width>(a, a.qkv + work.qkv_at(a, which, place), a.qkv_stride(), work.there(place),
-                       work.loaded(place), tiles + (stage * 2 + which - 1) * tile_size);
+                       work.loaded(place), tiles + (stage * 2 + which - 1) * kTileSize);
   };
   const auto load_own = [&](const bf16* from, int64_t stride, bf16* to) {
     load_rows<width>(a, from, stride, work.there(work.first), work.rows(), to);
@@ -207,7 +209,7 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, queries_blocks(width)
   over_tiles(work, load, [&](int place, int stage) {
     if (!work.sees_some(place)) return;
     const Lane lane;
-    const bf16 *k = tiles + stage * 2 * tile_size, *v = k + tile_size;
+    const bf16 *k = tiles + stage * 2 * kTileSize, *v = k + kTileSize;
     const int parts = work.loaded(place) / 16;
     Block p[kBlocks], dp[kBlocks];
     multiply_both<width>(lane, queries, k, d_outputs, v, parts, p, dp);
@@ -270,16 +272,18 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, keys_blocks(width))
   using Tile = TensorCoreTile<width>;
   const Work<kBackwardTile> work(a);
   if (work.block_is_idle() || work.n <= Tile::kWholeText) return;
-  const int tile_size = a.others * Tile::kStride, own_size = work.rows() * Tile::kStride;
-  auto* k = shared_memory<bf16>();
-  bf16 *v = k + own_size, *tiles = v + own_size;  // [stages, 2, others]: queries, output's gradient
-  auto* values = reinterpret_cast<float*>(tiles + a.stages * 2 * tile_size);
-  const Mask mask(a, work, values + a.stages * 2 * a.others);  // values [stages, 2, others]
+  constexpr int kTileSize = kBackwardTile * Tile::kStride;
+  const int own_size = work.rows() * Tile::kStride;
+  auto* values = shared_memory<float>();  // [2, 2, kBackwardTile]
+  auto* k = reinterpret_cast<bf16*>(values + 4 * kBackwardTile);
+  bf16* v = k + own_size;
+  const Mask mask(a, work, v + own_size);
+  bf16* tiles = mask.end<bf16>(work);  // [2, 2, kBackwardTile]: queries, output's gradient
   const auto load = [&](int place, int stage) {
-    float* value = values + stage * 2 * a.others;
-    load_queries<width>(a, work, d_output, place, tiles + stage * 2 * tile_size);
+    float* value = values + stage * 2 * kBackwardTile;
+    load_queries<width>(a, work, d_output, place, tiles + stage * 2 * kTileSize);
     load_values(a, work, lse, place, value);
-    load_values(a, work, along, place, value + a.others);
+    load_values(a, work, along, place, value + kBackwardTile);
   };
   load_keys<width>(a, work, k, v);
   load(work.others_first, 0);
@@ -294,8 +298,8 @@ __global__ void __launch_bounds__(kMostBackwardWarps * 32, keys_blocks(width))
   over_tiles(work, load, [&](int place, int stage) {
     if (!work.sees_some(place)) return;
     const Lane lane;
-    const bf16 *q = tiles + stage * 2 * tile_size, *d_out = q + tile_size;
-    const float *log_sums = values + stage * 2 * a.others, *sums = log_sums + a.others;
+    const bf16 *q = tiles + stage * 2 * kTileSize, *d_out = q + kTileSize;
+    const float *log_sums = values + stage * 2 * kBackwardTile, *sums = log_sums + kBackwardTile;
     const int parts = work.loaded(place) / 16;
     Block p[kBlocks], dp[kBlocks];
     multiply_both<width>(lane, keys, q, value_rows, d_out, parts, p, dp);
@@ -326,18 +330,18 @@ __global__ void __launch_bounds__(TensorCoreTile<width>::kWholeText * 2, whole_b
   constexpr int kScoreStride = WholeTextScores::kStride;
   const Work<kBackwardTile> work(a);
   if (work.block_is_idle() || work.n > Tile::kWholeText) return;
-  const int tile_size = a.others * Tile::kStride, own_size = work.rows() * Tile::kStride;
-  auto* k = shared_memory<bf16>();
-  bf16 *v = k + own_size, *tiles = v + own_size;  // [stages, 2, others]: queries, output's gradient
-  bf16* d_scores = tiles + a.stages * 2 * tile_size;  // [rows, kBackwardTile]: keys, queries
+  constexpr int kTileSize = kBackwardTile * Tile::kStride;
+  const int own_size = work.rows() * Tile::kStride;
+  auto* log_sums = shared_memory<float>();     // [2, kBackwardTile]
+  float* sums = log_sums + 2 * kBackwardTile;  // [warps, kBackwardTile]
+  auto* k = reinterpret_cast<bf16*>(sums + Tile::kWholeText / kWarpRows * kBackwardTile);
+  bf16 *v = k + own_size, *d_scores = v + own_size;  // [rows, kBackwardTile]: of keys and queries
   bf16* staging = d_scores + work.rows() * kScoreStride;
-  auto* log_sums = reinterpret_cast<float*>(
-      staging + work.warps * kWarpRows * WholeTextStaging::kStride);  // [stages, others]
-  float* sums = log_sums + a.stages * a.others;                       // [warps, kBackwardTile]
-  const Mask mask(a, work, sums + work.warps * kBackwardTile);
+  const Mask mask(a, work, staging + work.rows() * WholeTextStaging::kStride);
+  bf16* tiles = mask.end<bf16>(work);  // [stages, 2, kBackwardTile]: queries, output's gradient
   const auto load = [&](int place, int stage) {
-    load_queries<width>(a, work, d_output, place, tiles + stage * 2 * tile_size);
-    load_values(a, work, lse, place, log_sums + stage * a.others);
+    load_queries<width>(a, work, d_output, place, tiles + stage * 2 * kTileSize);
+    load_values(a, work, lse, place, log_sums + stage * kBackwardTile);
   };
   load_keys<width>(a, work, k, v);
   load(work.others_first, 0);
@@ -351,12 +355,13 @@ __global__ void __launch_bounds__(TensorCoreTile<width>::kWholeText * 2, whole_b
   clear(dv);
   over_tiles(work, load, [&](int place, int stage) {
     const Lane lane;
-    const bf16 *q = tiles + stage * 2 * tile_size, *d_out = q + tile_size;
+    const bf16 *q = tiles + stage * 2 * kTileSize, *d_out = q + kTileSize;
     const int parts = work.loaded(place) / 16;
     Block p[kBlocks], dp[kBlocks];
     if (!work.warp_is_idle()) {
       multiply_both<width>(lane, keys, q, value_rows, d_out, parts, p, dp);
-      probabilities_of_keys(lane, work, place, a.scale * kLog2E, log_sums + stage * a.others, p);
+      probabilities_of_keys(lane, work, place, a.scale * kLog2E, log_sums + stage * kBackwardTile,
+                            p);
 #pragma unroll
       for (int part = 0; part < kParts; ++part)
         if (part < parts)
@@ -374,7 +379,9 @@ __global__ void __launch_bounds__(TensorCoreTile<width>::kWholeText * 2, whole_b
     __syncthreads();  // the sums are there
     if (!work.warp_is_idle()) {
       float sum = 0;  // of the lane's query
-      for (int slab = 0; slab < slabs; ++slab) sum += sums[slab * kBackwardTile + lane.index];
+#pragma unroll
+      for (int slab = 0; slab < Tile::kWholeText / kWarpRows; ++slab)
+        if (slab < slabs) sum += sums[slab * kBackwardTile + lane.index];
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b)
 #pragma unroll
@@ -397,8 +404,9 @@ __global__ void __launch_bounds__(TensorCoreTile<width>::kWholeText * 2, whole_b
         }
     }
     __syncthreads();  // dS is there
-    for (int unit = work.warp; unit < parts * (width / 16); unit += work.warps) {
-      const int row = unit % parts * 16, column = unit / parts * 16;
+    for (int unit = work.warp; unit < kParts * (width / 16); unit += work.warps) {
+      const int row = unit % kParts * 16, column = unit / kParts * 16;
+      if (row >= work.loaded(place)) continue;
       Block dq[2];
       clear(dq);
       for (int slab = 0; slab < slabs; ++slab) {
@@ -427,8 +435,8 @@ void for_case(const AttentionProblem<bf16>& problem, std::initializer_list<Const
     by_16_bytes = by_16_bytes && reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
   const auto with_width = [&]<int width>() {
     if (by_16_bytes && problem.dropout.keys == nullptr)
-      return f.template operator()<width>(Problem<true>{problem, 0, 0, 0, true});
-    f.template operator()<width>(Problem<false>{problem, 0, 0, 0, by_16_bytes});
+      return f.template operator()<width>(Problem<true>{problem, 0, 0, true});
+    f.template operator()<width>(Problem<false>{problem, 0, 0, by_16_bytes});
   };
   if (problem.head_size <= 32) return with_width.template operator()<32>();
   if (problem.head_size <= 64) return with_width.template operator()<64>();
@@ -447,7 +455,6 @@ void start(void (*kernel)(P, Arguments...), const TensorCoreLaunch& l, cudaStrea
            P problem, Given... arguments) {
   problem.of_each = l.of_each;
   problem.others = l.others;
-  problem.stages = l.stages;
   allow_shared_memory(kernel, l.bytes);
   kernel<<<static_cast<unsigned>(l.blocks), static_cast<unsigned>(l.warps * 32), l.bytes, stream>>>(
       problem, arguments...);

@@ -27,7 +27,7 @@ struct Lane {
 template <bool plain>
 struct Problem : AttentionProblem<bf16> {
   int64_t of_each;
-  int others, stages;
+  int others;  // TensorCoreLaunch has both
   bool by_16_bytes_;
 
   __device__ bool by_16_bytes() const { return plain || by_16_bytes_; }
@@ -315,6 +315,11 @@ struct Mask {
         key(a.dropout.key(work.sequence)),
         first_block(a.dropout.first_element(work.head) / 8) {}
 
+  // Behind the memory of all warps.
+  template <class T>
+  __device__ T* end(const auto& work) const {
+    return reinterpret_cast<T*>(drawn + (work.warps - work.warp) * 128);
+  }
   // Both places are multiples of 16.
   __device__ void draw(int query, int key_place) const {
     const int lane = lane_index();
@@ -453,7 +458,7 @@ __device__ void load_queries(const Problem<plain>& a, const Work<kBackwardTile>&
   const int there = work.there(place), rows = work.loaded(place);
   load_rows<width>(a, a.qkv + work.qkv_at(a, 0, place), a.qkv_stride(), there, rows, tile);
   load_rows<width>(a, d_output + work.output_at(a, place), a.output_stride(), there, rows,
-                   tile + a.others * TensorCoreTile<width>::kStride);
+                   tile + kBackwardTile * TensorCoreTile<width>::kStride);
 }
 // Of the same tile: one value of `from` [T, heads] each.
 template <bool plain>

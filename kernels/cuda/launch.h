@@ -108,14 +108,13 @@ enum class AttentionPass { forward, whole, queries, keys };
 
 struct TensorCoreLaunch {
   int warps;
-  int others;       // rows of a tile of the other side: no more than the longest sequence needs
+  int others;       // rows of a tile of the other side; forward, no more than the longest needs
   int stages;       // tiles of it that are there at a time
   int64_t of_each;  // tiles of each sequence; 0: as tiles_for counts
   int64_t blocks;   // heads side by side, so that neighbours read what lies together
   size_t bytes;     // shared memory
 };
-// For `whole`, of each block: [rows, tile] gradients of scores; [warps, tile] sums. Of each warp:
-// 16 rows of 16 columns of dQ.
+// For `whole`: [keys, tile] gradients of scores; of each warp [16, 16] of dQ.
 using WholeTextScores = TensorCoreTile<kBackwardTile>;
 using WholeTextStaging = TensorCoreTile<16>;
 template <int width>
@@ -131,9 +130,8 @@ TensorCoreLaunch tensor_core_launch(AttentionPass pass, int64_t tokens, int64_t 
   const int64_t of_each = (slabs + most_warps - 1) / most_warps;
   l.warps = static_cast<int>((slabs + of_each - 1) / of_each);
   const int64_t tile = forward ? kForwardTile : kBackwardTile;
-  l.others = static_cast<int>(std::min(tile, slabs * kWarpRows));
-  // dQ keeps the output where the second tile comes.
-  l.stages = longest > tile || pass == AttentionPass::queries ? 2 : 1;
+  l.others = static_cast<int>(forward ? std::min(tile, slabs * kWarpRows) : tile);
+  l.stages = longest > tile ? 2 : 1;
 
   const int64_t rows = l.warps * kWarpRows, searched = tiles_for(tokens, sequences, rows);
   l.of_each = whole || of_each * sequences <= searched ? of_each : 0;
@@ -143,8 +141,8 @@ TensorCoreLaunch tensor_core_launch(AttentionPass pass, int64_t tokens, int64_t 
   int64_t bytes = matrix_rows * Tile::kStride * 2 + l.warps * 32 * 16;  // of dropout: 16 a lane
   if (pass == AttentionPass::keys) bytes += 2 * l.stages * l.others * 4;
   if (whole)
-    bytes += l.stages * l.others * 4 + rows * WholeTextScores::kStride * 2 +
-             l.warps * (kBackwardTile * 4 + kWarpRows * WholeTextStaging::kStride * 2);
+    bytes += (2 + Tile::kWholeText / kWarpRows) * kBackwardTile * 4 +
+             rows * (WholeTextScores::kStride + WholeTextStaging::kStride) * 2;
   l.bytes = static_cast<size_t>(bytes);
   return l;
 }
