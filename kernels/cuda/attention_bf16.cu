@@ -53,8 +53,8 @@ template <int width, bool plain>
 __global__ void __launch_bounds__(kMostForwardWarps * 32, forward_blocks(width))
     forward_kernel(Problem<plain> a, bf16* output, float* lse) {
   using Tile = TensorCoreTile<width>;
-  constexpr int kParts = kForwardTile / 16, kBlocks = kForwardTile / 8;
-  const Work<kForwardTile> work(a);
+  constexpr int kParts = Tile::kForwardTile / 16, kBlocks = Tile::kForwardTile / 8;
+  const Work<Tile::kForwardTile> work(a);
   if (work.block_is_idle()) return;
   const int tile_size = a.others * Tile::kStride;
   auto* q = shared_memory<bf16>();
@@ -145,9 +145,13 @@ __global__ void __launch_bounds__(kMostForwardWarps * 32, forward_blocks(width))
   for (int i = 0; i < 2; ++i) {
     total[i] = sum_of_row(total[i]);
     factor[i] = a.dropout.factor / total[i];
-    const int row = work.row + lane.row(2 * i);
-    if (lane.pair == 0 && row < work.n)
-      lse[work.value_at(a, row)] = fmaf(most[i], a.scale, logf(total[i]));
+  }
+  if (lane.pair < 2) {  // one of the rows each
+    const int row = work.row + lane.row(2 * lane.pair);
+    const bool upper = lane.pair == 0;
+    if (row < work.n)
+      lse[work.value_at(a, row)] =
+          fmaf(upper ? most[0] : most[1], a.scale, logf(upper ? total[0] : total[1]));
   }
   store_rows<width>(a, sums, factor, work.there(work.row), a.head_size, a.output_stride(), own,
                     output + work.output_at(a, work.row));

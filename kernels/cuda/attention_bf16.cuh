@@ -122,14 +122,18 @@ struct OwnRows {
   }
 };
 
+// c[0], c[1] += A times two blocks of B.
+__device__ inline void multiply_blocks(const uint32_t (&a)[4], const uint32_t (&b)[4], Block* c) {
+  mma_bf16(a, b[0], b[1], c[0]);
+  mma_bf16(a, b[2], b[3], c[1]);
+}
 // c[0], c[1] += A times 16 rows of `tile` from `row` on, at 16 columns: a step of A tile^T.
 template <int width>
 __device__ void multiply_transposed(Lane lane, const uint32_t (&a)[4], const bf16* tile, int row,
                                     int column, Block* c) {
   uint32_t b[4];
   load_matrices(columns_first<TensorCoreTile<width>::kStride>(lane, tile, row, column), b);
-  mma_bf16(a, b[0], b[1], c[0]);
-  mma_bf16(a, b[2], b[3], c[1]);
+  multiply_blocks(a, b, c);
 }
 // c[0], c[1] += A times 16 rows of `tile` from `row` on, of 16 columns.
 template <int width>
@@ -137,8 +141,7 @@ __device__ void multiply_columns(Lane lane, const uint32_t (&a)[4], const bf16* 
                                  int column, Block* c) {
   uint32_t b[4];
   load_matrices_transposed(rows_first<TensorCoreTile<width>::kStride>(lane, tile, row, column), b);
-  mma_bf16(a, b[0], b[1], c[0]);
-  mma_bf16(a, b[2], b[3], c[1]);
+  multiply_blocks(a, b, c);
 }
 // c [16, width] += A times 16 rows of `tile` from `row` on.
 template <int width>

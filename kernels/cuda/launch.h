@@ -92,13 +92,14 @@ struct AttentionTile {
 // In bf16, by tensor cores: each warp takes 16 rows of its own; the block goes over tiles of the
 // other side. Results do not depend on the number of warps.
 inline constexpr int kWarpRows = 16;
-inline constexpr int kForwardTile = 64, kBackwardTile = 32;  // rows of the other side, at most
+inline constexpr int kBackwardTile = 32;  // rows of a tile of the other side
 inline constexpr int kMostForwardWarps = 8, kMostBackwardWarps = 4;
 
 template <int width_>
 struct TensorCoreTile {
   static constexpr int kWidth = width_;
   static constexpr int kStride = kWidth + 8;  // 8 rows of 16 bytes lie in different banks
+  static constexpr int kForwardTile = kWidth <= 64 ? 64 : 32;
   // One block computes all gradients of a text of up to so many tokens.
   static constexpr int kWholeText = kWidth <= 64 ? 128 : 64;
 };
@@ -129,7 +130,7 @@ TensorCoreLaunch tensor_core_launch(AttentionPass pass, int64_t tokens, int64_t 
   const int64_t most_warps = whole ? slabs : forward ? kMostForwardWarps : kMostBackwardWarps;
   const int64_t of_each = (slabs + most_warps - 1) / most_warps;
   l.warps = static_cast<int>((slabs + of_each - 1) / of_each);
-  const int64_t tile = forward ? kForwardTile : kBackwardTile;
+  const int64_t tile = forward ? Tile::kForwardTile : kBackwardTile;
   l.others = static_cast<int>(forward ? std::min(tile, slabs * kWarpRows) : tile);
   l.stages = longest > tile ? 2 : 1;
 

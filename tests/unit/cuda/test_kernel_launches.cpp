@@ -127,6 +127,11 @@ TEST(KernelLaunches, AttentionOfEveryLength) {
         add_tensor_cores<kWidestHead>(all, tokens, sequences, longest, 12);
         for (const Launch& l : all)
           ASSERT_EQ(problem_of(l), "") << longest << " of " << tokens << " tokens";
+        const TensorCoreLaunch whole =
+            tensor_core_launch<64>(AttentionPass::whole, tokens, sequences, longest, 1);
+        ASSERT_EQ(whole.blocks, sequences);
+        ASSERT_GE(whole.warps * kWarpRows,
+                  std::min<int64_t>(longest, TensorCoreTile<64>::kWholeText));
         for (const AttentionPass pass : {AttentionPass::forward, AttentionPass::queries}) {
           const TensorCoreLaunch l = tensor_core_launch<64>(pass, tokens, sequences, longest, 1);
           const int64_t rows = l.warps * kWarpRows;
