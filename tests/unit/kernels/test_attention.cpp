@@ -280,6 +280,25 @@ TEST_P(AttentionTest, LargeScoresStayFinite) {
   for (double v : to_doubles(d_qkv)) EXPECT_TRUE(std::isfinite(v));
 }
 
+// Their log-sum-exp is far below 0 too: what lies behind a text's end has to count as nothing.
+TEST_P(AttentionTest, ScoresFarBelowZeroStayFinite) {
+  const Sequences sequences({9, 40}, 1000, device());
+  const int64_t tokens = sequences.tokens(), size = 16;
+  Doubles values = random_doubles(tokens * 3 * size, 1);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const size_t part = i / static_cast<size_t>(size) % 3;
+    values[i] = part == 0 ? 6 + values[i] / 8 : part == 1 ? values[i] / 8 - 6 : values[i];
+  }
+  const Tensor qkv = from_doubles(values, {tokens, 3, 1, size}, dtype(), device());
+  Tensor output = empty({tokens, 1, size}, dtype()), lse = empty({tokens, 1}, parameter());
+  Tensor d_qkv = empty({tokens, 3, 1, size}, dtype());
+  attention_forward(sequences.packed, qkv, 1, kNoDropout, output, lse);
+  attention_backward(sequences.packed, output, qkv, output, lse, 1, kNoDropout, d_qkv);
+  for (double v : to_doubles(lse)) EXPECT_NEAR(v, -570, 30);
+  for (double v : to_doubles(output)) EXPECT_TRUE(std::isfinite(v));
+  for (double v : to_doubles(d_qkv)) EXPECT_TRUE(std::isfinite(v));
+}
+
 TEST_P(AttentionTest, EmptyAndThreads) {
   const Sequences none({}, 1000, device());
   Tensor nothing = empty({0, 3, 2, 8}, dtype()), o = empty({0, 2, 8}, dtype());
