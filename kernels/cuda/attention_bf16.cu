@@ -9,23 +9,30 @@
 // of the chunk nor on how many warps share a block, and a window that holds the sequence gives the
 // bits of none.
 //
+// Of a text with a warp for each 16 keys one block computes all gradients: scores and exponentials
+// once, and nothing is read twice. Its warps share two things by way of shared memory: the row sums
+// of their keys, added up in order, and dS of a tile of queries, for dQ. Which texts these are
+// depends on their length alone, so that their bits do too.
+//
 // Numbers. Products have bf16 factors and f32 sums. Scores, probabilities, running maxima and sums
 // are f32; the probabilities and dS are rounded to bf16 as factors of the products behind them, the
 // results once at the end. The row sum of the backward is taken over P dP and not over dO O, whose
-// rounding would go into all keys alike. dQ needs it before it is known: with D' = rowsum(dO O) of
-// the rounded output, which is near it,
+// rounding would go into all keys alike. dQ of a long text needs it before it is known: with D' =
+// rowsum(dO O) of the rounded output, which is near it,
 //   dQ = scale (P (dP - D')) K - scale (D - D') P K,   D = rowsum(P dP),
 // in one sweep: the second term is small, so its rounding is nothing.
 //
 // What to expect, by arithmetic: nothing here has been measured. With n tokens a text and d
 // elements a head, the forward has 4 n d operations for the 8 d bytes of a token and head: n / 2 a
-// byte. The backward, in two kernels of 4 products each, has 16 n d for 24 d bytes: 2 n / 3. By
-// their data sheets an A100 has 156 operations a byte, an H100 295, an H200 206: short texts, up to
-// some 300 to 600 tokens, wait for memory, and what counts is the fraction of copy bandwidth.
-// Beyond, loads from shared memory are the limit, for a warp has 16 rows only: 16 operations a byte
-// and 128 bytes a clock make 2,048 operations a clock and multiprocessor, which is the whole rate
-// of an A100's tensor cores and half of an H100's. No more than that half is to be expected there;
-// `wgmma`, of sm_90 alone, would lift it.
+// byte. The backward has 10 n d for 14 d bytes of a short text (5 n / 7) and, in two kernels of 4
+// products each, 16 n d for 24 d bytes of a long one (2 n / 3). By their data sheets an A100 has
+// 156 operations a byte, an H100 295, an H200 206: products alone would leave texts of up to some
+// 300 to 600 tokens to wait for memory. But a warp issues many other instructions beside them
+// (docs/gpu.md counts them), about as long as memory takes. Beyond, loads from shared memory are
+// the limit, for a warp has 16 rows only: 16 operations a byte and 128 bytes a clock make 2,048
+// operations a clock and multiprocessor, which is the whole rate of an A100's tensor cores and half
+// of an H100's. No more than that half is to be expected there; `wgmma`, of sm_90 alone, would lift
+// it.
 #include <limits>
 
 #include "kernels/cuda/attention_bf16.cuh"
@@ -33,7 +40,7 @@
 namespace amur::cuda {
 namespace {
 
-// Blocks of a multiprocessor: as many as registers suffice for without spilling.
+// Blocks of a multiprocessor: as many as registers suffice for with next to no spilling.
 constexpr int forward_blocks(int width) {
   return width <= 64 ? 2 : 1;
 }
