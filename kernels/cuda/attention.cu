@@ -459,10 +459,10 @@ void CudaBackend::attention_backward(const PackedSequences& packed, ConstTensorV
       cudnn_engine().backward(packed, d_output, qkv, output, lse, scale, dqkv, stream))
     return;
   require_narrow(op, qkv);
-  const Scratch along(lse.bytes(), qkv.device(), stream);
   if (qkv.dtype() == DType::bf16)
-    return attention_backward_bf16(packed, d_output, qkv, output, lse, scale, dropout,
-                                   along.as<float>(), dqkv, window, s);
+    return attention_backward_bf16(packed, d_output, qkv, output, lse, scale, dropout, dqkv, window,
+                                   stream);
+  const Scratch along(lse.bytes(), qkv.device(), stream);
   dispatch(qkv, op, [&]<class A, int width>() {
     using Tile = AttentionTile<A, width>;
     const dim3 grid = grid_for<Tile>(packed, qkv);

@@ -93,14 +93,13 @@ void allow_shared_memory(Kernel* kernel, size_t bytes) {
                                          static_cast<int>(bytes)));
 }
 
-// attention_bf16.cu; heads are of at most kWidestHead elements.
+// attention_bf16.cu; heads are of at most kWidestHead elements, the scale is positive.
 void attention_forward_bf16(const PackedSequences& packed, ConstTensorView qkv, double scale,
                             const DropoutSite& dropout, TensorView o, TensorView lse,
                             int64_t window, cudaStream_t stream);
-// `along` [T, H] f32 is work space.
 void attention_backward_bf16(const PackedSequences& packed, ConstTensorView d_output,
                              ConstTensorView qkv, ConstTensorView output, ConstTensorView lse,
-                             double scale, const DropoutSite& dropout, float* along,
-                             TensorView dqkv, int64_t window, cudaStream_t stream);
+                             double scale, const DropoutSite& dropout, TensorView dqkv,
+                             int64_t window, Stream stream);
 
 }  // namespace amur::cuda

@@ -111,48 +111,59 @@ struct AttentionTile {
 // In bf16, by tensor cores: each warp takes 16 rows of its own; the block goes over tiles of the
 // other side. Results do not depend on the number of warps.
 inline constexpr int kWarpRows = 16;
-inline constexpr int kOtherRows = 32;  // of a tile of the other side, at most
+inline constexpr int kBackwardTile = 32;  // rows of a tile of the other side
 inline constexpr int kMostForwardWarps = 8, kMostBackwardWarps = 4;
 
 template <int width_>
 struct TensorCoreTile {
   static constexpr int kWidth = width_;
   static constexpr int kStride = kWidth + 8;  // 8 rows of 16 bytes lie in different banks
+  static constexpr int kForwardTile = kWidth <= 64 ? 64 : 32;
+  // One block computes all gradients of a text of up to so many tokens.
+  static constexpr int kWholeText = kWidth <= 64 ? 128 : 64;
 };
 
-enum class AttentionPass { forward, queries, keys };  // queries: dQ; keys: dK and dV
+// Backward: `whole` of short texts; of longer ones `queries` (dQ) and `keys` (dK and dV).
+enum class AttentionPass { forward, whole, queries, keys };
 
 struct TensorCoreLaunch {
   int warps;
-  int others;       // rows of a tile of the other side: no more than the longest sequence needs
+  int others;       // rows of a tile of the other side; forward, no more than the longest needs
   int stages;       // tiles of it that are there at a time
   int64_t of_each;  // tiles of each sequence; 0: as tiles_for counts
   int64_t blocks;   // heads side by side, so that neighbours read what lies together
   size_t bytes;     // shared memory
 };
+// For `whole`: [keys, tile] gradients of scores; of each warp [16, 16] of dQ.
+using WholeTextScores = TensorCoreTile<kBackwardTile>;
+using WholeTextStaging = TensorCoreTile<16>;
 template <int width>
 TensorCoreLaunch tensor_core_launch(AttentionPass pass, int64_t tokens, int64_t sequences,
                                     int64_t longest, int64_t heads) {
   using Tile = TensorCoreTile<width>;
-  const bool forward = pass == AttentionPass::forward;
+  const bool forward = pass == AttentionPass::forward, whole = pass == AttentionPass::whole;
+  if (whole) longest = std::min<int64_t>(longest, Tile::kWholeText);
   const int64_t slabs = (longest + kWarpRows - 1) / kWarpRows;
   TensorCoreLaunch l{};
-  // Long sequences: fewer reads of the other side against more of them at work at a time.
-  const int64_t most_warps = forward && longest > 256 ? kMostForwardWarps : kMostBackwardWarps;
-  l.warps = static_cast<int>(std::min(slabs, most_warps));
-  l.others = static_cast<int>(std::min<int64_t>(kOtherRows, slabs * kWarpRows));
-  // dQ keeps the output where the second tile comes.
-  l.stages = longest > kOtherRows || pass == AttentionPass::queries ? 2 : 1;
+  // As many warps as read the other side together, but no more than the last block has work for.
+  const int64_t most_warps = whole ? slabs : forward ? kMostForwardWarps : kMostBackwardWarps;
+  const int64_t of_each = (slabs + most_warps - 1) / most_warps;
+  l.warps = static_cast<int>((slabs + of_each - 1) / of_each);
+  const int64_t tile = forward ? Tile::kForwardTile : kBackwardTile;
+  l.others = static_cast<int>(forward ? std::min(tile, slabs * kWarpRows) : tile);
+  l.stages = longest > tile ? 2 : 1;
 
-  const int64_t rows = l.warps * kWarpRows, of_each = (longest + rows - 1) / rows;
-  const int64_t searched = tiles_for(tokens, sequences, rows);
-  l.of_each = of_each * sequences <= searched ? of_each : 0;
+  const int64_t rows = l.warps * kWarpRows, searched = tiles_for(tokens, sequences, rows);
+  l.of_each = whole || of_each * sequences <= searched ? of_each : 0;
   l.blocks = heads * (l.of_each > 0 ? of_each * sequences : searched);
 
   const int64_t matrix_rows = (forward ? 1 : 2) * rows + 2 * l.stages * l.others;
-  const int64_t row_values = pass == AttentionPass::keys ? 2 * l.stages * l.others : 0;
-  l.bytes = static_cast<size_t>(matrix_rows * Tile::kStride * 2 + row_values * 4 +
-                                l.warps * 32 * 16);  // of dropout: 16 bytes a lane
+  int64_t bytes = matrix_rows * Tile::kStride * 2 + l.warps * 32 * 16;  // of dropout: 16 a lane
+  if (pass == AttentionPass::keys) bytes += 2 * l.stages * l.others * 4;
+  if (whole)
+    bytes += (2 + Tile::kWholeText / kWarpRows) * kBackwardTile * 4 +
+             rows * (WholeTextScores::kStride + WholeTextStaging::kStride) * 2;
+  l.bytes = static_cast<size_t>(bytes);
   return l;
 }
 

@@ -19,6 +19,14 @@
 
 namespace amur::cuda {
 
+// Lane of a thread of a block [x]. To the compiler each call is another value, so that what follows
+// from one within a loop is not kept in registers across it.
+__device__ inline int lane_index() {
+  int index = static_cast<int>(threadIdx.x) % 32;
+  asm volatile("" : "+r"(index));
+  return index;
+}
+
 // The address that instructions take of shared memory (Generic Addressing).
 __device__ inline uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));

@@ -48,8 +48,8 @@ void add_attention(std::vector<Launch>& all, int64_t tokens, int64_t sequences, 
 template <int width>
 void add_tensor_cores(std::vector<Launch>& all, int64_t tokens, int64_t sequences, int64_t longest,
                       int64_t heads) {
-  for (const AttentionPass pass :
-       {AttentionPass::forward, AttentionPass::queries, AttentionPass::keys}) {
+  for (const AttentionPass pass : {AttentionPass::forward, AttentionPass::whole,
+                                   AttentionPass::queries, AttentionPass::keys}) {
     const TensorCoreLaunch l = tensor_core_launch<width>(pass, tokens, sequences, longest, heads);
     all.push_back(
         {fmt::format("attention in bf16 of width {}", width), l.blocks, 1, l.warps * 32, l.bytes});
@@ -139,6 +139,11 @@ TEST(KernelLaunches, AttentionOfEveryLength) {
         add_tensor_cores<kWidestHead>(all, tokens, sequences, longest, 12);
         for (const Launch& l : all)
           ASSERT_EQ(problem_of(l), "") << longest << " of " << tokens << " tokens";
+        const TensorCoreLaunch whole =
+            tensor_core_launch<64>(AttentionPass::whole, tokens, sequences, longest, 1);
+        ASSERT_EQ(whole.blocks, sequences);
+        ASSERT_GE(whole.warps * kWarpRows,
+                  std::min<int64_t>(longest, TensorCoreTile<64>::kWholeText));
         for (const AttentionPass pass : {AttentionPass::forward, AttentionPass::queries}) {
           const TensorCoreLaunch l = tensor_core_launch<64>(pass, tokens, sequences, longest, 1);
           const int64_t rows = l.warps * kWarpRows;

@@ -106,6 +106,30 @@ TEST_P(AttentionTest, MatchesTheDefinition) {
   }
 }
 
+// A GPU computes gradients of texts up to 64 or 128 tokens, by the size of a head, in another way
+// than those of longer ones.
+TEST_P(AttentionTest, ShortAndLongTextsMatchTheDefinition) {
+  const Sequences sequences({128, 1, 129, 20, 64, 65, 161}, 1000, device());
+  const int64_t tokens = sequences.tokens();
+  for (const auto& [size, probability] :
+       {std::pair<int64_t, double>{13, 0}, {32, 0.3}, {64, 0}, {64, 0.3}, {128, 0}}) {
+    const DropoutSite dropout{probability, 2, 5};
+    const Tensor qkv = random_tensor({tokens, 3, 1, size}, dtype(), 1);
+    const Tensor d_output = random_tensor({tokens, 1, size}, dtype(), 2);
+    const double scale = 1 / std::sqrt(static_cast<double>(size));
+    const Oracle o =
+        oracle(sequences, 1, size, to_doubles(qkv), scale, dropout, to_doubles(d_output));
+    Tensor output = empty({tokens, 1, size}, dtype()), lse = empty({tokens, 1}, parameter());
+    Tensor d_qkv = empty({tokens, 3, 1, size}, dtype());
+    attention_forward(sequences.packed, qkv, scale, dropout, output, lse);
+    attention_backward(sequences.packed, d_output, qkv, output, lse, scale, dropout, d_qkv);
+    const std::string what = fmt::format("heads of {}, p {}", size, probability);
+    expect_near(output, o.output, tolerance_of_elements(), what);
+    expect_near(lse, o.lse, 60 * rounding(parameter()), what);
+    expect_near(d_qkv, o.d_qkv, tolerance_of_elements(), what + " gradient");
+  }
+}
+
 TEST_P(AttentionTest, AWindowMatchesTheDefinition) {
   const Sequences sequences({1, 7, 2, 33, 130, 64}, 1000, device());
   const int64_t tokens = sequences.tokens();
@@ -186,12 +210,18 @@ TEST_P(AttentionTest, WhatLiesOutsideOfTheWindowChangesNothing) {
 }
 
 TEST_P(AttentionTest, SequencesDoNotSeeEachOther) {
-  // A sequence gives the same bits alone and among others.
+  // A sequence gives the same bits alone, among shorter ones and among longer ones.
   const int64_t heads = 2, size = 24;
-  const Sequences all(kLengths, 1000, device()), alone({kLengths[4]}, 1000 + 4, device());
+  const std::vector<int32_t> lengths = {33, 2, 70, 15, 140};
+  const size_t looked_at = 2;
+  const auto first = [&](size_t count) {
+    return std::vector<int32_t>(lengths.begin(), lengths.begin() + static_cast<int64_t>(count));
+  };
+  const Sequences all(lengths, 1000, device()), shorter(first(4), 1000, device()),
+      alone({lengths[looked_at]}, 1000 + looked_at, device());
   const Tensor qkv = random_tensor({all.tokens(), 3, heads, size}, dtype(), 1);
   const Tensor d_output = random_tensor({all.tokens(), heads, size}, dtype(), 2);
-  const int64_t begin = all.starts[4], n = kLengths[4];
+  const int64_t begin = all.starts[looked_at], n = lengths[looked_at];
   const DropoutSite dropout{0.2, 1, 1};
   const auto run = [&](const Sequences& sequences, int64_t from, int64_t window) {
     const int64_t tokens = sequences.tokens();
@@ -204,10 +234,13 @@ TEST_P(AttentionTest, SequencesDoNotSeeEachOther) {
     return r;
   };
   for (const int64_t window : {0, 6, 40}) {
-    const Results together = run(all, 0, window), one = run(alone, begin, window);
-    EXPECT_TRUE(same_bits(together.output.view().slice(begin, n), one.output)) << window;
-    EXPECT_TRUE(same_bits(together.lse.view().slice(begin, n), one.lse)) << window;
-    EXPECT_TRUE(same_bits(together.d_qkv.view().slice(begin, n), one.d_qkv)) << window;
+    const Results one = run(alone, begin, window);
+    for (const Sequences* others : {&all, &shorter}) {
+      const Results together = run(*others, 0, window);
+      EXPECT_TRUE(same_bits(together.output.view().slice(begin, n), one.output)) << window;
+      EXPECT_TRUE(same_bits(together.lse.view().slice(begin, n), one.lse)) << window;
+      EXPECT_TRUE(same_bits(together.d_qkv.view().slice(begin, n), one.d_qkv)) << window;
+    }
   }
 }
 
@@ -243,6 +276,25 @@ TEST_P(AttentionTest, LargeScoresStayFinite) {
   Tensor d_qkv = empty({9, 3, 1, 16}, dtype());
   attention_forward(sequences.packed, qkv, 1, kNoDropout, output, lse);
   attention_backward(sequences.packed, output, qkv, output, lse, 1, kNoDropout, d_qkv);
+  for (double v : to_doubles(output)) EXPECT_TRUE(std::isfinite(v));
+  for (double v : to_doubles(d_qkv)) EXPECT_TRUE(std::isfinite(v));
+}
+
+// Their log-sum-exp is far below 0 too: what lies behind a text's end has to count as nothing.
+TEST_P(AttentionTest, ScoresFarBelowZeroStayFinite) {
+  const Sequences sequences({9, 40}, 1000, device());
+  const int64_t tokens = sequences.tokens(), size = 16;
+  Doubles values = random_doubles(tokens * 3 * size, 1);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const size_t part = i / static_cast<size_t>(size) % 3;
+    values[i] = part == 0 ? 6 + values[i] / 8 : part == 1 ? values[i] / 8 - 6 : values[i];
+  }
+  const Tensor qkv = from_doubles(values, {tokens, 3, 1, size}, dtype(), device());
+  Tensor output = empty({tokens, 1, size}, dtype()), lse = empty({tokens, 1}, parameter());
+  Tensor d_qkv = empty({tokens, 3, 1, size}, dtype());
+  attention_forward(sequences.packed, qkv, 1, kNoDropout, output, lse);
+  attention_backward(sequences.packed, output, qkv, output, lse, 1, kNoDropout, d_qkv);
+  for (double v : to_doubles(lse)) EXPECT_NEAR(v, -570, 30);
   for (double v : to_doubles(output)) EXPECT_TRUE(std::isfinite(v));
   for (double v : to_doubles(d_qkv)) EXPECT_TRUE(std::isfinite(v));
 }

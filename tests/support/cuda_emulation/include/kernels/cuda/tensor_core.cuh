@@ -9,6 +9,10 @@
 
 namespace amur::cuda {
 
+inline int lane_index() {
+  return static_cast<int>(threadIdx.x) % 32;
+}
+
 inline float half_of(uint32_t two, unsigned upper) {
   return std::bit_cast<float>(upper ? two & 0xffff0000u : two << 16);
 }
