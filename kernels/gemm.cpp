@@ -55,12 +55,18 @@ void gemm_bias(Transpose transpose_a, Transpose transpose_b, ConstTensorView a, 
   const char* op = "gemm_bias";
   require_device(op, {a, b, bias, c});
   const auto [m, n, k] = require_product(op, transpose_a, transpose_b, a, b, c);
-  const bool rounded = on_gpu(c) && k > 0 && bias.dtype() == c.dtype();
-  require_matrix(op, "bias", bias, n, 1, rounded ? c.dtype() : parameter_dtype(c.dtype()));
+  const DType wide = parameter_dtype(c.dtype());
+  require_matrix(op, "bias", bias, n, 1, bias.dtype() == c.dtype() ? c.dtype() : wide);
   if (m == 0 || n == 0) return;
   if (on_gpu(c) && k > 0)
     return device_kernels().gemm(transpose_a, transpose_b, 1, a, b, bias, 0, c, stream);
   gemm(transpose_a, transpose_b, 1, a, b, 0, c, stream);
+  Tensor widened;
+  if (bias.dtype() != wide) {
+    widened = Tensor({n}, wide, bias.device());
+    cast(bias, widened, stream);
+    bias = widened;
+  }
   add_bias(bias, c.reshape({m, n}), stream);
 }
 

@@ -23,7 +23,7 @@ void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTenso
 // c = op(a) op(b) + bias, with bias [n] added to every row. On the GPU in one pass, where c is not
 // f64; there, under a c of bf16, the bias is rounded to bf16 and the sum once, behind it. Elsewhere
 // a product and `add_bias` (kernels/elementwise.h).
-//   bias   f64 for a c of f64, otherwise f32; on the GPU, under a c of bf16, also bf16
+//   bias   f64 for a c of f64, otherwise f32, or bf16 for a c of bf16
 void gemm_bias(Transpose transpose_a, Transpose transpose_b, ConstTensorView a, ConstTensorView b,
                ConstTensorView bias, TensorView c, Stream stream = {});
 

@@ -469,6 +469,14 @@ void CudaBackend::gemm(Transpose transpose_a, Transpose transpose_b, double alph
                              : plans().at(key);
   if (!plan && bias.defined()) {
     gemm(transpose_a, transpose_b, alpha, a, b, {}, beta, c, stream);
+    const DType wide = parameter_dtype(c.dtype());
+    std::optional<Scratch> widened;
+    if (bias.dtype() != wide) {
+      widened.emplace(static_cast<size_t>(bias.elements()) * size_of(wide), c.device(), stream);
+      const TensorView to(widened->as<void>(), bias.shape(), wide, c.device());
+      cast(bias, to, stream);
+      bias = to;
+    }
     return add_bias(bias, c.reshape({c.rows(), c.columns()}), stream);
   }
   if (!plan)

@@ -97,7 +97,7 @@ void Tiger::open_rows(State& state, TensorView touched, int64_t step, bool owner
     state.rows.push_back(r);
     const int64_t gap = step - state.last_step.as<int64_t>()[r];
     AMUR_CHECK(gap >= 1, "step {} after step {}", step, state.last_step.as<int64_t>()[r]);
-    decays.push_back(std::pow(config_.beta, static_cast<double>(gap)));
+    decays.push_back(gap == 1 ? config_.beta : std::pow(config_.beta, static_cast<double>(gap)));
   }
   scale_rows(state.momentum, state.rows, owner ? decays : std::vector<double>(decays.size(), 0));
   if (!state.residual.defined()) return;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "src/model/linear.h"
+#include "src/model/step_copies.h"
 #include "tests/unit/model/fixture.h"
 
 namespace amur::test {
@@ -237,6 +238,32 @@ TEST(Encoder, LowerPrecisionsComeCloseToDouble) {
       EXPECT_LT(relative_error(to_doubles(model.sinks[p]), to_doubles(exact.sinks[p])), 2 * bound)
           << model.parameters[p].name << " " << name_of(dtype);
   }
+}
+
+// The copies of a step are those of the weights when it began, until it is told that they change.
+TEST(Encoder, CopiesOfAStepFollowTheWeights) {
+  const ModelConfig config = tiny_config();
+  const TestChunk chunk = tiny_chunk(config);
+  TestEncoder model(config, DType::bf16);
+  StepCopies copies(Device::cpu());
+  const auto embed = [&](StepCopies* with) {
+    Tensor h({chunk.view().sequences(), model.encoder.embedding_size()}, DType::f32);
+    Context context = model.context(chunk, false, false);
+    context.copies = with;
+    model.encoder.forward(context, h);
+    return to_doubles(h);
+  };
+  const std::vector<double> before = embed(&copies);
+  // Biases are rounded as well, and that is all that differs.
+  EXPECT_LT(relative_error(before, embed(nullptr)), 0.02);
+  fill_parameters(model.parameters, 0.1);
+  const std::vector<double> stale = embed(&copies);
+  copies.forget();
+  const std::vector<double> after = embed(&copies);
+  EXPECT_LT(relative_error(after, embed(nullptr)), 0.02);
+  EXPECT_GT(relative_error(after, stale), 0.05);
+  EXPECT_GT(StepCopies::bytes_for(model.parameters, DType::bf16), 0u);
+  EXPECT_EQ(StepCopies::bytes_for(model.parameters, DType::f32), 0u);
 }
 
 TEST(Encoder, BackwardWithoutItsForwardIsRefused) {
