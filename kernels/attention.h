@@ -14,7 +14,7 @@ namespace amur {
 //   qkv  [T, 3, H, hd] activations     o [T, H, hd] activations
 //   lse  [T, H] parameter dtype: log sum_u exp(scale * q.k), kept for the backward
 // Dropout acts on the probabilities: position = query's position, element = h * 65536 + key's
-// position, with h counted from dropout.first_head. Sequences are at most 65535 tokens.
+// position, with h counted from dropout.first_head. Sequences are at most 65535 tokens; scale > 0.
 //
 // window > 0: u runs over the keys with |u - t| <= window only (Longformer, Beltagy et al., 2020;
 // the local layers of ModernBERT, Warner et al., 2024), and the time is that of length x window. A

@@ -17,9 +17,9 @@ struct alignas(sizeof(T) * count < 16 ? sizeof(T) * count : 16) Pack {
   T v[count];
 };
 
-// Elements of T in 16 bytes.
+// Elements of T in 16 bytes; f64, which is for proofs, goes one by one.
 template <class T>
-inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));
+inline constexpr int kPack = sizeof(T) < 8 ? 16 / static_cast<int>(sizeof(T)) : 1;
 
 // The bytes of a pack, as what the compiler reads and writes at once, whatever it knows of them.
 template <int bytes>
@@ -125,18 +125,17 @@ bool packs_at(const T*... addresses) {
 // `count`, or one of the addresses no place for a pack.
 template <int count, class F, class... T>
 void with_packs_of(int64_t width, const F& f, const T*... addresses) {
-  if (width % count == 0 && packs_at<count>(addresses...))
-    f.template operator()<count>();
-  else
-    f.template operator()<1>();
+  if constexpr (count > 1)
+    if (width % count == 0 && packs_at<count>(addresses...)) return f.template operator()<count>();
+  f.template operator()<1>();
 }
 // The same with count = kPack<T>, where the others' packs are no shorter than 16 bytes.
 template <class T, class F, class... Address>
 void with_packs(int64_t width, const F& f, const Address*... addresses) {
-  if (width % kPack<T> == 0 && at_multiples_of<16>(addresses...))
-    f.template operator()<kPack<T>>();
-  else
-    f.template operator()<1>();
+  if constexpr (kPack<T> > 1)
+    if (width % kPack<T> == 0 && at_multiples_of<16>(addresses...))
+      return f.template operator()<kPack<T>>();
+  f.template operator()<1>();
 }
 
 }  // namespace amur::cuda

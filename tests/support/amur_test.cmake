@@ -20,6 +20,9 @@ function(amur_test name)
     set(T_TIMEOUT 60)
   endif()
   math(EXPR T_TIMEOUT "${T_TIMEOUT} * ${AMUR_TEST_TIME_FACTOR}")
+  if(AMUR_SANITIZE STREQUAL "thread" AND "serial" IN_LIST T_LABELS)
+    return()
+  endif()
   add_executable(${name} ${T_SOURCES})
   # A test is compiled more often than it is run: what it calls is optimised, it is less so. Under
   # ThreadSanitizer it would lose in running what it gains in compiling.
