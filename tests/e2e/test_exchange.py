@@ -39,7 +39,8 @@ class Exchange(support.EndToEnd):
     def test_a_pretrained_model_is_trained_on_and_handed_back(self):
         shutil.copytree(os.path.join(FIXTURES, "bert"), self.path("bert"))
         before = self.embed("bert")
-        self.assertTrue(np.array_equal(before, self.embed("bert", ranks=2)))
+        # Other chunks: some libraries round a row of a product by how many rows there are.
+        self.assertLess(np.max(np.abs(self.embed("bert", ranks=2) - before)), 1e-6)
         shared = self.embed("bert", "--set", "parallel.tp=2", ranks=2)
         self.assertLess(np.max(np.abs(shared - before)), 1e-6)
 
