@@ -71,5 +71,5 @@ attempt "build asan (after soak)" built
 # Speed and end-to-end learning say nothing new under a sanitizer and take many times as long there.
 attempt "test asan" suite asan 900 --label-exclude 'soak|slow'
 attempt "build tsan" configure_and_build tsan
-attempt "test tsan" suite tsan 900 --label-exclude 'soak|slow|serial'
+attempt "test tsan" suite tsan 900 --label-exclude 'soak|slow'
 finish
