@@ -93,6 +93,10 @@ int compute_threads() {
   return cpu::blas_threads();
 }
 
+std::string blas_core_to_ask_for() {
+  return cpu::better_core(cpu::blas_core(), cpu::instruction_set());
+}
+
 std::string gemm_library_text() {
   return cpu::blas_text() + ", " + cpu::dnnl_text();
 }

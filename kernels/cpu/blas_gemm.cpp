@@ -1,5 +1,7 @@
 #include <cblas.h>
 
+#include <algorithm>
+#include <iterator>
 #include <limits>
 
 #include "kernels/cpu/gemm.h"
@@ -42,7 +44,18 @@ int blas_threads() {
 std::string blas_text() {
   std::string version = openblas_get_config();  // "OpenBLAS 0.3.21 DYNAMIC_ARCH ..."
   version = version.substr(0, version.find(' ', version.find(' ') + 1));
-  return fmt::format("{} ({})", version, openblas_get_corename());
+  return fmt::format("{} ({})", version, blas_core());
+}
+std::string blas_core() {
+  return openblas_get_corename();
+}
+
+std::string better_core(std::string_view core, Isa isa) {
+  // Those with vectors of 16 bytes, the last of which OpenBLAS falls back to.
+  constexpr std::string_view kOld[] = {"Katmai", "Coppermine", "Northwood",  "Prescott",
+                                       "Core2",  "Penryn",     "Dunnington", "Nehalem"};
+  if (std::find(std::begin(kOld), std::end(kOld), core) == std::end(kOld)) return "";
+  return isa == Isa::avx512 ? "SkylakeX" : isa == Isa::avx2 ? "Haswell" : "";
 }
 
 }  // namespace amur::cpu

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
+#include "kernels/cpu/isa.h"
 #include "kernels/gemm.h"
 
 namespace amur::cpu {
@@ -25,6 +27,9 @@ bool prefers_dnnl(const Gemm& g);
 void set_blas_threads(int threads);
 int blas_threads();
 std::string blas_text();
+std::string blas_core();  // "SkylakeX": whose kernels OpenBLAS computes with
+// Another one for a processor with these instructions, where `core` has none of them; "": none.
+std::string better_core(std::string_view core, Isa isa);
 std::string dnnl_text();
 
 }  // namespace amur::cpu

@@ -3,9 +3,13 @@
 #include <malloc.h>
 #endif
 
+#include <unistd.h>
+
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 
+#include "kernels/gemm.h"
 #include "src/app/commands.h"
 #include "src/app/output.h"
 #include "src/core/error.h"
@@ -34,6 +38,15 @@ std::string usage() {
   return out;
 }
 
+// OpenBLAS chooses its kernels before `main`: what it has to be told goes into the environment of a
+// new start. Where that cannot be, it computes as it is.
+void start_again_for_blas(char** argv) {
+  constexpr const char* kName = "OPENBLAS_CORETYPE";
+  const std::string core = std::getenv(kName) ? "" : blas_core_to_ask_for();
+  if (core.empty() || ::setenv(kName, core.c_str(), 1) != 0) return;
+  ::execv("/proc/self/exe", argv);
+}
+
 int run_command(Runtime& runtime, const std::vector<std::string>& args) {
   std::vector<std::string> names;
   for (const Command& command : commands()) {
@@ -46,6 +59,7 @@ int run_command(Runtime& runtime, const std::vector<std::string>& args) {
 }
 
 int run(int argc, char** argv) {
+  start_again_for_blas(argv);
   std::vector<std::string> args(argv + 1, argv + argc);
   // A file that reaches the size limit is an error of that write, which is reported, not a signal.
   std::signal(SIGXFSZ, SIG_IGN);

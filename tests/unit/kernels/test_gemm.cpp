@@ -1,5 +1,6 @@
 #include <thread>
 
+#include "kernels/cpu/gemm.h"
 #include "kernels/elementwise.h"
 #include "kernels/product.h"
 #include "tests/unit/kernels/kernel_test.h"
@@ -267,6 +268,15 @@ TEST(Gemm, WrongShapesAndTypesAreRefused) {
   EXPECT_THROW(gemm(Transpose::no, Transpose::no, 1, a, half, 0, c), InternalError);
   const Tensor fitting({3, 5}, DType::f32);
   EXPECT_THROW(gemm(Transpose::no, Transpose::no, 1, a, fitting, 0, c_half), InternalError);
+}
+
+TEST(Gemm, AProcessorThatTheLibraryDoesNotKnow) {
+  using cpu::Isa;
+  EXPECT_EQ(cpu::better_core("Prescott", Isa::avx512), "SkylakeX");
+  EXPECT_EQ(cpu::better_core("Nehalem", Isa::avx2), "Haswell");
+  EXPECT_EQ(cpu::better_core("Prescott", Isa::baseline), "");
+  for (const char* known : {"Haswell", "Zen", "SkylakeX", "Cooperlake", "ARMV8"})
+    EXPECT_EQ(cpu::better_core(known, Isa::avx512), "") << known;
 }
 
 TEST(Gemm, LibrariesAreNamed) {
