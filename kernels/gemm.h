@@ -46,8 +46,8 @@ void use_product_choices(const std::map<std::string, std::string>& choices);
 void set_compute_threads(int threads);
 int compute_threads();
 
-// OpenBLAS takes a processor that is newer than itself for one of 2004, with kernels of a sixth of
-// the speed. What it has to be told instead by OPENBLAS_CORETYPE, which it reads while it is
+// OpenBLAS takes a processor that is newer than itself for one of 2004, whose kernels are several
+// times slower. What it has to be told instead by OPENBLAS_CORETYPE, which it reads while it is
 // loaded;
 // "" where it knows the processor.
 std::string blas_core_to_ask_for();
