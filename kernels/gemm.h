@@ -48,8 +48,7 @@ int compute_threads();
 
 // OpenBLAS takes a processor that is newer than itself for one of 2004, whose kernels are several
 // times slower. What it has to be told instead by OPENBLAS_CORETYPE, which it reads while it is
-// loaded;
-// "" where it knows the processor.
+// loaded; "" where it knows the processor.
 std::string blas_core_to_ask_for();
 
 // "OpenBLAS 0.3.21 (Cooperlake), oneDNN 2.6.3 (avx512_core_bf16)" for reports.
