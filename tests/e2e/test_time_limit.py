@@ -1,6 +1,7 @@
 """A run whose job ends soon stops in time, with a checkpoint where there is time for one."""
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -25,11 +26,13 @@ class TimeLimit(support.EndToEnd):
         """In the middle of pass 2, with no time left: away at once, with the checkpoint before."""
         values = BASE | {"model.hidden": 256, "model.ffn": 1024, "train.batch_size": 600,
                          "train.chunk_tokens": 64, "train.activation_budget": "0"}
-        self.train("run", values | {"train.steps": 2}, ranks=2)
-        took = support.metrics(self.path("run"))[1]
+        self.train("two-steps", values | {"train.steps": 2}, ranks=2)
+        took = support.metrics(self.path("two-steps"))[1]
         # The middle of pass 2 by that step; a busy machine needs another time, which is searched.
         pause = took["seconds_pass1"] + took["seconds_loss"] + 0.5 * took["seconds_pass2"]
         for _ in range(20):
+            shutil.rmtree(self.path("run"), ignore_errors=True)
+            shutil.copytree(self.path("two-steps"), self.path("run"), symlinks=True)
             with open(self.path("messages"), "w", encoding="utf-8") as messages:
                 job = subprocess.Popen(
                     support.command(self.train_args("run", values | {"train.steps": 1000}), 2),
@@ -39,7 +42,8 @@ class TimeLimit(support.EndToEnd):
             time.sleep(pause)
             os.kill(job.pid, signal.SIGUSR1)
             self.assertEqual(job.wait(30), 75, self.messages())
-            self.assertEqual(support.checkpoints(self.path("run")), ["step-00000002.h5"])
+            if "at step 2;" in self.messages() or "this step cannot" in self.messages():
+                self.assertEqual(support.checkpoints(self.path("run")), ["step-00000002.h5"])
             self.assertRegex(self.messages(), "the same command goes on from (the newest complete "
                                               "checkpoint in )?run/checkpoints")
             if "this step cannot be finished" in self.messages():
