@@ -2,6 +2,7 @@
 
 mutations.py OUT SOURCES BUILD COMPILE_COMMANDS TEST LIBRARY OBJECT...
 """
+import concurrent.futures
 import json
 import os
 import shlex
@@ -47,8 +48,6 @@ MUTATIONS = [
     ("contrastive: the maxima of parts in another order than their sums", "contrastive.cu", "contrastive.cu",
      "exp_between(parts.maximum[k * n + i], top)",
      "exp_between(parts.maximum[(count - 1 - k) * n + i], top)", "*Contrastive*cuda_f32"),
-    ("contrastive: factors of another column", "contrastive.cu", "contrastive.cu",
-     "shifts[q]), factors[q], g[q])", "shifts[q]), factors[0], g[q])", "*Contrastive*cuda_f32"),
     ("embedding: every token adds to its id's row", "embedding.cu", "embedding.cu",
      "if (key == held || key == before || key == later)", "if (key == held || key == later)",
      "*Embedding*cuda_f32"),
@@ -66,22 +65,11 @@ MUTATIONS = [
      "*Norm*cuda_f32"),
     ("half of a warp's sum", "backend.cuh", "norm.cu", "offset /= 2)\n    value +=",
      "offset /= 4)\n    value +=", "*Norm*cuda_f32"),
-    ("held rows: only the last warp's sums", "held_rows.cuh", "norm.cu",
-     "of_block[i][j + e] = w == 0 ?", "of_block[i][j + e] = w >= 0 ?", "*Norm*cuda_f32"),
     ("held rows: warps add at once", "held_rows.cuh", "norm.cu",
      "    }\n    __syncthreads();\n  }", "    }\n  }\n  __syncthreads();", "*Norm*cuda_f32"),
-    ("sums down columns: the last row left out", "column_sums.cuh", "elementwise.cu",
-     "row = first + warp; row < end;", "row = first + warp; row < end - 1;", "*Elementwise*cuda_f32"),
-    ("sums down columns: parts one further", "column_sums.cuh", "elementwise.cu",
-     "partial + blockIdx.y * width + column;", "partial + (blockIdx.y + 1) % count * width + column;",
-     "*Elementwise*cuda_f32"),
-    ("packs: of rows that are no whole number of them", "packs.cuh", "elementwise.cu",
-     "width % kPack<T> == 0 &&", "width > 0 &&", "*Elementwise*cuda_f32"),
     ("packs: at any address", "packs.cuh", "norm.cu",
      "at_multiples_of<16>(addresses...)", "at_multiples_of<1>(addresses...)",
      "*Norm*cuda_f32"),
-    ("activation: its result of one half alone", "activation.cu", "activation.cu",
-     "        values[e] *= factor;\n", "", "*Activation*cuda_f32"),
     ("sums down columns: read before all is written", "column_sums.cuh", "norm.cu",
      "  __syncthreads();\n  if (line != 0", "  if (line != 0", "*Norm*cuda_f32"),
     ("optimizer: the last element of a piece left out", "pieces.cuh", "optimizer_update.cu",
@@ -93,8 +81,6 @@ MUTATIONS = [
      "(p.v[k / 2] >> (16 * (k % 2)))", "(p.v[k / 2] >> (16 * (1 - k % 2)))", "*State*cuda_bf16"),
     ("dropout: lanes of a Philox block in another order", "dropout.cuh", "elementwise.cu",
      "lane % 2 == 0 ? word", "lane % 2 != 0 ? word", "*Elementwise*cuda_f32"),
-    ("dropout: the key of the sequence before", "dropout.cuh", "elementwise.cu",
-     "token >= end_)", "token > end_)", "*Elementwise*cuda_f32"),
 ]
 
 
@@ -106,54 +92,61 @@ def run(command, **options):
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
 
+def try_one(number, mutation, arguments):
+    """Whether the tests find it."""
+    out, sources, build, commands, test, library, objects = arguments
+    what, mutated, source, old, new, tests = mutation
+    here = os.path.dirname(os.path.abspath(__file__))
+    folder = os.path.join(out, str(number))
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("kernels/cuda", "src/app", "tests/unit/kernels"):
+        os.makedirs(os.path.join(folder, name))
+    for name in {mutated, source}:
+        target = os.path.join(folder, "kernels/cuda", name + (".cpp" if name == source else ""))
+        change = ["--replace", old, new] if name == mutated else []
+        subprocess.run([sys.executable, f"{here}/convert.py", f"{sources}/{name}", target,
+                        *change], check=True)
+    command = shlex.split(commands[source + ".cpp"]["command"])
+    for flag, value in (("-o", f"{folder}/kernel.o"), ("-c", f"{folder}/kernels/cuda/{source}.cpp"),
+                        ("-MF", f"{folder}/kernel.d")):
+        if flag in command:
+            command[command.index(flag) + 1] = value
+    # Before the converted headers, behind what stands in for CUDA's.
+    first = next(i for i, word in enumerate(command) if word.startswith("-I"))
+    command[first + 1:first + 1] = [f"-I{folder}"]
+    compiled = run([*command, "-O1", "-w"], cwd=build)
+    if compiled.returncode:
+        sys.exit(f"{what}: does not compile\n{text_of(compiled)}")
+    rest = [o for o in objects if os.path.basename(o) != f"{source}.cpp.o"]
+    if len(rest) != len(objects) - 1:
+        sys.exit(f"{source} is not among the objects of the module")
+    compiler = next(word for word in command if "ccache" not in word)
+    linked = run([compiler, "-shared", "-fsanitize=alignment", "-o", f"{folder}/src/app/libamur_cuda.so",
+                  f"{folder}/kernel.o", *rest, library, "-lfmt"])
+    if linked.returncode:
+        sys.exit(f"{what}: does not link\n{text_of(linked)}")
+    program = f"{folder}/tests/unit/kernels/test_kernels"
+    os.link(test, program)
+    result = run([program, f"--gtest_filter={tests}", "--gtest_fail_fast"])
+    said = text_of(result)
+    reason = next((line for line in said.splitlines()
+                   if line.startswith("emulated GPU: ") or "which exceeds" in line
+                   or "Failure" in line), "")
+    found = result.returncode != 0 and "[ RUN      ]" in said
+    print(f"{'found' if found else 'NOT FOUND'}: {what}: {os.path.basename(reason)[:160]}", flush=True)
+    shutil.rmtree(folder)
+    return found
+
+
 def main():
     out, sources, build, commands_file, test, library, *objects = sys.argv[1:]
-    here = os.path.dirname(os.path.abspath(__file__))
     with open(commands_file, encoding="utf-8") as file:
         commands = {os.path.basename(c["file"]): c for c in json.load(file)
                     if "amur_cuda_emulated" in c["command"]}
-    not_found = []
-    for number, (what, mutated, source, old, new, tests) in enumerate(MUTATIONS):
-        folder = os.path.join(out, str(number))
-        shutil.rmtree(folder, ignore_errors=True)
-        for name in ("kernels/cuda", "src/app", "tests/unit/kernels"):
-            os.makedirs(os.path.join(folder, name))
-        for name in {mutated, source}:
-            target = os.path.join(folder, "kernels/cuda", name + (".cpp" if name == source else ""))
-            change = ["--replace", old, new] if name == mutated else []
-            subprocess.run([sys.executable, f"{here}/convert.py", f"{sources}/{name}", target,
-                            *change], check=True)
-        command = shlex.split(commands[source + ".cpp"]["command"])
-        for flag, value in (("-o", f"{folder}/kernel.o"), ("-c", f"{folder}/kernels/cuda/{source}.cpp"),
-                            ("-MF", f"{folder}/kernel.d")):
-            if flag in command:
-                command[command.index(flag) + 1] = value
-        # Before the converted headers, behind what stands in for CUDA's.
-        first = next(i for i, word in enumerate(command) if word.startswith("-I"))
-        command[first + 1:first + 1] = [f"-I{folder}"]
-        compiled = run([*command, "-O1", "-w"], cwd=build)
-        if compiled.returncode:
-            sys.exit(f"{what}: does not compile\n{text_of(compiled)}")
-        rest = [o for o in objects if os.path.basename(o) != f"{source}.cpp.o"]
-        if len(rest) != len(objects) - 1:
-            sys.exit(f"{source} is not among the objects of the module")
-        compiler = next(word for word in command if "ccache" not in word)
-        linked = run([compiler, "-shared", "-fsanitize=alignment", "-o", f"{folder}/src/app/libamur_cuda.so",
-                      f"{folder}/kernel.o", *rest, library, "-lfmt"])
-        if linked.returncode:
-            sys.exit(f"{what}: does not link\n{text_of(linked)}")
-        program = f"{folder}/tests/unit/kernels/test_kernels"
-        os.link(test, program)
-        result = run([program, f"--gtest_filter={tests}", "--gtest_fail_fast"])
-        said = text_of(result)
-        reason = next((line for line in said.splitlines()
-                       if line.startswith("emulated GPU: ") or "which exceeds" in line
-                       or "Failure" in line), "")
-        found = result.returncode != 0 and "[ RUN      ]" in said
-        print(f"{'found' if found else 'NOT FOUND'}: {what}: {os.path.basename(reason)[:160]}", flush=True)
-        if not found:
-            not_found.append(what)
-        shutil.rmtree(folder)
+    arguments = (out, sources, build, commands, test, library, objects)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda m: try_one(*m, arguments), enumerate(MUTATIONS)))
+    not_found = [mutation[0] for mutation, there in zip(MUTATIONS, found) if not there]
     if not_found:
         sys.exit(f"{len(not_found)} of {len(MUTATIONS)} were not found")
 
