@@ -14,8 +14,8 @@ template <int pack, int count, class P, class Terms>
 __global__ void __launch_bounds__(kThreads)
     column_partials_kernel(int64_t rows, int64_t width, int64_t rows_of_block, Terms terms,
                            P* partial) {
-  constexpr int kPanel = kLanes * pack;
-  __shared__ P of_warp[kRowsOfBlock][count][kPanel];
+  constexpr int kPanel = kLanes * pack, kLine = kLanes + 1;
+  __shared__ P of_warp[kRowsOfBlock][count][pack * kLine];
   const int lane = lane_of_warp(), warp = static_cast<int>(threadIdx.x) / kLanes;
   const int64_t panel = int64_t{blockIdx.x} * kPanel, column = panel + lane * pack;
   const int64_t first = blockIdx.y * rows_of_block;
@@ -35,15 +35,13 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int k = 0; k < count; ++k)
 #pragma unroll
-    for (int e = 0; e < pack; ++e) of_warp[warp][k][e * kLanes + lane] = sums[k][e];
+    for (int e = 0; e < pack; ++e) of_warp[warp][k][e * kLine + lane] = sums[k][e];
   __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < kPanel; at += kThreads) {
-    const int64_t of_column = panel + (at % kLanes) * pack + at / kLanes;
-    if (of_column >= width) continue;
+  for (int at = static_cast<int>(threadIdx.x); at < kPanel && panel + at < width; at += kThreads) {
     for (int k = 0; k < count; ++k) {
       P sum = 0;
-      for (int w = 0; w < kRowsOfBlock; ++w) sum += of_warp[w][k][at];
-      partial[(blockIdx.y * count + k) * width + of_column] = sum;
+      for (int w = 0; w < kRowsOfBlock; ++w) sum += of_warp[w][k][at % pack * kLine + at / pack];
+      partial[(blockIdx.y * count + k) * width + panel + at] = sum;
     }
   }
 }

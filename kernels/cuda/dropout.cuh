@@ -73,21 +73,32 @@ class TokenMasks {
   uint64_t key_ = 0, position_ = 0;
 };
 
-// residual + dropout(x): elements j .. of the row that begins at `row`, rounded; the mask is at its
-// token. `residual` may be null.
-template <int pack, class T, class A>
-__device__ Pack<T, pack> added_pack(const TokenMasks<A>& mask, int64_t row, int64_t j, const T* x,
-                                    const T* residual) {
-  A values[pack];
-  widen(load_pack<pack>(x + row + j), values);
-  mask.drop(j, values);
-  if (residual) {
-    A past[pack];
-    widen(load_pack<pack>(residual + row + j), past);
-#pragma unroll
-    for (int e = 0; e < pack; ++e) values[e] = past[e] + values[e];
+// residual + dropout(x), a pack of a row in two steps, so that all of them can be under way before
+// the first mask is drawn. `residual` may be null.
+template <int pack, class T>
+struct Addends {
+  const T *x, *residual;
+
+  struct Loaded {
+    Pack<T, pack> x, residual;
+  };
+  __device__ Loaded load(int64_t at) const {
+    return {load_pack<pack>(x + at), residual ? load_pack<pack>(residual + at) : Pack<T, pack>{}};
   }
-  return rounded<T>(values);
-}
+  // Elements j .. of the mask's token, rounded.
+  template <class A>
+  __device__ Pack<T, pack> sum(const TokenMasks<A>& mask, int64_t j, const Loaded& loaded) const {
+    A values[pack];
+    widen(loaded.x, values);
+    mask.drop(j, values);
+    if (residual) {
+      A past[pack];
+      widen(loaded.residual, past);
+#pragma unroll
+      for (int e = 0; e < pack; ++e) values[e] = past[e] + values[e];
+    }
+    return rounded<T>(values);
+  }
+};
 
 }  // namespace amur::cuda

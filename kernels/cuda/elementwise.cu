@@ -170,11 +170,12 @@ __global__ void __launch_bounds__(kThreads)
     dropout_kernel(int64_t tokens, int64_t width, DropoutMasks masks, const T* x, const T* residual,
                    T* y) {
   TokenMasks<A> mask(masks);
+  const Addends<pack, T> addends{x, residual};
   const RowRun run = run_of_warp(tokens);
   for (int64_t t = run.first; t < run.end; ++t) {
     mask.go_to(t);
     for (int64_t j = lane_of_warp() * pack; j < width; j += kLanes * pack)
-      store_pack(y + t * width + j, added_pack<pack>(mask, t * width, j, x, residual));
+      store_pack(y + t * width + j, addends.sum(mask, j, addends.load(t * width + j)));
   }
 }
 
@@ -184,16 +185,23 @@ __global__ void __launch_bounds__(kSumThreads)
     dropout_sums_kernel(int64_t tokens, int64_t width, DropoutMasks masks, const T* dy, T* dx,
                         P* partial) {
   TokenMasks<P> mask(masks);
-  P sums[1][kPacksOfRow<pack, true>][pack] = {};
+  constexpr int kPacks = kPacksOfRow<pack, true>;
+  P sums[1][kPacks][pack] = {};
   const RowRun run = run_of_warp(tokens);
   for (int64_t t = run.first; t < run.end; ++t) {
     mask.go_to(t);
+    Pack<T, pack> in[kPacks];
+    for_row<pack, true>(width,
+                        [&](int k, int64_t j) { in[k] = load_pack<pack>(dy + t * width + j); });
     for_row<pack, true>(width, [&](int k, int64_t j) {
-      const Pack<T, pack> out =
-          added_pack<pack>(mask, t * width, j, dy, static_cast<const T*>(nullptr));
+      P values[pack];
+      widen(in[k], values);
+      mask.drop(j, values);
+      const Pack<T, pack> out = rounded<T>(values);
       store_pack(dx + t * width + j, out);
+      widen(out, values);
 #pragma unroll
-      for (int e = 0; e < pack; ++e) sums[0][k][e] += static_cast<P>(out.v[e]);
+      for (int e = 0; e < pack; ++e) sums[0][k][e] += values[e];
     });
   }
   leave_sums(sums, width, partial);

@@ -29,21 +29,28 @@ __device__ void for_row(int64_t width, const F& f) {
 // partial[block, i, :] = the sum of sums[i] over the warps, one after another.
 template <int count, int packs, int pack, class P>
 __device__ void leave_sums(const P (&sums)[count][packs][pack], int64_t width, P* partial) {
-  __shared__ P of_block[count][kHeldRow];
+  // Element e of a lane's k-th pack at k * pack + e: lanes side by side.
+  constexpr int kLine = kLanes + 1;
+  __shared__ P of_block[count][packs * pack * kLine];
   for (int w = 0; w < kSumWarps; ++w) {
     if (static_cast<int>(threadIdx.x) / kLanes == w) {
-      for_row<pack, true>(width, [&](int k, int64_t j) {
 #pragma unroll
-        for (int i = 0; i < count; ++i)
+      for (int i = 0; i < count; ++i)
 #pragma unroll
-          for (int e = 0; e < pack; ++e)
-            of_block[i][j + e] = w == 0 ? sums[i][k][e] : of_block[i][j + e] + sums[i][k][e];
-      });
+        for (int k = 0; k < packs; ++k)
+#pragma unroll
+          for (int e = 0; e < pack; ++e) {
+            P& sum = of_block[i][(k * pack + e) * kLine + lane_of_warp()];
+            sum = w == 0 ? sums[i][k][e] : sum + sums[i][k][e];
+          }
     }
     __syncthreads();
   }
-  for (int64_t j = threadIdx.x; j < count * width; j += kSumThreads)
-    partial[count * blockIdx.x * width + j] = of_block[j / width][j % width];
+  for (int i = 0; i < count; ++i)
+    for (int j = static_cast<int>(threadIdx.x); j < width; j += kSumThreads) {
+      const int line = j / (kLanes * pack) * pack + j % pack, lane = j / pack % kLanes;
+      partial[(count * blockIdx.x + i) * width + j] = of_block[i][line * kLine + lane];
+    }
 }
 
 // Calls f.template operator()<pack, held, T>(). `addresses`: of the rows, null where not used. f64

@@ -16,19 +16,19 @@ struct Counted {
   __device__ bool operator()(int e) const { return e < left; }
 };
 
-// Where the rows come from: `first` is asked for each pack of a row, once; `again` for one that it
-// has given, where rows are not held.
+// Where the rows come from: each pack of a row is loaded once, and `first` makes it of that;
+// `again` is for one that has been made, where rows are not held.
 template <int pack, class T>
 struct PlainRows {
   const T* x;
 
   struct Reader {
     const T* x;
+    using Loaded = Pack<T, pack>;
     __device__ void go_to(int64_t) {}
-    __device__ Pack<T, pack> first(int64_t row, int64_t j) const {
-      return load_pack<pack>(x + row + j);
-    }
-    __device__ Pack<T, pack> again(int64_t row, int64_t j) const { return first(row, j); }
+    __device__ Loaded load(int64_t row, int64_t j) const { return load_pack<pack>(x + row + j); }
+    __device__ Pack<T, pack> first(int64_t, int64_t, const Loaded& loaded) const { return loaded; }
+    __device__ Pack<T, pack> again(int64_t row, int64_t j) const { return load(row, j); }
   };
   __device__ Reader reader() const { return {x}; }
 };
@@ -36,16 +36,18 @@ struct PlainRows {
 template <int pack, class T, class A = AccumulateType<T>>
 struct AddedRows {
   DropoutMasks masks;
-  const T *x, *residual;
+  Addends<pack, T> addends;
   T* y;
 
   struct Reader {
     TokenMasks<A> mask;
-    const T *x, *residual;
+    Addends<pack, T> addends;
     T* y;
+    using Loaded = typename Addends<pack, T>::Loaded;
     __device__ void go_to(int64_t token) { mask.go_to(token); }
-    __device__ Pack<T, pack> first(int64_t row, int64_t j) const {
-      const Pack<T, pack> sum = added_pack<pack>(mask, row, j, x, residual);
+    __device__ Loaded load(int64_t row, int64_t j) const { return addends.load(row + j); }
+    __device__ Pack<T, pack> first(int64_t row, int64_t j, const Loaded& loaded) const {
+      const Pack<T, pack> sum = addends.sum(mask, j, loaded);
       store_pack(y + row + j, sum);
       return sum;
     }
@@ -53,7 +55,7 @@ struct AddedRows {
       return load_pack<pack>(y + row + j);
     }
   };
-  __device__ Reader reader() const { return {TokenMasks<A>(masks), x, residual, y}; }
+  __device__ Reader reader() const { return {TokenMasks<A>(masks), addends, y}; }
 };
 
 // `mean` is null for RMS norms, `bias` where there is none.
@@ -74,23 +76,30 @@ __global__ void __launch_bounds__(kThreads)
       else
         return reader.again(row, j);
     };
+    typename Rows::Reader::Loaded loaded[kPacksOfRow<pack, held>];
+    const auto load = [&](int k, int64_t j) { loaded[k] = reader.load(row, j); };
+    if constexpr (held) for_row<pack, held>(width, load);
     P sum = 0;
     for_row<pack, held>(width, [&](int k, int64_t j) {
-      const Pack<T, pack> x = reader.first(row, j);
+      if constexpr (!held) load(k, j);
+      const Pack<T, pack> x = reader.first(row, j, loaded[k]);
       if constexpr (held) kept[k] = x;
+      P values[pack];
+      widen(x, values);
       const Counted counted(j, statistics_width);
 #pragma unroll
       for (int e = 0; e < pack; ++e)
-        if (counted(e)) sum += static_cast<P>(x.v[e]);
+        if (counted(e)) sum += values[e];
     });
     const P m = mean ? warp_sum(sum) / count : P(0);
     P squares = 0;
     for_row<pack, held>(width, [&](int k, int64_t j) {
-      const Pack<T, pack> x = again(k, j);
+      P values[pack];
+      widen(again(k, j), values);
       const Counted counted(j, statistics_width);
 #pragma unroll
       for (int e = 0; e < pack; ++e) {
-        const P d = static_cast<P>(x.v[e]) - m;
+        const P d = values[e] - m;
         if (counted(e)) squares += d * d;
       }
     });
@@ -100,11 +109,11 @@ __global__ void __launch_bounds__(kThreads)
       rstd[t] = r;
     }
     for_row<pack, held>(width, [&](int k, int64_t j) {
-      const Pack<T, pack> x = again(k, j);
       const auto gains = load_pack<pack>(gain + j);
       P values[pack];
+      widen(again(k, j), values);
 #pragma unroll
-      for (int e = 0; e < pack; ++e) values[e] = (static_cast<P>(x.v[e]) - m) * r * gains.v[e];
+      for (int e = 0; e < pack; ++e) values[e] = (values[e] - m) * r * gains.v[e];
       if (bias) {
         const auto biases = load_pack<pack>(bias + j);
 #pragma unroll
@@ -124,14 +133,12 @@ struct NormTerms {
   const P *mean, *rstd;
 
   __device__ void operator()(int64_t t, int64_t j, P (&terms)[2][pack]) const {
-    const auto d = load_pack<pack>(dy + t * width + j);
-    const auto v = load_pack<pack>(x + t * width + j);
+    P values[pack];
+    widen(load_pack<pack>(dy + t * width + j), terms[1]);
+    widen(load_pack<pack>(x + t * width + j), values);
     const P m = mean ? mean[t] : P(0), r = rstd[t];
 #pragma unroll
-    for (int e = 0; e < pack; ++e) {
-      terms[1][e] = static_cast<P>(d.v[e]);
-      terms[0][e] = terms[1][e] * ((static_cast<P>(v.v[e]) - m) * r);
-    }
+    for (int e = 0; e < pack; ++e) terms[0][e] = terms[1][e] * ((values[e] - m) * r);
   }
 };
 
@@ -152,43 +159,50 @@ __global__ void __launch_bounds__(kSumThreads, 3)
     const int64_t row = t * width;
     const P m = mean ? mean[t] : P(0), r = rstd[t];
     Pack<T, pack> d_kept[kPacks], x_kept[kPacks];
-    P g_sum = 0, gn_sum = 0;
-    for_row<pack, held>(width, [&](int k, int64_t j) {
+    const auto load = [&](int k, int64_t j) {
       d_kept[k] = load_pack<pack>(dy + row + j);
       x_kept[k] = load_pack<pack>(x + row + j);
+    };
+    if constexpr (held) for_row<pack, held>(width, load);
+    P g_sum = 0, gn_sum = 0;
+    for_row<pack, held>(width, [&](int k, int64_t j) {
+      if constexpr (!held) load(k, j);
       const auto gains = load_pack<pack>(gain + j);
+      P d[pack], n[pack];
+      widen(d_kept[k], d);
+      widen(x_kept[k], n);
 #pragma unroll
       for (int e = 0; e < pack; ++e) {
-        const P d = static_cast<P>(d_kept[k].v[e]), n = (static_cast<P>(x_kept[k].v[e]) - m) * r;
-        const P g = d * gains.v[e];
+        n[e] = (n[e] - m) * r;
+        const P g = d[e] * gains.v[e];
         g_sum += g;
-        gn_sum += g * n;
+        gn_sum += g * n[e];
         if constexpr (sums) {
-          total[0][k][e] += d * n;
-          total[1][k][e] += d;
+          total[0][k][e] += d[e] * n[e];
+          total[1][k][e] += d[e];
         }
       }
     });
     const P g_mean = mean ? warp_sum(g_sum) / count : P(0);
     const P gn_mean = warp_sum(gn_sum) / count;
     for_row<pack, held>(width, [&](int k, int64_t j) {
-      if constexpr (!held) {
-        d_kept[k] = load_pack<pack>(dy + row + j);
-        x_kept[k] = load_pack<pack>(x + row + j);
-      }
+      if constexpr (!held) load(k, j);
       const auto gains = load_pack<pack>(gain + j);
       const Counted counted(j, statistics_width);
-      P values[pack];
+      P values[pack], centred[pack];
+      widen(d_kept[k], values);
+      widen(x_kept[k], centred);
 #pragma unroll
       for (int e = 0; e < pack; ++e) {
-        P g = static_cast<P>(d_kept[k].v[e]) * gains.v[e];
-        if (counted(e)) g = g - g_mean - (static_cast<P>(x_kept[k].v[e]) - m) * r * gn_mean;
+        P g = values[e] * gains.v[e];
+        if (counted(e)) g = g - g_mean - (centred[e] - m) * r * gn_mean;
         values[e] = r * g;
       }
       if (residual) {
-        const auto past = load_pack<pack>(residual + row + j);
+        P past[pack];
+        widen(load_pack<pack>(residual + row + j), past);
 #pragma unroll
-        for (int e = 0; e < pack; ++e) values[e] += static_cast<P>(past.v[e]);
+        for (int e = 0; e < pack; ++e) values[e] += past[e];
       }
       store_pack(dx + row + j, rounded<T>(values));
     });
@@ -224,7 +238,7 @@ void CudaBackend::add_norm_forward(const PackedSequences& packed, const DropoutS
   const int64_t rows = x.rows(), width = x.columns();
   const auto launch = [&]<int pack, bool held, class T>() {
     using P = AccumulateType<T>;
-    const AddedRows<pack, T> from{masks_of(packed, site), x.as<T>(), residual.as<T>(), y.as<T>()};
+    const AddedRows<pack, T> from{masks_of(packed, site), {x.as<T>(), residual.as<T>()}, y.as<T>()};
     norm_forward_kernel<pack, held, T><<<blocks_for_runs(rows, kRowsOfBlock), kThreads, 0, s>>>(
         rows, width, statistics_width, static_cast<P>(eps), from, gain.as<P>(), pointer_of<P>(bias),
         n.as<T>(), kind == NormKind::layer ? mean.as<P>() : nullptr, rstd.as<P>());

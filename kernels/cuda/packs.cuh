@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/backend.cuh"
+#include "kernels/cuda/tensor_core.cuh"
 
 namespace amur::cuda {
 
@@ -44,38 +45,61 @@ template <int count, class T>
 __device__ Pack<T, count> load_pack(const T* from) {
   return std::bit_cast<Pack<T, count>>(load_words<count>(from));
 }
+template <class Word>
+__device__ void store_word(Word* to, Word word) {
+  *to = word;
+}
+// The assignment of a uint4 is four stores, which the compiler joins in some loops only.
+__device__ inline void store_word(uint4* to, uint4 word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+#else
+  *to = word;
+#endif
+}
+// Into GPU memory.
 template <int count, class T>
 __device__ void store_pack(T* to, const Pack<T, count>& pack) {
   using Words = WordsOf<T, count>;
   const auto words = std::bit_cast<Words>(pack);
   for (size_t i = 0; i < std::size(words.v); ++i)
-    reinterpret_cast<typename Words::Word*>(to)[i] = words.v[i];
+    store_word(reinterpret_cast<typename Words::Word*>(to) + i, words.v[i]);
 }
 
 // The values of a pack to compute with, and a pack of values, rounded: in bf16 two at a time.
+template <int count>
+struct Pairs {  // of bf16, the first one in the lower half
+  uint32_t v[count / 2];
+};
 template <class A, class T, int count>
 __device__ void widen(const Pack<T, count>& pack, A (&values)[count]) {
+  if constexpr (std::is_same_v<T, bf16> && count % 2 == 0) {
+    const auto pairs = std::bit_cast<Pairs<count>>(pack);
 #pragma unroll
-  for (int e = 0; e < count; ++e) values[e] = static_cast<A>(pack.v[e]);
+    for (int i = 0; i < count / 2; ++i) {
+      values[2 * i] = std::bit_cast<float>(pairs.v[i] << 16);
+      values[2 * i + 1] = std::bit_cast<float>(pairs.v[i] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < count; ++e) values[e] = static_cast<A>(pack.v[e]);
+  }
 }
 template <class T, class A, int count>
 __device__ Pack<T, count> rounded(const A (&values)[count]) {
-  Pack<T, count> pack;
-  int e = 0;
-#if defined(__CUDA_ARCH__)
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (std::is_same_v<T, bf16> && count % 2 == 0) {
+    Pairs<count> pairs;
 #pragma unroll
-    for (; e + 1 < count; e += 2) {
-      uint32_t two;
-      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(values[e + 1]), "f"(values[e]));
-      pack.v[e].bits = static_cast<uint16_t>(two);
-      pack.v[e + 1].bits = static_cast<uint16_t>(two >> 16);
-    }
+    for (int i = 0; i < count / 2; ++i) pairs.v[i] = pack_bf16(values[2 * i], values[2 * i + 1]);
+    return std::bit_cast<Pack<T, count>>(pairs);
+  } else {
+    Pack<T, count> pack;
+#pragma unroll
+    for (int e = 0; e < count; ++e) pack.v[e] = T(values[e]);
+    return pack;
   }
-#endif
-#pragma unroll
-  for (; e < count; ++e) pack.v[e] = T(values[e]);
-  return pack;
 }
 
 // A warp takes row after row: for (row = first_row(); row < rows; row += row_stride()), launched as
@@ -132,7 +156,7 @@ void with_packs_of(int64_t width, const F& f, const T*... addresses) {
 // The same with count = kPack<T>, where the others' packs are no shorter than 16 bytes.
 template <class T, class F, class... Address>
 void with_packs(int64_t width, const F& f, const Address*... addresses) {
-  if constexpr (kPack<T> > 1)
+  if constexpr (kPack < T >> 1)
     if (width % kPack<T> == 0 && at_multiples_of<16>(addresses...))
       return f.template operator()<kPack<T>>();
   f.template operator()<1>();

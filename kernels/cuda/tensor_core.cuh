@@ -90,4 +90,11 @@ __device__ inline float exp2_approximate(float x) {
   return y;
 }
 
+// 1 / x to 2^-23, 0 for infinity ("rcp").
+__device__ inline float reciprocal_approximate(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 }  // namespace amur::cuda

@@ -101,5 +101,9 @@ inline float exp2_approximate(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;
 }
+// "rcp", but correctly rounded
+inline float reciprocal_approximate(float x) {
+  return 1 / x;
+}
 
 }  // namespace amur::cuda
