@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/cudnn_engine.cuh"
+#include "kernels/cuda/packs.cuh"
 #include "kernels/positions_math.h"
 
 namespace amur::cuda {
@@ -353,21 +354,32 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block takes token after token: its 2 * heads queries and keys.
-template <class T, class P = AccumulateType<T>>
+// A warp takes a run of tokens, of each its 2 * heads queries and keys, packs of their halves.
+template <int pack, class T, class P = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
-    rotate_kernel(int64_t tokens, int64_t heads, int64_t half, int64_t sequences, const int32_t* cu,
+    rotate_kernel(int64_t tokens, int heads, int half, int64_t sequences, const int32_t* cu,
                   const P* cosines, const P* sines, T* qkv) {
-  for (int64_t t = blockIdx.x; t < tokens; t += gridDim.x) {
-    const int64_t place = t - cu[sequence_of(t, sequences, cu)];
-    for (int64_t i = threadIdx.x; i < 2 * heads * half; i += kThreads) {
-      const int64_t j = i % half;
-      T* left = qkv + t * 6 * heads * half + i / half * 2 * half + j;
-      T* right = left + half;
-      const P x = static_cast<P>(*left), y = static_cast<P>(*right);
-      const P c = cosines[place * half + j], d = sines[place * half + j];
-      *left = T(x * c - y * d);
-      *right = T(y * c + x * d);
+  const RowRun run = run_of_warp(tokens);
+  if (run.first >= run.end) return;
+  int64_t sequence = warp_sequence_of(run.first, sequences, cu);
+  for (int64_t t = run.first; t < run.end; ++t) {
+    while (t >= cu[sequence + 1]) ++sequence;
+    const int64_t angles = (t - cu[sequence]) * half;
+    T* token = qkv + t * 6 * heads * half;
+    for (int i = lane_of_warp() * pack; i < 2 * heads * half; i += kLanes * pack) {
+      const int j = i % half;
+      T* left = token + (i - j) * 2 + j;
+      P x[pack], y[pack], c[pack], d[pack], turned[pack];
+      widen(load_pack<pack>(left), x);
+      widen(load_pack<pack>(left + half), y);
+      widen(load_pack<pack>(cosines + angles + j), c);
+      widen(load_pack<pack>(sines + angles + j), d);
+#pragma unroll
+      for (int e = 0; e < pack; ++e) turned[e] = x[e] * c[e] - y[e] * d[e];
+      store_pack(left, rounded<T>(turned));
+#pragma unroll
+      for (int e = 0; e < pack; ++e) turned[e] = y[e] * c[e] + x[e] * d[e];
+      store_pack(left + half, rounded<T>(turned));
     }
   }
 }
@@ -490,10 +502,13 @@ void CudaBackend::rotary(const PackedSequences& packed, double base, int64_t per
     rotary_table_kernel<P><<<blocks_for(n), kThreads, 0, s>>>(packed.longest, half, base, period,
                                                               inverse, cosines, cosines + n);
     check_launch();
-    rotate_kernel<T><<<blocks_for_each(qkv.rows()), kThreads, 0, s>>>(
-        qkv.rows(), heads, half, packed.sequences(), packed.cu_seqlens.as<int32_t>(), cosines,
-        cosines + n, qkv.as<T>());
-    check_launch();
+    const auto rotate = [&]<int pack>() {
+      rotate_kernel<pack, T><<<blocks_for_runs(qkv.rows(), kRowsOfBlock), kThreads, 0, s>>>(
+          qkv.rows(), static_cast<int>(heads), static_cast<int>(half), packed.sequences(),
+          packed.cu_seqlens.as<int32_t>(), cosines, cosines + n, qkv.as<T>());
+      check_launch();
+    };
+    with_packs<T>(half, rotate, qkv.as<T>(), cosines, cosines + n);
   });
 }
 

@@ -34,12 +34,7 @@ __device__ int64_t warp_last_not_after(int64_t at, int64_t sequences, const Firs
   return low;
 }
 
-// The sequence that holds token t: cu[s] <= t < cu[s + 1].
-__device__ inline int64_t sequence_of(int64_t t, int64_t sequences, const int32_t* cu) {
-  return last_not_after(t, sequences, [cu](int64_t s) { return int64_t{cu[s]}; });
-}
-
-// The same, by a warp.
+// The sequence that holds token t: cu[s] <= t < cu[s + 1]. By a warp.
 __device__ inline int64_t warp_sequence_of(int64_t t, int64_t sequences, const int32_t* cu) {
   return warp_last_not_after(t, sequences, [cu](int64_t s) { return int64_t{cu[s]}; });
 }
