@@ -21,8 +21,9 @@ std::vector<std::string_view> words_of(std::string_view text) {
   return words;
 }
 
-bool parse_number(std::string_view word, int64_t& value) {
-  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
+template <class T>
+bool parse_number(std::string_view word, T& value, int base = 10) {
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value, base);
   return error == std::errc() && end == word.data() + word.size() && value >= 0;
 }
 
@@ -89,18 +90,22 @@ std::string to_text(const ProductAlgorithm& algorithm) {
   std::string text;
   for (size_t i = 0; i < kNames.size(); ++i)
     text += fmt::format("{}{} {}", i == 0 ? "" : ", ", kNames[i], algorithm.attributes[i]);
-  return text;
+  return text + fmt::format(", words {:x}", fmt::join(algorithm.words, " "));
 }
 
 std::optional<ProductAlgorithm> parse_algorithm(const std::string& text) {
   std::string plain = text;
   std::erase(plain, ',');
   const std::vector<std::string_view> words = words_of(plain);
+  constexpr size_t kFirst = 2 * kNames.size() + 1;
   ProductAlgorithm algorithm;
-  if (words.size() != 2 * kNames.size()) return std::nullopt;
+  if (words.size() != kFirst + algorithm.words.size() || words[kFirst - 1] != "words")
+    return std::nullopt;
   for (size_t i = 0; i < kNames.size(); ++i)
     if (words[2 * i] != kNames[i] || !parse_number(words[2 * i + 1], algorithm.attributes[i]))
       return std::nullopt;
+  for (size_t i = 0; i < algorithm.words.size(); ++i)
+    if (!parse_number(words[kFirst + i], algorithm.words[i], 16)) return std::nullopt;
   return algorithm;
 }
 

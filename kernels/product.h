@@ -43,15 +43,17 @@ std::string choice_name(const std::string& device, const std::string& library,
                         const Product& product);
 inline constexpr const char* kProductChoices = "product/";
 
-// An algorithm of cuBLASLt: its configuration attributes by their numbers (CUBLASLT_ALGO_CONFIG_ID
-// is 0).
+// An algorithm of cuBLASLt: its structure as it is, which the version of the library that the
+// choice's name has takes back, and for readers its configuration attributes by their numbers
+// (CUBLASLT_ALGO_CONFIG_ID is 0): the structure holds more than the attributes say.
 struct ProductAlgorithm {
-  static constexpr size_t kAttributes = 9;
+  static constexpr size_t kAttributes = 9, kWords = 8;
   // "id tile split reduction swizzle custom stages inner cluster"
   std::array<int64_t, kAttributes> attributes{};
+  std::array<uint64_t, kWords> words{};
   bool operator==(const ProductAlgorithm&) const = default;
 };
-std::string to_text(const ProductAlgorithm& algorithm);  // "id 66, tile 20, split 1, .."
+std::string to_text(const ProductAlgorithm& algorithm);  // "id 66, tile 20, .., words 42 14 .."
 std::optional<ProductAlgorithm> parse_algorithm(const std::string& text);
 
 // The place of the candidate with the least median; the first one, which the library would take,

@@ -159,36 +159,26 @@ constexpr std::array<size_t, ProductAlgorithm::kAttributes> kAttributeBytes = {4
 static_assert(CUBLASLT_ALGO_CONFIG_ID == 0 && CUBLASLT_ALGO_CONFIG_SPLITK_NUM == 2 &&
               CUBLASLT_ALGO_CONFIG_STAGES_ID == 6 && CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID == 8);
 
-std::optional<ProductAlgorithm> attributes_of(const cublasLtMatmulAlgo_t& algorithm) {
-  ProductAlgorithm found;
-  for (size_t i = 0; i < found.attributes.size(); ++i) {
+using AlgorithmWords = decltype(ProductAlgorithm::words);
+static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(AlgorithmWords));
+
+ProductAlgorithm recorded(const cublasLtMatmulAlgo_t& algorithm) {
+  ProductAlgorithm record{.words = std::bit_cast<AlgorithmWords>(algorithm)};
+  for (size_t i = 0; i < record.attributes.size(); ++i) {
     uint32_t value = 0;  // the devices' hosts are little-endian
     size_t written = 0;
     if (cublasLtMatmulAlgoConfigGetAttribute(
             &algorithm, static_cast<cublasLtMatmulAlgoConfigAttributes_t>(i), &value,
-            kAttributeBytes[i], &written) != CUBLAS_STATUS_SUCCESS)
-      return std::nullopt;
-    found.attributes[i] = value;
+            kAttributeBytes[i], &written) == CUBLAS_STATUS_SUCCESS)
+      record.attributes[i] = value;
   }
-  return found;
+  return record;
 }
 
 // Gives the plan this algorithm; false where the library cannot compute the product with it, on
 // this device and in the workspace.
-bool take(cublasLtHandle_t library, const Product& p, const ProductAlgorithm& wanted, Plan& plan) {
-  const auto [compute, scale] = compute_type(p);
-  cublasLtMatmulAlgo_t algorithm;
-  if (cublasLtMatmulAlgoInit(library, compute, scale, type_of(p.ab), type_of(p.ab), type_of(p.c),
-                             type_of(p.c), static_cast<int>(wanted.attributes[0]),
-                             &algorithm) != CUBLAS_STATUS_SUCCESS)
-    return false;
-  for (size_t i = 1; i < wanted.attributes.size(); ++i) {
-    const auto value = static_cast<uint32_t>(wanted.attributes[i]);
-    if (cublasLtMatmulAlgoConfigSetAttribute(&algorithm,
-                                             static_cast<cublasLtMatmulAlgoConfigAttributes_t>(i),
-                                             &value, kAttributeBytes[i]) != CUBLAS_STATUS_SUCCESS)
-      return false;
-  }
+bool take(cublasLtHandle_t library, const ProductAlgorithm& wanted, Plan& plan) {
+  const auto algorithm = std::bit_cast<cublasLtMatmulAlgo_t>(wanted.words);
   cublasLtMatmulHeuristicResult_t result{};
   if (cublasLtMatmulAlgoCheck(library, &plan.product, &plan.b, &plan.a, &plan.c, &plan.c,
                               &algorithm, &result) != CUBLAS_STATUS_SUCCESS ||
@@ -260,8 +250,7 @@ class Plans {
     Plan plan = described(key);
     if (key.aligned() && !chosen_.empty()) {
       const auto chosen = chosen_.find(choice_name(device.name, gemm_text(), key.product));
-      if (chosen != chosen_.end() && take(device.library, key.product, chosen->second, plan))
-        return plan;
+      if (chosen != chosen_.end() && take(device.library, chosen->second, plan)) return plan;
     }
     const auto proposed = proposals(device.library, key, plan, 1);
     if (proposed.empty()) return std::nullopt;
@@ -309,6 +298,16 @@ __global__ void __launch_bounds__(kThreads) fill_with_numbers_kernel(int64_t wor
   }
 }
 
+// For as long as the host takes to queue some products, 256 MiB, but where those are tiny.
+void fill_with_numbers(void* arena, size_t bytes, cudaStream_t stream) {
+  const auto words = static_cast<int64_t>(bytes / sizeof(uint32_t));
+  const size_t times = std::clamp<size_t>(kRotation / bytes, 1, 4);
+  for (size_t i = 0; i < times; ++i)
+    fill_with_numbers_kernel<<<blocks_for(words), kThreads, 0, stream>>>(
+        words, static_cast<uint32_t*>(arena));
+  check_launch();
+}
+
 class Timer {
  public:
   Timer() {
@@ -351,7 +350,7 @@ OperandBytes operand_bytes(const Product& p) {
 }
 
 // The fastest of what the library proposes; none where it proposes nothing. Each candidate is
-// rebuilt from its attributes before it is timed, so that a resume computes what was measured.
+// taken from its record before it is timed, so that a resume computes what was measured.
 std::optional<ProductAlgorithm> measure(cublasLtHandle_t library, const Key& key, void* arena,
                                         size_t arena_bytes, void* workspace, cudaStream_t stream) {
   constexpr int kRounds = 7;
@@ -365,12 +364,9 @@ std::optional<ProductAlgorithm> measure(cublasLtHandle_t library, const Key& key
   std::vector<ProductAlgorithm> algorithms;
   std::vector<Plan> candidates;
   for (const Proposal& proposed : proposals(library, key, plan, kMostCandidates)) {
-    const std::optional<ProductAlgorithm> algorithm = attributes_of(proposed.algorithm);
-    if (!algorithm ||
-        std::find(algorithms.begin(), algorithms.end(), *algorithm) != algorithms.end() ||
-        !take(library, p, *algorithm, plan))
-      continue;
-    algorithms.push_back(*algorithm);
+    const ProductAlgorithm algorithm = recorded(proposed.algorithm);
+    if (!take(library, algorithm, plan)) continue;
+    algorithms.push_back(algorithm);
     candidates.push_back(plan);
   }
   // A run is long enough for the clock, and short enough for the user.
@@ -385,6 +381,9 @@ std::optional<ProductAlgorithm> measure(cublasLtHandle_t library, const Key& key
   for (int round = 0; round <= kRounds; ++round) {
     for (size_t i = 0; i < candidates.size(); ++i) {
       if (failed[i]) continue;
+      // Results lie among the operands of others; and the clock starts when the products are
+      // queued.
+      fill_with_numbers(arena, arena_bytes, stream);
       timer.start(stream);
       for (int r = 0; r < repeats && !failed[i]; ++r) {
         std::byte* at = place(copy++);
@@ -422,16 +421,14 @@ std::map<std::string, std::string> CudaBackend::measure_products(
   for (const Product& product : products) {
     const std::string name = plans().choice(device.index, product);
     if (known.contains(name)) continue;
-    wanted[name] = in_bucket(product);
-    largest = std::max(largest, operand_bytes(wanted[name]).all());
+    const auto [at, first] = wanted.emplace(name, product);
+    if (!first) at->second = std::max(at->second, product);  // they differ in rows
+    largest = std::max(largest, operand_bytes(product).all());
   }
   std::map<std::string, std::string> chosen;
   if (wanted.empty()) return chosen;
   const size_t arena_bytes = std::max(largest, std::min(kRotation, 16 * largest));
   const Scratch arena(arena_bytes, device, stream), workspace(kWorkspace, device, stream);
-  const auto words = static_cast<int64_t>(arena_bytes / sizeof(uint32_t));
-  fill_with_numbers_kernel<<<blocks_for(words), kThreads, 0, s>>>(words, arena.as<uint32_t>());
-  check_launch();
   for (const auto& [name, product] : wanted)
     if (const auto algorithm = measure(plans().library(device.index), {device.index, product},
                                        arena.as<void>(), arena_bytes, workspace.as<void>(), s))

@@ -159,17 +159,12 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
                                               int* found) {
   *found = preference->workspace >= kWorkspace ? std::min(asked, kAlgorithms) : 0;
   for (int i = 0; i < *found; ++i) {
-    cublasLtMatmulAlgo_t algorithm{{}, {kFirstId + static_cast<uint32_t>(i)}};
+    cublasLtMatmulAlgo_t algorithm{};
+    algorithm.attributes[CUBLASLT_ALGO_CONFIG_ID] = kFirstId + static_cast<uint32_t>(i);
     std::memcpy(algorithm.alignment, preference->alignment, sizeof(preference->alignment));
     results[i] = {algorithm, kWorkspace, CUBLAS_STATUS_SUCCESS};
   }
   return *found > 0 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
-}
-cublasStatus_t cublasLtMatmulAlgoInit(cublasLtHandle_t, cublasComputeType_t, cudaDataType_t,
-                                      cudaDataType_t, cudaDataType_t, cudaDataType_t,
-                                      cudaDataType_t, int id, cublasLtMatmulAlgo_t* algorithm) {
-  *algorithm = {{16, 16, 16, 16}, {static_cast<uint32_t>(id)}};
-  return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algorithm,
                                                     cublasLtMatmulAlgoConfigAttributes_t name,
@@ -177,13 +172,6 @@ cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* 
   if (bytes > sizeof(uint32_t)) return CUBLAS_STATUS_INVALID_VALUE;
   std::memcpy(value, &algorithm->attributes[name], bytes);
   *written = bytes;
-  return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t* algorithm,
-                                                    cublasLtMatmulAlgoConfigAttributes_t name,
-                                                    const void* value, size_t bytes) {
-  if (bytes > sizeof(uint32_t)) return CUBLAS_STATUS_INVALID_VALUE;
-  std::memcpy(&algorithm->attributes[name], value, bytes);
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDescOpaque_t*, Layout*,

@@ -88,7 +88,9 @@ TEST_P(GemmTest, MeasuredAlgorithms) {
                            .ab = dtype(),
                            .c = c_type,
                            .adds = true};
-    const Product products[] = {forward, gradient, forward};
+    Product smaller = forward;  // of the same bucket
+    smaller.m = 70;
+    const Product products[] = {forward, gradient, smaller, forward};
     const auto chosen = measure_products(products, {}, target().device);
     ASSERT_EQ(chosen.size(), 2u);
     for (const auto& [name, value] : chosen) {
@@ -122,9 +124,11 @@ TEST_P(GemmTest, MeasuredAlgorithms) {
                        to_doubles(random_tensor({kOut, kIn}, c_type, 4))),
                 tolerance, "gradient");
     // Words that are no algorithm, and one that no library has, are passed over.
+    ProductAlgorithm none;
+    none.words.fill(~uint64_t{0});
     auto damaged = chosen;
     damaged.begin()->second = "as fast as possible";
-    damaged.rbegin()->second = to_text(ProductAlgorithm{{30000, 1, 1, 0, 0, 0, 1, 0, 0}});
+    damaged.rbegin()->second = to_text(none);
     use_product_choices(damaged);
     compute(y_again, dw_again);
     expect_near(y_again, to_doubles(y), 2 * tolerance, "without choices");

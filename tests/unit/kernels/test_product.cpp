@@ -63,15 +63,17 @@ TEST(Product, ChunksOfABucketShareAChoice) {
 }
 
 TEST(ProductAlgorithm, TextAndBack) {
-  const ProductAlgorithm algorithm{{66, 20, 3, 2, 1, 0, 13, 0, 5}};
+  const ProductAlgorithm algorithm{{66, 20, 3, 2, 1, 0, 13, 0, 5},
+                                   {0x1400000042, 3, ~uint64_t{0}, 0, 0xa, 0, 0, 7}};
   const std::string text = to_text(algorithm);
   EXPECT_EQ(
       text,
-      "id 66, tile 20, split 3, reduction 2, swizzle 1, custom 0, stages 13, inner 0, cluster "
-      "5");
+      "id 66, tile 20, split 3, reduction 2, swizzle 1, custom 0, stages 13, inner 0, cluster 5, "
+      "words 1400000042 3 ffffffffffffffff 0 a 0 0 7");
   EXPECT_EQ(parse_algorithm(text), algorithm);
-  for (const std::string& wrong : {std::string(), std::string("7"), text + ", more 1",
-                                   text.substr(0, text.size() - 2), "tile" + text.substr(2)})
+  for (const std::string& wrong :
+       {std::string(), std::string("7"), text + ", more 1", text.substr(0, text.size() - 2),
+        "tile" + text.substr(2), text.substr(0, text.find(", words"))})
     EXPECT_EQ(parse_algorithm(wrong), std::nullopt) << wrong;
 }
 

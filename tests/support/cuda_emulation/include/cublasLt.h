@@ -56,9 +56,10 @@ struct cublasLtMatmulPreferenceOpaque_t {
   uint64_t workspace;
   uint32_t alignment[4];  // of a, b, c, d
 };
-struct cublasLtMatmulAlgo_t {
+struct cublasLtMatmulAlgo_t {  // of 64 bytes, as NVIDIA's
   uint32_t alignment[4];
   uint32_t attributes[9];
+  uint32_t more[3];  // which no attribute shows
 };
 struct cublasLtMatmulHeuristicResult_t {
   cublasLtMatmulAlgo_t algo;
@@ -85,16 +86,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     cublasLtMatrixLayoutOpaque_t* b, cublasLtMatrixLayoutOpaque_t* c,
     cublasLtMatrixLayoutOpaque_t* d, cublasLtMatmulPreferenceOpaque_t* preference, int asked,
     cublasLtMatmulHeuristicResult_t* results, int* found);
-cublasStatus_t cublasLtMatmulAlgoInit(cublasLtHandle_t library, cublasComputeType_t compute,
-                                      cudaDataType_t scale, cudaDataType_t a, cudaDataType_t b,
-                                      cudaDataType_t c, cudaDataType_t d, int id,
-                                      cublasLtMatmulAlgo_t* algorithm);
 cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algorithm,
                                                     cublasLtMatmulAlgoConfigAttributes_t name,
                                                     void* value, size_t bytes, size_t* written);
-cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t* algorithm,
-                                                    cublasLtMatmulAlgoConfigAttributes_t name,
-                                                    const void* value, size_t bytes);
 cublasStatus_t cublasLtMatmulAlgoCheck(
     cublasLtHandle_t library, cublasLtMatmulDescOpaque_t* product, cublasLtMatrixLayoutOpaque_t* a,
     cublasLtMatrixLayoutOpaque_t* b, cublasLtMatrixLayoutOpaque_t* c,
