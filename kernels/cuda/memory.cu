@@ -18,6 +18,12 @@ std::string version_text(int version) {
   return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
 
+cudaMemPool_t pool_of(int device) {
+  cudaMemPool_t pool = nullptr;
+  AMUR_CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device));
+  return pool;
+}
+
 // Freed blocks stay with the pool of the device: without it every allocation would wait for the
 // device. Asked of a device when it is first used: a rank shall not begin with contexts on the GPUs
 // of others.
@@ -27,18 +33,15 @@ void keep_freed_memory(int device) {
   std::atomic<bool>& is_done = done.at(static_cast<size_t>(device));
   if (is_done.load(std::memory_order_relaxed)) [[likely]]
     return;
-  cudaMemPool_t pool = nullptr;
-  AMUR_CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device));
   uint64_t everything = UINT64_MAX;
-  AMUR_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything));
+  AMUR_CUDA_CHECK(
+      cudaMemPoolSetAttribute(pool_of(device), cudaMemPoolAttrReleaseThreshold, &everything));
   is_done = true;
 }
 
 size_t pool_bytes(int device, cudaMemPoolAttr attribute) {
-  cudaMemPool_t pool = nullptr;
-  AMUR_CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device));
   uint64_t bytes = 0;
-  AMUR_CUDA_CHECK(cudaMemPoolGetAttribute(pool, attribute, &bytes));
+  AMUR_CUDA_CHECK(cudaMemPoolGetAttribute(pool_of(device), attribute, &bytes));
   return bytes;
 }
 
@@ -55,7 +58,17 @@ void* allocate_in(cudaStream_t stream, size_t bytes, Device device) {
   AMUR_CUDA_CHECK(cudaSetDevice(device.index));
   keep_freed_memory(device.index);
   void* memory = nullptr;
-  const cudaError_t status = cudaMallocAsync(&memory, std::max<size_t>(bytes, 1), stream);
+  const auto allocate = [&] {
+    return cudaMallocAsync(&memory, std::max<size_t>(bytes, 1), stream);
+  };
+  cudaError_t status = allocate();
+  if (status == cudaErrorMemoryAllocation) {
+    // What the pool keeps in pieces that are too small is given back.
+    cudaGetLastError();
+    AMUR_CUDA_CHECK(cudaStreamSynchronize(stream));
+    AMUR_CUDA_CHECK(cudaMemPoolTrimTo(pool_of(device.index), 0));
+    status = allocate();
+  }
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     size_t total = 0;
@@ -130,8 +143,8 @@ GpuProbe CudaBackend::probe() const {
   return found;
 }
 
-// Blocks come and go in the order of the default stream, which waits for the other streams of the
-// device and they for it.
+// Blocks come and go in the order of the default stream. NCCL's streams do not wait for it, nor it
+// for them: who gives memory to one of those joins it before the memory is released.
 void* CudaBackend::allocate(size_t bytes, Device device) {
   return allocate_in(nullptr, bytes, device);
 }
