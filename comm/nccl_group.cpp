@@ -74,12 +74,15 @@ std::shared_ptr<NcclGroup> NcclGroup::join(Communicator& members, const GpuOptio
 }
 
 std::shared_ptr<NcclGroup> NcclGroup::split(int color, int key) {
-  return guarded([&] {
-    std::shared_ptr<NcclGroup> child(new NcclGroup(group_->split(color, key), options_, trace_));
+  // Outlives a failure of this group: a thread of NCCL's, which ends when this group is aborted,
+  // writes to it.
+  std::shared_ptr<NcclGroup> child;
+  guarded([&] {
+    child.reset(new NcclGroup(group_->split(color, key), options_, trace_));
     settle(options_.limit_seconds);
     child->guarded([&] { child->settle(options_.limit_seconds); });
-    return child;
   });
+  return child;
 }
 
 NcclGroup::~NcclGroup() {
@@ -139,7 +142,15 @@ TensorView NcclGroup::staging(int64_t elements) {
 }
 
 void NcclGroup::track(uint64_t ticket, std::string text) {
-  guarded([&] { pending_.push_back({group_->mark(), ticket, std::move(text)}); });
+  // Those that have passed are let go of also where nobody waits for the group.
+  constexpr size_t kMostPending = 256;
+  guarded([&] {
+    pending_.push_back({group_->mark(), ticket, std::move(text)});
+    while (pending_.size() > kMostPending && group_->passed(pending_.front().mark)) {
+      trace_.end(pending_.front().ticket);
+      pending_.pop_front();
+    }
+  });
 }
 
 void NcclGroup::wait() {
