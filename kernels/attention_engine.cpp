@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -15,8 +16,8 @@ namespace amur {
 namespace {
 
 constexpr int kWarmUp = 2, kRounds = 3, kCalls = 5;
-// Both round the probabilities and what comes of them to bf16.
-constexpr double kAgreement = 8.0 / 256;
+// Both round the probabilities and what comes of them to bf16; statistics are f32.
+constexpr double kAgreement = 8.0 / 256, kStatisticsAgree = 1.0 / 256;
 
 // Like activations: about normal, and the same everywhere. A prime number of them, again and again.
 Tensor numbers(Shape shape, uint64_t seed, Device device) {
@@ -34,17 +35,33 @@ Tensor numbers(Shape shape, uint64_t seed, Device device) {
 
 // The largest difference, as a part of the largest number.
 double difference(ConstTensorView a, ConstTensorView b) {
-  Tensor x(a.shape(), DType::bf16), y(b.shape(), DType::bf16);
+  Tensor x(a.shape(), a.dtype()), y(b.shape(), b.dtype());
   copy(x, a);
   copy(y, b);
   double most = 0, apart = 0;
-  for (int64_t i = 0; i < x.elements(); ++i) {
-    const auto u = static_cast<float>(x.as<bf16>()[i]), v = static_cast<float>(y.as<bf16>()[i]);
-    if (!std::isfinite(u)) return std::numeric_limits<double>::infinity();
-    apart = std::max<double>(apart, std::abs(u - v));
-    most = std::max<double>(most, std::abs(v));
-  }
-  return apart / most;
+  const bool all_finite = dispatch_float(x.dtype(), "difference", [&]<class T>() {
+    for (int64_t i = 0; i < x.elements(); ++i) {
+      const auto u = static_cast<double>(static_cast<AccumulateType<T>>(x.as<T>()[i]));
+      const auto v = static_cast<double>(static_cast<AccumulateType<T>>(y.as<T>()[i]));
+      if (!std::isfinite(u)) return false;
+      apart = std::max(apart, std::abs(u - v));
+      most = std::max(most, std::abs(v));
+    }
+    return true;
+  });
+  return all_finite ? apart / most : std::numeric_limits<double>::infinity();
+}
+
+Tensor copy_of(const Tensor& from) {
+  Tensor to(from.shape(), from.dtype(), from.device());
+  copy(to, from);
+  return to;
+}
+
+void fill_with_nan(Tensor& tensor) {
+  Tensor host(tensor.shape(), tensor.dtype());
+  std::memset(host.view().raw(), 0xff, host.bytes());
+  copy(tensor, host);
 }
 
 // One call's tensors. The backward follows our own forward.
@@ -55,13 +72,18 @@ struct Trial {
   PackedSequences packed;
 
   Trial(const AttentionKind& what, int64_t texts, Device on) : kind(what), device(on) {
-    std::vector<int32_t> starts;
-    for (int64_t s = 0; s <= texts; ++s) starts.push_back(static_cast<int32_t>(s * kind.longest));
+    // Of several lengths, the last one short: what lies behind a text's end is seen to be left out.
+    std::vector<int32_t> starts = {0};
+    for (int64_t s = 0; s < texts; ++s) {
+      const int64_t shorter = s + 1 == texts && texts > 1 ? kind.longest - 1 : s % 4 * 3;
+      const int64_t length = std::max<int64_t>(kind.longest - shorter, 1);
+      starts.push_back(starts.back() + static_cast<int32_t>(length));
+    }
     boundaries = Tensor({texts + 1}, DType::i32, device);
     copy(boundaries, ConstTensorView(starts.data(), {texts + 1}, DType::i32));
     packed.cu_seqlens = boundaries;
     packed.longest = kind.longest;
-    const int64_t tokens = texts * kind.longest, h = kind.heads, d = kind.head_size;
+    const int64_t tokens = starts.back(), h = kind.heads, d = kind.head_size;
     qkv = numbers({tokens, 3, h, d}, 1, device);
     output = Tensor({tokens, h, d}, DType::bf16, device);
     lse = Tensor({tokens, h}, DType::f32, device);
@@ -79,9 +101,8 @@ struct Trial {
     else
       attention_backward(packed, d_output, qkv, output, lse, scale(), {}, dqkv);
   }
-  const Tensor& result() const {
-    return kind.direction == AttentionDirection::forward ? output : dqkv;
-  }
+  bool is_forward() const { return kind.direction == AttentionDirection::forward; }
+  Tensor& result() { return is_forward() ? output : dqkv; }
 
   // The best of some rounds.
   double seconds(AttentionEngine engine) {
@@ -133,16 +154,22 @@ AttentionTimes time_attention_engines(const AttentionKind& kind, int64_t tokens,
   const AttentionEngines before = use_attention_engines({}, device);
   Trial trial(kind, texts, device);
   times.own = trial.seconds(AttentionEngine::own);
-  Tensor ours(trial.result().shape(), DType::bf16, device);
-  copy(ours, trial.result());
+  const Tensor ours = copy_of(trial.result()), our_lse = copy_of(trial.lse);
+  fill_with_nan(trial.result());
+  if (trial.is_forward()) fill_with_nan(trial.lse);
   const double cudnn = trial.seconds(AttentionEngine::cudnn);
   use_attention_engines(before, device);
+  times.problem = device_kernels().cudnn_problem(kind, texts, device);  // it may have refused
+  if (!times.problem.empty()) return times;
   const double apart = difference(trial.result(), ours);
-  if (apart <= kAgreement)
+  const double lse_apart = difference(trial.lse, our_lse);
+  if (apart <= kAgreement && lse_apart <= kStatisticsAgree)
     times.cudnn = cudnn;
   else
     times.problem = fmt::format(
-        "cuDNN's numbers are not those of our own kernel: {:.3g} of the largest apart", apart);
+        "cuDNN's numbers are not those of our own kernel: {:.3g} of the largest apart, statistics "
+        "{:.3g}",
+        apart, lse_apart);
   return times;
 }
 

@@ -13,6 +13,16 @@ bool is_aligned(const void* memory) {
   return reinterpret_cast<uintptr_t>(memory) % kAlignment == 0;
 }
 
+// Of other devices it gave wrong gradients of packed texts (sm_120), or is not known to be right.
+void check_device(Device device, AttentionDirection direction) {
+  if (direction == AttentionDirection::forward) return;
+  cudaDeviceProp properties{};
+  AMUR_CUDA_CHECK(cudaGetDeviceProperties(&properties, device.index));
+  if (properties.major < 9 || properties.major > 10)
+    throw CudnnRefusal(fmt::format("cuDNN is not asked for gradients on compute capability {}.{}",
+                                   properties.major, properties.minor));
+}
+
 }  // namespace
 
 CudnnEngine& cudnn_engine() {
@@ -27,6 +37,7 @@ const AttentionPlan* CudnnEngine::plan(Device device, AttentionDirection directi
   Entry& entry = found->second;
   if (is_new) {
     try {
+      check_device(device, direction);
       std::unique_ptr<CudnnDevice>& place = devices_[device.index];
       if (!place) place = std::make_unique<CudnnDevice>();
       auto plan = std::make_unique<AttentionPlan>(*place, direction, shape);
@@ -80,8 +91,11 @@ bool CudnnEngine::run(AttentionDirection direction, const PackedSequences& packe
   const std::lock_guard lock(mutex_);
   try {
     plan->run(tensors, workspace.as<void>(), s);
-  } catch (const CudnnRefusal& refusal) {
-    throw InternalError(refusal.what());
+  } catch (const CudnnRefusal& refusal) {  // from now on it is as if there were no plan
+    Entry& entry = plans_.at({qkv.device().index, direction, shape});
+    entry.problem = refusal.what();
+    entry.plan.reset();
+    return false;
   }
   return true;
 }
