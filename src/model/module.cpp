@@ -81,6 +81,12 @@ void SavedTensors::drop_newest() {
   entries_.pop_back();
 }
 
+size_t SavedTensors::held_bytes() const {
+  size_t bytes = 0;
+  for (const Block& block : blocks_) bytes += block.memory.bytes();
+  return bytes;
+}
+
 void SavedTensors::release_blocks() {
   AMUR_CHECK(entries_.empty(), "{} tensors are still saved", entries_.size());
   blocks_.clear();

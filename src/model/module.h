@@ -37,7 +37,8 @@ class SavedTensors {
   void rewind(size_t mark);
   size_t bytes() const { return bytes_; }  // in use now, as `rounded_bytes` counts
   size_t peak_bytes() const { return peak_; }
-  void release_blocks();  // gives the memory back; must be empty
+  size_t held_bytes() const;  // of its blocks
+  void release_blocks();      // gives the memory back; must be empty
 
   // What one tensor takes on the stack.
   static size_t rounded_bytes(const Shape& shape, DType dtype);

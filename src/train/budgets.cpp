@@ -12,7 +12,6 @@
 #include "src/core/gpu.h"
 #include "src/core/log.h"
 #include "src/core/process.h"
-#include "src/train/loss/contrastive_loss.h"
 #include "src/train/stopwatch.h"
 #include "src/train/two_pass.h"
 
@@ -57,13 +56,9 @@ void wait_for(Device device) {
 
 // Bytes that the loss stage and the step's vectors take beside the chunks.
 size_t batch_bytes(const Config& config, const EmbeddingModel& model, int dp) {
-  const int64_t queries = config.train.batch_size;
-  const int64_t documents = queries * (1 + config.data.hard_negatives);
-  const DType dtype = model.parameters_dtype();
-  const LossExtent extent{queries / dp, documents / dp, queries, documents, model.embedding_size(),
-                          dp,           dtype};
-  const int64_t vectors = 3 * (queries + documents) / dp * model.embedding_size();
-  return static_cast<size_t>(vectors) * size_of(dtype) +
+  const LossExtent extent = loss_extent(config, model, dp);
+  const int64_t vectors = 3 * (extent.queries + extent.documents) * extent.width;
+  return static_cast<size_t>(vectors) * size_of(extent.dtype) +
          contrastive_loss_bytes(config.loss, extent, model.device()).total();
 }
 
@@ -85,8 +80,9 @@ size_t room_for(const BudgetRequest& request, ProcessGrid& grid, Runtime& runtim
     // A tenth for work space of libraries, and for what their allocator cannot use.
     const auto ranks =
         static_cast<double>(std::count(devices.begin(), devices.end(), device.index));
-    const auto copies = static_cast<double>(
-        StepCopies::bytes_for(request.model->parameters(), request.model->dtype()));
+    // Of steps, and of evaluations beside them.
+    const auto copies = 2 * static_cast<double>(StepCopies::bytes_for(request.model->parameters(),
+                                                                      request.model->dtype()));
     room = 0.9 * static_cast<double>(gpu_backend().free_bytes(device)) / ranks - fixed - copies;
   }
   return static_cast<size_t>(grid.world().min(static_cast<int64_t>(std::max(0.0, room))));
@@ -104,6 +100,13 @@ Budgets configured_budgets(const TrainConfig& config, Device device) {
           : device == Device::cpu() ? 4096
                                     : 16384,
           config.activation_budget >= 0 ? config.activation_budget : int64_t{1} << 30};
+}
+
+LossExtent loss_extent(const Config& config, const EmbeddingModel& model, int dp) {
+  const int64_t queries = config.train.batch_size;
+  const int64_t documents = queries * (1 + config.data.hard_negatives);
+  return {queries / dp, documents / dp,          queries, documents, model.embedding_size(),
+          dp,           model.parameters_dtype()};
 }
 
 Budgets choose_budgets(std::span<const ChunkCost> sizes, int64_t step_tokens, size_t room) {
@@ -170,7 +173,8 @@ std::vector<ChunkCost> measure_chunks(EmbeddingModel& model, const LocalBatch& b
         kept = saved.bytes();
         tower.backward(context, h);
       } catch (const MemoryError& error) {
-        throw_with_advice(error, tower, model.dtype(), chunk, saved, scratch);
+        throw_with_advice(error, tower, model.dtype(), chunk, scratch,
+                          saved.peak_bytes() + scratch.peak_bytes());
       }
       wait_for(model.device());
       if (i > 0) seconds = std::min(seconds, watch.elapsed());

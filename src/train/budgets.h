@@ -12,6 +12,7 @@
 #include "src/core/random.h"
 #include "src/train/data/batch.h"
 #include "src/train/embedding_model.h"
+#include "src/train/loss/contrastive_loss.h"
 
 namespace amur {
 
@@ -25,6 +26,9 @@ struct Budgets {
 
 // Automatic chunks are never larger.
 inline constexpr int64_t kLargestAutoChunk = 32768;
+
+// What a rank of `dp` has to do in the loss stage, where all have the same.
+LossExtent loss_extent(const Config& config, const EmbeddingModel& model, int dp);
 
 // What is configured. auto: 4,096 tokens on a CPU, 16,384 on a GPU, and 1 GiB, which need no look
 // at memory and are the same everywhere.

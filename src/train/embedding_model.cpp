@@ -76,8 +76,10 @@ double EmbeddingModel::loss_bias_value() const {
   return loss_bias_ ? scalar_value(*loss_bias_) : 0.0;
 }
 
-void EmbeddingModel::clamp_scale(double scale_max) {
-  set_scalar(*log_scale_, std::clamp(log_scale_value(), 0.0, std::log(scale_max)));
+double EmbeddingModel::clamp_scale(double scale_max) {
+  const double value = log_scale_value(), clamped = std::clamp(value, 0.0, std::log(scale_max));
+  if (clamped != value) set_scalar(*log_scale_, clamped);
+  return clamped;
 }
 
 std::vector<std::vector<Parameter*>> EmbeddingModel::backward_groups() {

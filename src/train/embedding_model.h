@@ -67,8 +67,8 @@ class EmbeddingModel {
   Parameter* loss_bias() { return loss_bias_; }  // null for InfoNCE
   double log_scale_value() const;
   double loss_bias_value() const;
-  // Keeps t in [0, log(scale_max)].
-  void clamp_scale(double scale_max);
+  // Keeps t in [0, log(scale_max)], and says what it is.
+  double clamp_scale(double scale_max);
 
   // Numbers that are no parameters but belong to the function (see ModelConstant), by name: stored
   // with a checkpoint, because growth may change them.

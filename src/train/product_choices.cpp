@@ -8,6 +8,7 @@
 #include "src/core/device_backend.h"
 #include "src/core/log.h"
 #include "src/model/linear.h"
+#include "src/train/budgets.h"
 #include "src/train/stopwatch.h"
 
 namespace amur {
@@ -34,7 +35,7 @@ std::vector<Product> of_all_ranks(const std::vector<Product>& products, Communic
 
 void measure(const std::vector<Product>& products, Device device) {
   Stopwatch watch;
-  Log::progress("measuring the products of the model");
+  Log::progress("measuring the products of model and loss");
   try {
     const auto chosen = measure_products(products, choices().entries(), device);
     for (const auto& [name, algorithm] : chosen) choices().record(name, algorithm);
@@ -46,6 +47,21 @@ void measure(const std::vector<Product>& products, Device device) {
               error.what());
   }
   Log::progress("");
+}
+
+void add_loss_products(const Config& config, const EmbeddingModel& model, int dp,
+                       std::vector<Product>& list) {
+  LossExtent extent = loss_extent(config, model, dp);
+  const auto add = [&] {
+    const auto more = contrastive_loss_products(config.loss, extent, model.device());
+    list.insert(list.end(), more.begin(), more.end());
+  };
+  add();
+  if (dp == 1) return;
+  // Ranks have equal bytes of text, some of them a few rows more, and so perhaps the next bucket.
+  extent.queries += extent.queries / 64 + 1;
+  extent.documents += extent.documents / 64 + 1;
+  add();
 }
 
 }  // namespace
@@ -70,15 +86,16 @@ std::vector<Product> products_of(EmbeddingModel& model, int64_t chunk_tokens, DT
   return {once.begin(), once.end()};
 }
 
-void choose_product_algorithms(EmbeddingModel& model, int64_t chunk_tokens, DType sinks,
-                               bool measured, ProcessGrid& grid, Runtime& runtime,
+void choose_product_algorithms(const Config& config, EmbeddingModel& model, int64_t chunk_tokens,
+                               DType sinks, ProcessGrid& grid, Runtime& runtime,
                                RunRecord& record) {
   if (model.device() == Device::cpu()) return;
-  if (measured) {
+  if (config.runtime.tune) {
     runtime.set_phase("measuring products");
     const int64_t most = grid.world().max(chunk_tokens);
-    const std::vector<Product> products =
-        of_all_ranks(products_of(model, most, sinks), grid.world());
+    std::vector<Product> products = products_of(model, most, sinks);
+    add_loss_products(config, model, grid.shape().dp, products);
+    products = of_all_ranks(products, grid.world());
     if (grid.world().rank() == 0) measure(products, model.device());
     record.share();
   }

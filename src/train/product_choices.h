@@ -18,11 +18,10 @@ class Runtime;
 // gradients.
 std::vector<Product> products_of(EmbeddingModel& model, int64_t chunk_tokens, DType sinks);
 
-// Rank 0 measures the products of all ranks that the choices of this process (src/core/choices.h)
-// do not have, where that is wanted (`runtime.tune`), and all ranks compute by its choices from now
-// on. Nothing on the CPU. Collective.
-void choose_product_algorithms(EmbeddingModel& model, int64_t chunk_tokens, DType sinks,
-                               bool measured, ProcessGrid& grid, Runtime& runtime,
-                               RunRecord& record);
+// Those and the products of the loss stage: rank 0 measures the products of all ranks that the
+// choices of this process (src/core/choices.h) do not have, where that is wanted (`runtime.tune`),
+// and all ranks compute by its choices from now on. Nothing on the CPU. Collective.
+void choose_product_algorithms(const Config& config, EmbeddingModel& model, int64_t chunk_tokens,
+                               DType sinks, ProcessGrid& grid, Runtime& runtime, RunRecord& record);
 
 }  // namespace amur

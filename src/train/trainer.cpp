@@ -277,8 +277,8 @@ void Trainer::make_choices() {
   DType sinks = model_->parameters_dtype();
   for (const OptimizerSlot& slot : optimizer_->slots())
     if (slot.parameter->kind == ParamKind::weight) sinks = slot.value.dtype();
-  choose_product_algorithms(*model_, budgets_.chunk_tokens, sinks, config_.runtime.tune, *grid_,
-                            runtime_, *record_);
+  choose_product_algorithms(config_, *model_, budgets_.chunk_tokens, sinks, *grid_, runtime_,
+                            *record_);
   record_->settle(info_);
 }
 
@@ -400,11 +400,13 @@ bool Trainer::step() {
     const SideTraffic after = grid_->dp().side_traffic();
     report.sync = {after.seconds - before.seconds, after.bytes_sent - before.bytes_sent};
     optimizer_->update(info_.step, factor * config_.optimizer.learning_rate);
-    model_->clamp_scale(config_.loss.scale_max);
+    report.scale = std::exp(model_->clamp_scale(config_.loss.scale_max));
     report.times.update += watch.lap();
     report.learning_rate = factor * config_.optimizer.learning_rate;
     report.momentum_change = optimizer_->last_gradient_norm();
     skipped_ = 0;
+  } else {
+    report.scale = std::exp(model_->log_scale_value());
   }
   if (finite < k)
     skip_step(
@@ -415,7 +417,6 @@ bool Trainer::step() {
   report.checkpoint_seconds = std::exchange(checkpoint_seconds_, 0);
   report.growth = std::exchange(growth_record_, "");
   report.position = info_.position;
-  report.scale = std::exp(model_->log_scale_value());
   report.seconds = whole.elapsed();
   report.cpu_seconds = cpu_seconds() - cpu_before;
   if (device_ != Device::cpu()) report.gpu_bytes = gpu_backend().peak_bytes(device_);

@@ -26,8 +26,7 @@ TwoPass::TwoPass(EmbeddingModel& model, const Config& config, Communicator& dp, 
       scratch_(model.device()) {
   if (model.device() != Device::cpu()) copies_.emplace(model.device());
   loss_stage_ = [this](const ContrastiveInput& input, TensorView dq, TensorView dk) {
-    return contrastive_loss(config_.loss, model_.log_scale_value(), model_.loss_bias_value(), input,
-                            dq, dk, dp_);
+    return contrastive_loss(config_.loss, log_scale_, loss_bias_, input, dq, dk, dp_);
   };
 }
 
@@ -81,10 +80,14 @@ void TwoPass::reserve(int64_t kept, std::span<const int64_t> bytes) {
   const int64_t needed = std::max(kept, std::ranges::max(bytes));
   const int64_t spare =
       std::min(needed / 8, std::max<int64_t>(0, budgets_.activation_budget - needed));
-  with_advice(chunks_.back(), [&] {
+  try {
     scratch_.reserve(scratch_.peak_bytes());
     saved_.reserve(static_cast<size_t>(needed + spare));
-  });
+  } catch (const MemoryError& error) {  // the old block is free already
+    const PlannedChunk& last = chunks_.back();
+    throw_with_advice(error, model_.tower(last.tower), model_.dtype(), last.chunk, scratch_,
+                      saved_.held_bytes() + scratch_.held_bytes());
+  }
 }
 
 std::string memory_advice(int64_t tokens, size_t needed, size_t room) {
@@ -97,14 +100,12 @@ std::string memory_advice(int64_t tokens, size_t needed, size_t room) {
       static_cast<int64_t>(0.9 * fits));
 }
 
-// The blocks of both stacks are about as large as these ever were.
 void throw_with_advice(const MemoryError& error, const Encoder& tower, DType dtype,
-                       const Chunk& chunk, const SavedTensors& saved, const SavedTensors& scratch) {
+                       const Chunk& chunk, const SavedTensors& scratch, size_t held) {
   const size_t kept =
       tower.saved_bytes(chunk.tokens, static_cast<int64_t>(chunk.units.size()), dtype);
   throw UsageError("{}; {}", error.what(),
-                   memory_advice(chunk.tokens, kept + scratch.peak_bytes(),
-                                 error.free() + saved.peak_bytes() + scratch.peak_bytes()));
+                   memory_advice(chunk.tokens, kept + scratch.peak_bytes(), error.free() + held));
 }
 
 // What a chunk finds no memory for is told with what would fit in its place.
@@ -113,8 +114,9 @@ void TwoPass::with_advice(const PlannedChunk& planned, const F& compute) {
   try {
     compute();
   } catch (const MemoryError& error) {
-    throw_with_advice(error, model_.tower(planned.tower), model_.dtype(), planned.chunk, saved_,
-                      scratch_);
+    // The blocks of both stacks are about as large as these ever were.
+    throw_with_advice(error, model_.tower(planned.tower), model_.dtype(), planned.chunk, scratch_,
+                      saved_.peak_bytes() + scratch_.peak_bytes());
   }
 }
 
@@ -142,6 +144,9 @@ BatchGradient TwoPass::pass1(const LocalBatch& batch, int64_t step, StepTimes& t
                   .fold(static_cast<uint64_t>(step));
   saved_.rewind(0);
   if (copies_) copies_->forget();
+  // Read before the GPU has this batch to do, which would be waited for.
+  log_scale_ = model_.log_scale_value();
+  loss_bias_ = model_.loss_bias_value();
   plan();
 
   BatchGradient result;
@@ -228,13 +233,15 @@ void TwoPass::run_loss_stage(BatchGradient& result) {
 
 namespace {
 
+// Where the sink is: nothing waits for a GPU.
 void accumulate_scalar(Parameter* p, double gradient) {
   if (!p || !p->sink.defined()) return;
   Tensor host(p->sink.shape(), p->sink.dtype());
-  copy(host, p->sink);
   dispatch_f32_f64(host.dtype(), "scalar gradient",
-                   [&]<class T>() { host.as<T>()[0] += static_cast<T>(p->sink_scale * gradient); });
-  copy(p->sink, host);
+                   [&]<class T>() { host.as<T>()[0] = static_cast<T>(p->sink_scale * gradient); });
+  Tensor term(host.shape(), host.dtype(), p->sink.device());
+  copy(term, host);
+  axpy(1, term, p->sink);
 }
 
 }  // namespace

@@ -49,10 +49,10 @@ struct BatchGradient {
 // What to set where a GPU has not enough memory: a chunk of `tokens` takes `needed` bytes, and
 // there are `room`.
 std::string memory_advice(int64_t tokens, size_t needed, size_t room);
-// The error of a chunk that was being computed with these stacks, with what would fit in its place.
+// The error of a chunk that was being computed, or for which room was to be made, with what would
+// fit in its place; its stacks have `held` bytes that are not free.
 [[noreturn]] void throw_with_advice(const MemoryError& error, const Encoder& tower, DType dtype,
-                                    const Chunk& chunk, const SavedTensors& saved,
-                                    const SavedTensors& scratch);
+                                    const Chunk& chunk, const SavedTensors& scratch, size_t held);
 
 class TwoPass {
  public:
@@ -119,6 +119,7 @@ class TwoPass {
   Tensor norms_;       // [b_r + n_r]
   Tensor gradients_;   // [b_r + n_r, e] dL/dz, then dL/dh
   std::vector<uint64_t> query_ids_, document_ids_;
+  double log_scale_ = 0, loss_bias_ = 0;  // of this step
   double scale_gradient_ = 0, bias_gradient_ = 0;
 };
 

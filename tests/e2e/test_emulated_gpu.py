@@ -78,7 +78,8 @@ class Training(Emulated):
         with open(self.path("tuned", "choices.json"), encoding="utf-8") as file:
             chosen = json.load(file)["choices"]
         products = [name for name in chosen if name.startswith("product/")]
-        self.assertGreater(len(products), 12)
+        self.assertGreater(len(products), 15)
+        self.assertTrue(any("/nt 8 x 8 x " in name for name in products), products)  # logits
         again = self.train("tuned", values | {"train.steps": 2}, "--device", "cuda", limit=120)
         self.assertNotIn("were measured", again.err)
         self.assertNotIn("bits may differ", again.err)

@@ -429,14 +429,16 @@ void declare_runtime(Group& group) {
            "compare every collective over its ranks before it starts (slow: for tests)");
   key.flag(
       "tune", &R::tune,
-      "on a GPU: before the first step, time the algorithms for each product of the model, and "
-      "take the fastest; off: the library's first, but for those that a checkpoint has chosen");
-  key.words("attention", &R::attention,
-            {{"auto", AttentionChoice::automatic},
-             {"own", AttentionChoice::own},
-             {"cudnn", AttentionChoice::cudnn}},
-            "who computes attention in bf16 on a GPU: own kernels, cuDNN where it can, or by length "
-            "whichever was faster when it was timed at the start");
+      "on a GPU: before the first step, time the algorithms for each product of the model and "
+      "the loss, and take the fastest; off: the library's first, but for those that a checkpoint "
+      "has chosen");
+  key.words(
+      "attention", &R::attention,
+      {{"auto", AttentionChoice::automatic},
+       {"own", AttentionChoice::own},
+       {"cudnn", AttentionChoice::cudnn}},
+      "who computes attention in bf16 on a GPU: own kernels, cuDNN where it can, or by length "
+      "whichever was faster when it was timed at the start");
   key.whole("log_every", &R::log_every, at_least(0),
             "steps between lines of the log; 0: about 100 lines a run");
 }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <vector>
+#include <set>
 
 #include "kernels/contrastive.h"
 #include "kernels/elementwise.h"
@@ -150,8 +150,29 @@ DType operand_dtype(const LossConfig& config, DType embeddings) {
   return rounded ? DType::bf16 : embeddings;
 }
 
-int64_t tiles_of_block(bool rounded, Device device) {
-  return rounded && device != Device::cpu() ? kTilesOfBlock : 1;
+// Of the logits of a rank. Gradients of a block, rows x columns, are multiplied at once.
+struct TileSizes {
+  int64_t rows, columns, block_rows;
+};
+TileSizes tile_sizes(const LossConfig& config, int64_t rows, int64_t columns, bool rounded,
+                     Device device) {
+  const LossTile most = loss_tile(config, device);
+  TileSizes sizes{};
+  sizes.rows = std::clamp<int64_t>(rows, 1, most.rows);
+  sizes.columns = std::clamp<int64_t>(columns, 1, most.columns);
+  const int64_t tiles = rounded && device != Device::cpu() ? kTilesOfBlock : 1;
+  sizes.block_rows = std::clamp<int64_t>(rows, 1, sizes.rows * tiles);
+  return sizes;
+}
+
+// Of a rank's logits.
+struct LogitExtent {
+  int64_t rows, columns;
+};
+LogitExtent logit_extent(const LossConfig& config, const LossExtent& x) {
+  if (config.candidates == LossCandidates::all)
+    return {x.queries + x.documents, x.all_queries + x.all_documents};
+  return {x.queries, x.all_documents};
 }
 
 // The row block of this rank against all columns. Negatives are summed in the tiles; each row's one
@@ -174,14 +195,10 @@ class RowBlock {
         work_(work),
         stream_(stream),
         device_(rows.device()),
-        rounded_(rows.dtype() != dtype_of<T>) {
-    const LossTile most = loss_tile(config, device_);
-    tile_rows_ = std::clamp<int64_t>(rows.rows(), 1, most.rows);
-    tile_columns_ = std::clamp<int64_t>(columns.rows(), 1, most.columns);
-    block_rows_ =
-        std::clamp<int64_t>(rows.rows(), 1, tile_rows_ * tiles_of_block(rounded_, device_));
-    parts_ = logit_parts(tile_rows_, tile_columns_, device_);
-    logits_ = work.tensor({tile_rows_ * tile_columns_}, dtype_of<T>, device_);
+        rounded_(rows.dtype() != dtype_of<T>),
+        sizes_(tile_sizes(config, rows.rows(), columns.rows(), rounded_, device_)) {
+    parts_ = logit_parts(sizes_.rows, sizes_.columns, device_);
+    logits_ = work.tensor({sizes_.rows * sizes_.columns}, dtype_of<T>, device_);
     sums_ = work.zeros({4, parts_.whole}, DType::f64, device_);
   }
 
@@ -282,17 +299,17 @@ class RowBlock {
             work_.zeros({parts, n}, DType::f64, device_)};
   }
 
-  // Calls f(tile, its first row in its block) for all tiles of a block of rows x tile_columns_,
+  // Calls f(tile, its first row in its block) for all tiles of a block of rows x columns of a tile,
   // then g(place of the block, its rows, its columns). Always in the same order and shapes, so that
   // both sweeps see the same bits.
   template <class F, class G>
   void for_each_tile(const F& f, const G& g) {
-    for (int64_t i = 0; i < rows_.rows(); i += block_rows_) {
-      const int64_t end = std::min(i + block_rows_, rows_.rows());
-      for (int64_t j = 0; j < columns_.rows(); j += tile_columns_) {
-        const int64_t n = std::min(tile_columns_, columns_.rows() - j);
-        for (int64_t k = i; k < end; k += tile_rows_) {
-          const int64_t m = std::min(tile_rows_, end - k);
+    for (int64_t i = 0; i < rows_.rows(); i += sizes_.block_rows) {
+      const int64_t end = std::min(i + sizes_.block_rows, rows_.rows());
+      for (int64_t j = 0; j < columns_.rows(); j += sizes_.columns) {
+        const int64_t n = std::min(sizes_.columns, columns_.rows() - j);
+        for (int64_t k = i; k < end; k += sizes_.rows) {
+          const int64_t m = std::min(sizes_.rows, end - k);
           const TensorView logits(logits_.view().raw(), {m, n}, dtype_of<T>, device_);
           gemm(Transpose::no, Transpose::yes, scale_, rows_.slice(k, m), columns_.slice(j, n), 0,
                logits, stream_);
@@ -304,7 +321,8 @@ class RowBlock {
   }
   // Gradients of a block: what products take, or else the logits' place, that of one tile.
   void make_room_for_gradients() {
-    if (rounded_) gradient_ = work_.tensor({block_rows_ * tile_columns_}, rows_.dtype(), device_);
+    if (rounded_)
+      gradient_ = work_.tensor({sizes_.block_rows * sizes_.columns}, rows_.dtype(), device_);
   }
   TensorView gradient_of_block(int64_t rows, int64_t columns) {
     Tensor& memory = rounded_ ? gradient_ : logits_;
@@ -338,7 +356,7 @@ class RowBlock {
   const Stream stream_;
   const Device device_;
   const bool rounded_;
-  int64_t tile_rows_, tile_columns_, block_rows_;
+  const TileSizes sizes_;
   LogitParts parts_;
   Tensor logits_;    // of a tile
   Tensor gradient_;  // of a block, where it is rounded
@@ -361,15 +379,10 @@ LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& x, 
   const auto bytes = [](int64_t elements, DType type) {
     return static_cast<size_t>(elements) * size_of(type);
   };
-  const int64_t rows = all ? x.queries + x.documents : x.queries;
+  const auto [rows, columns] = logit_extent(config, x);
   const int64_t own = all ? rows : x.documents;
-  const int64_t columns = all ? x.all_queries + x.all_documents : x.all_documents;
-  const LossTile most = loss_tile(config, device);
-  const int64_t tile_rows = std::clamp<int64_t>(rows, 1, most.rows);
-  const int64_t tile_columns = std::clamp<int64_t>(columns, 1, most.columns);
-  const int64_t block_rows =
-      std::clamp<int64_t>(rows, 1, tile_rows * tiles_of_block(rounded, device));
-  const LogitParts parts = logit_parts(tile_rows, tile_columns, device);
+  const TileSizes tile = tile_sizes(config, rows, columns, rounded, device);
+  const LogitParts parts = logit_parts(tile.rows, tile.columns, device);
   const int64_t column_ends = softmax && config.symmetric && !all ? columns : 0;
 
   LossBytes b;
@@ -377,10 +390,10 @@ LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& x, 
   if (rounded && !all) b.embeddings += bytes(rows * x.width, operand);
   if (apart) b.gradients += bytes(columns * x.width, dtype);
   if (all && x.ranks > 1) b.gradients += bytes(rows * x.width, dtype);
-  b.tiles = bytes(tile_rows * tile_columns, dtype);
+  b.tiles = bytes(tile.rows * tile.columns, dtype);
   b.statistics = bytes(4 * parts.whole + 4, DType::f64);
   // The parts of rows and columns, and what columns are added up in, are gone when gradients come.
-  const size_t gradients = rounded ? bytes(block_rows * tile_columns, operand) : 0;
+  const size_t gradients = rounded ? bytes(tile.block_rows * tile.columns, operand) : 0;
   size_t sums = 0;
   if (softmax) {
     b.statistics += static_cast<size_t>(rows) * (4 * 8 + 2 * size_of(dtype)) +
@@ -397,6 +410,34 @@ LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& x, 
   if (config.mask_duplicates) b.bookkeeping += static_cast<size_t>(columns) * (gpu ? 2 : 1) * 2 * 4;
   if (gpu) b.work_space = 32u << 20;  // of products
   return b;
+}
+
+std::vector<Product> contrastive_loss_products(const LossConfig& config, const LossExtent& x,
+                                               Device device) {
+  const DType operand = operand_dtype(config, x.dtype);
+  const auto [rows, columns] = logit_extent(config, x);
+  const TileSizes tile = tile_sizes(config, rows, columns, operand != x.dtype, device);
+  // What all of them but the last have, and the last one.
+  const auto sizes = [](int64_t all, int64_t each) {
+    std::vector<int64_t> list;
+    if (all >= each) list.push_back(each);
+    if (all % each > 0) list.push_back(all % each);
+    return list;
+  };
+  // The last block may end with a tile of its own size.
+  std::set<int64_t> tile_rows;
+  for (const int64_t block : sizes(rows, tile.block_rows))
+    for (const int64_t m : sizes(block, tile.rows)) tile_rows.insert(m);
+  constexpr Transpose no = Transpose::no, yes = Transpose::yes;
+  std::vector<Product> list;
+  for (const int64_t n : sizes(columns, tile.columns)) {
+    for (const int64_t m : tile_rows) list.push_back({no, yes, m, n, x.width, operand, x.dtype});
+    for (const int64_t m : sizes(rows, tile.block_rows)) {
+      list.push_back({no, no, m, x.width, n, operand, x.dtype, true});
+      list.push_back({yes, no, n, x.width, m, operand, x.dtype, true});
+    }
+  }
+  return list;
 }
 
 ContrastiveOutput contrastive_loss(const LossConfig& config, double log_scale, double bias,

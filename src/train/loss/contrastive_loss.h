@@ -8,8 +8,10 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "comm/communicator.h"
+#include "kernels/product.h"
 #include "src/core/tensor.h"
 #include "src/train/config/config.h"
 
@@ -97,5 +99,9 @@ struct LossBytes {
   }
 };
 LossBytes contrastive_loss_bytes(const LossConfig& config, const LossExtent& extent, Device device);
+
+// The products that the stage computes there on this rank, each once.
+std::vector<Product> contrastive_loss_products(const LossConfig& config, const LossExtent& extent,
+                                               Device device);
 
 }  // namespace amur

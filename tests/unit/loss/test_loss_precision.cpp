@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <set>
 
 #include "kernels/gemm.h"
 #include "src/core/random.h"
@@ -341,6 +342,37 @@ TEST(LossMemoryStated, IsHalfAGigabyteAtMost) {
   config.tile_rows = config.tile_columns = b;
   const LossBytes whole = contrastive_loss_bytes(config, {b, b, b, b, width, 1}, Device::cuda());
   EXPECT_GT(whole.total(), size_t{17} << 30);
+}
+
+// Sizes of tiles and blocks, and those of the last ones; what they cover is the whole matrix.
+TEST(LossProducts, AreThoseOfTheTiles) {
+  LossConfig config;
+  config.precision = LossPrecision::bf16;
+  config.tile_rows = 30;
+  config.tile_columns = 70;
+  const LossExtent extent{200, 200, 400, 400, 16, 2};
+  const auto texts = [&] {
+    std::set<std::string> all;
+    for (const Product& p : contrastive_loss_products(config, extent, Device::cuda()))
+      EXPECT_TRUE(all.insert(to_text(p)).second) << to_text(p);
+    return all;
+  };
+  // 200 rows: blocks of 90, 90 and 20. 400 columns: 70 five times, and 50.
+  using Texts = std::set<std::string>;
+  EXPECT_EQ(texts(),
+            (Texts{"nt 30 x 70 x 16 bf16 to f32", "nt 20 x 70 x 16 bf16 to f32",
+                   "nt 30 x 50 x 16 bf16 to f32", "nt 20 x 50 x 16 bf16 to f32",
+                   "nn 90 x 16 x 70 bf16 to f32 adds", "nn 20 x 16 x 70 bf16 to f32 adds",
+                   "nn 90 x 16 x 50 bf16 to f32 adds", "nn 20 x 16 x 50 bf16 to f32 adds",
+                   "tn 70 x 16 x 90 bf16 to f32 adds", "tn 70 x 16 x 20 bf16 to f32 adds",
+                   "tn 50 x 16 x 90 bf16 to f32 adds", "tn 50 x 16 x 20 bf16 to f32 adds"}));
+  // In f32 a block is a tile; all texts are rows and columns.
+  config.precision = LossPrecision::fp32;
+  config.candidates = LossCandidates::all;
+  config.tile_rows = 100;
+  config.tile_columns = 1000;
+  EXPECT_EQ(texts(), (Texts{"nt 100 x 800 x 16 f32 to f32", "nn 100 x 16 x 800 f32 to f32 adds",
+                            "tn 800 x 16 x 100 f32 to f32 adds"}));
 }
 
 }  // namespace
