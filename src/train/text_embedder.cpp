@@ -1,13 +1,17 @@
 #include "src/train/text_embedder.h"
 
 #include <algorithm>
+#include <deque>
+#include <future>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "comm/runtime.h"
 #include "kernels/embedding.h"
 #include "kernels/rows.h"
 #include "src/core/hash.h"
+#include "src/model/step_copies.h"
 #include "src/train/budgets.h"
 #include "src/train/checkpoint/checkpoint_format.h"
 #include "src/train/config/config_schema.h"
@@ -20,6 +24,11 @@ namespace {
 int64_t estimated_tokens(const std::string& text, int64_t max_length) {
   return std::min<int64_t>(max_length, 2 + static_cast<int64_t>(text.size()) / 3);
 }
+
+struct Tokenized {
+  LocalBatch batch;
+  Chunk chunk;
+};
 
 }  // namespace
 
@@ -74,22 +83,36 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
   Tensor gathered({static_cast<int64_t>(texts.size()), width}, dtype);
   int64_t row = std::accumulate(counts.begin(), counts.begin() + dp_.rank(), int64_t{0});
   const int64_t first_row = row;
-  for (size_t c = mine; c < chunks; c += ranks) {
-    runtime_.set_phase(fmt::format("embedding texts, chunk {}/{}", c + 1, chunks));
-    LocalBatch batch;
-    Chunk chunk;
+  const auto tokenize = [&](size_t c) {
+    Tokenized out;
     for (size_t i = starts[c]; i < starts[c + 1]; ++i) {
       TextUnit unit;
-      unit.first = static_cast<int32_t>(batch.tokens.size());
-      const bool cut =
-          tokenizer_.encode(texts[static_cast<size_t>(order[i])], max_length, batch.tokens);
-      truncated_ += counted && cut;
-      unit.length = static_cast<int32_t>(batch.tokens.size()) - unit.first;
-      chunk.units.push_back(static_cast<int32_t>(batch.queries.size()));
-      batch.queries.push_back(unit);
+      unit.first = static_cast<int32_t>(out.batch.tokens.size());
+      out.batch.truncated +=
+          tokenizer_.encode(texts[static_cast<size_t>(order[i])], max_length, out.batch.tokens);
+      unit.length = static_cast<int32_t>(out.batch.tokens.size()) - unit.first;
+      out.chunk.units.push_back(static_cast<int32_t>(out.batch.queries.size()));
+      out.batch.queries.push_back(unit);
     }
-    chunk.tokens = static_cast<int64_t>(batch.tokens.size());
+    out.chunk.tokens = static_cast<int64_t>(out.batch.tokens.size());
+    return out;
+  };
+  // While a GPU computes, the cores are free for the chunks to come.
+  const bool gpu = model_.device() != Device::cpu();
+  const auto ahead = static_cast<size_t>(gpu ? runtime_.threads() : 1);
+  std::deque<std::future<Tokenized>> tokenized;
+  size_t next = mine;
+  std::optional<StepCopies> copies;
+  if (gpu) copies.emplace(model_.device());
+  for (size_t c = mine; c < chunks; c += ranks) {
+    runtime_.set_phase(fmt::format("embedding texts, chunk {}/{}", c + 1, chunks));
+    for (; next < chunks && tokenized.size() < ahead; next += ranks)
+      tokenized.push_back(
+          std::async(gpu ? std::launch::async : std::launch::deferred, tokenize, next));
+    const auto [batch, chunk] = tokenized.front().get();
+    tokenized.pop_front();
     if (counted) tokens_ += chunk.tokens;
+    if (counted) truncated_ += batch.truncated;
     const PackedChunk packed(batch, chunk, nullptr, model_.device());
     const ChunkView view = packed.view();
     ScratchScope scope(scratch_);
@@ -99,13 +122,13 @@ Tensor TextEmbedder::embed(std::span<const std::string> texts, int tower) {
     context.chunk = &view;
     context.scratch = &scratch_;
     context.dtype = model_.dtype();
+    context.copies = copies ? &*copies : nullptr;
     context.tp = model_.tp();
     const TensorView place = gathered.view().slice(row, sequences);
-    const bool direct = model_.device() == place.device();
-    TensorView h = direct ? place : scope.tensor(place.shape(), dtype);
+    TensorView h = gpu ? scope.tensor(place.shape(), dtype) : place;
     model_.tower(tower).forward(context, h);
     normalise_forward(h, h, norms);
-    if (!direct) copy(place, h);
+    if (gpu) copy(place, h);
     row += sequences;
   }
   dp_.all_gather(gathered.view().slice(first_row, counts[mine]), gathered, counts);

@@ -10,7 +10,7 @@ namespace amur {
 namespace {
 
 // Touched rows travel packed, about this much at a time.
-constexpr size_t kPackedBytes = size_t{4} << 20;
+constexpr int64_t kPackedBytes = int64_t{4} << 20, kPackedBytesOfGpu = int64_t{64} << 20;
 
 }  // namespace
 
@@ -90,9 +90,12 @@ void GradientSync::sum_rows(size_t index, const Part& part, Communicator& dp) {
   const std::span<const int64_t> rows = *part.rows;
   if (index < not_finite_ && !all_finite_in_rows(sink, rows)) not_finite_ = index;
   if (rows.empty() || dp.size() == 1) return;
+  // On a GPU in the order of the stream that packs and unpacks them: the host waits for nothing.
+  const bool on_gpu = sink.device() != Device::cpu();
+  const Stream stream = on_gpu ? Stream(sink.device()) : options_.stream;
   const auto row_bytes = static_cast<int64_t>(sink.slice(0, 1).bytes());
-  const int64_t at_once =
-      std::clamp<int64_t>(static_cast<int64_t>(kPackedBytes) / row_bytes, 1, std::ssize(rows));
+  const int64_t at_once = std::clamp<int64_t>(
+      (on_gpu ? kPackedBytesOfGpu : kPackedBytes) / row_bytes, 1, std::ssize(rows));
   Tensor packed({at_once, sink.columns()}, sink.dtype(), sink.device()), rounded_away;
   if (options_.rounded) rounded_away = Tensor(packed.shape(), sink.dtype(), sink.device());
   for (int64_t first = 0; first < std::ssize(rows); first += at_once) {
@@ -102,11 +105,11 @@ void GradientSync::sum_rows(size_t index, const Part& part, Communicator& dp) {
     const TensorView rest = options_.rounded ? rounded_away.view().slice(0, count) : TensorView();
     gather_rows(sink, some, sum);
     if (options_.rounded) {
-      dp.all_reduce_rounded({&sum, 1}, {&rest, 1}, options_.stream);
+      dp.all_reduce_rounded({&sum, 1}, {&rest, 1}, stream);
     } else {
-      dp.all_reduce(sum, ReduceOp::sum, options_.stream);
+      dp.all_reduce(sum, ReduceOp::sum, stream);
     }
-    dp.synchronize(options_.stream);
+    if (!on_gpu) dp.synchronize(stream);
     scatter_rows(sum, some, sink);
     if (options_.rounded) scatter_rows(rest, some, part.residual);
   }
