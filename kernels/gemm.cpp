@@ -1,5 +1,9 @@
 #include "kernels/gemm.h"
 
+#include <unistd.h>
+
+#include <cstdlib>
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -93,8 +97,12 @@ int compute_threads() {
   return cpu::blas_threads();
 }
 
-std::string blas_core_to_ask_for() {
-  return cpu::better_core(cpu::blas_core(), cpu::instruction_set());
+void start_again_for_blas(char** argv) {
+  constexpr const char* kName = "OPENBLAS_CORETYPE";
+  if (std::getenv(kName)) return;
+  const std::string core = cpu::better_core(cpu::blas_core(), cpu::instruction_set());
+  if (core.empty() || ::setenv(kName, core.c_str(), 1) != 0) return;
+  ::execv("/proc/self/exe", argv);
 }
 
 std::string gemm_library_text() {

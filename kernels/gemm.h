@@ -29,10 +29,10 @@ void gemm_bias(Transpose transpose_a, Transpose transpose_b, ConstTensorView a, 
 
 // Choices of algorithms for products on a GPU, by name (kernels/product.h).
 //
-// Measures, on the GPU and with nothing else on it, what computes each of `products` fastest, in
-// the bucket of its rows; those of `known` are left out, and so are those for which the library has
-// nothing. Takes up to 288 MiB of the GPU, or 32 MiB and the operands of the largest product, while
-// it runs; MemoryError.
+// Measures, on the GPU and with nothing else on it, what computes each of `products` fastest, and
+// takes it for the whole bucket of its rows, the largest one of several in a bucket; those of
+// `known` are left out, and so are those for which the library has nothing. Takes up to 288 MiB of
+// the GPU, or 32 MiB and the operands of the largest product, while it runs; MemoryError.
 struct Product;
 std::map<std::string, std::string> measure_products(std::span<const Product> products,
                                                     const std::map<std::string, std::string>& known,
@@ -47,9 +47,10 @@ void set_compute_threads(int threads);
 int compute_threads();
 
 // OpenBLAS takes a processor that is newer than itself for one of 2004, whose kernels are several
-// times slower. What it has to be told instead by OPENBLAS_CORETYPE, which it reads while it is
-// loaded; "" where it knows the processor.
-std::string blas_core_to_ask_for();
+// times slower. It reads what it has to be told instead, OPENBLAS_CORETYPE, while it is loaded:
+// where that is missing, the program begins anew with it. To be called first in `main`; returns
+// where all is well, or where that cannot be.
+void start_again_for_blas(char** argv);
 
 // "OpenBLAS 0.3.21 (Cooperlake), oneDNN 2.6.3 (avx512_core_bf16)" for reports.
 std::string gemm_library_text();

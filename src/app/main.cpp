@@ -3,11 +3,8 @@
 #include <malloc.h>
 #endif
 
-#include <unistd.h>
-
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
 
 #include "kernels/gemm.h"
 #include "src/app/commands.h"
@@ -36,15 +33,6 @@ std::string usage() {
       "every\n"
       "key of a configuration, `amur --version` names this version.\n";
   return out;
-}
-
-// OpenBLAS chooses its kernels before `main`: what it has to be told goes into the environment of a
-// new start. Where that cannot be, it computes as it is.
-void start_again_for_blas(char** argv) {
-  constexpr const char* kName = "OPENBLAS_CORETYPE";
-  const std::string core = std::getenv(kName) ? "" : blas_core_to_ask_for();
-  if (core.empty() || ::setenv(kName, core.c_str(), 1) != 0) return;
-  ::execv("/proc/self/exe", argv);
 }
 
 int run_command(Runtime& runtime, const std::vector<std::string>& args) {

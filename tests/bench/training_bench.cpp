@@ -322,6 +322,7 @@ int run(Runtime& runtime, int argc, char** argv) {
 }  // namespace amur
 
 int main(int argc, char** argv) {
+  amur::start_again_for_blas(argv);
   return amur::run_main(argc, argv,
                         [&](amur::Runtime& runtime) { return amur::run(runtime, argc, argv); });
 }

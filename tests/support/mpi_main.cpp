@@ -7,6 +7,7 @@
 
 #include "comm/process_grid.h"
 #include "comm/runtime.h"
+#include "kernels/gemm.h"
 #include "tests/support/mpi_runtime.h"
 
 namespace amur {
@@ -48,6 +49,7 @@ Runtime& test_runtime() {
 }  // namespace amur
 
 int main(int argc, char** argv) {
+  amur::start_again_for_blas(argv);
   return amur::run_main(argc, argv, [&](amur::Runtime& runtime) {
     amur::current_runtime = &runtime;
     ::testing::InitGoogleTest(&argc, argv);
