@@ -1,7 +1,8 @@
 # amur_test(NAME SOURCES... [LIBRARIES ...] [RANKS 1 2 ...] [TIMEOUT seconds] [LABELS ...])
 #   without RANKS: a plain GoogleTest program; with RANKS: one ctest entry a rank count, under mpirun.
 #   Labels with a meaning to launch/test.sh: slow (not under sanitizers), soak (only with --long).
-#   A plain program is built for ThreadSanitizer only with the label threads: it starts some.
+#   For ThreadSanitizer only programs with the label threads are built: they start some, beside the
+#   watchdog that all programs under MPI have.
 set(AMUR_TEST_ENVIRONMENT
   OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
   OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_pml=ob1
@@ -21,6 +22,11 @@ function(amur_test name)
   endif()
   math(EXPR T_TIMEOUT "${T_TIMEOUT} * ${AMUR_TEST_TIME_FACTOR}")
   add_executable(${name} ${T_SOURCES})
+  set(registered TRUE)
+  if(AMUR_SANITIZE STREQUAL "thread" AND NOT "threads" IN_LIST T_LABELS)
+    set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
+    set(registered FALSE)
+  endif()
   # A test is compiled more often than it is run: what it calls is optimised, it is less so. Under
   # ThreadSanitizer it would lose in running what it gains in compiling.
   if(CMAKE_BUILD_TYPE STREQUAL "Release")
@@ -43,6 +49,9 @@ function(amur_test name)
   endif()
   if(T_RANKS)
     target_link_libraries(${name} PRIVATE amur_test_support ${T_LIBRARIES})
+    if(NOT registered)
+      return()
+    endif()
     foreach(ranks ${T_RANKS})
       add_test(NAME ${name}.${ranks} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} $<TARGET_FILE:${name}>)
       set_tests_properties(${name}.${ranks} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "mpi;${T_LABELS}"
@@ -50,9 +59,7 @@ function(amur_test name)
     endforeach()
   else()
     target_link_libraries(${name} PRIVATE ${T_LIBRARIES} GTest::gtest GTest::gtest_main)
-    # Where there is one thread there are no races. Programs under MPI have a watchdog at least.
-    if(AMUR_SANITIZE STREQUAL "thread" AND NOT "threads" IN_LIST T_LABELS)
-      set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
+    if(NOT registered)
       return()
     endif()
     add_test(NAME ${name} COMMAND ${name})
