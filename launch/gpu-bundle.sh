@@ -50,7 +50,7 @@ find "$to" -type f \( -name '*.so' -o -perm -u+x \) -print0 | xargs -0 ldd 2> /d
 while read -r name path; do
   case $name in
     ld-linux* | libc.so* | libm.so* | libmvec* | libdl.* | libpthread.* | librt.* | libresolv.* | libutil.* | \
-      libnsl.* | libcuda* | libcublas* | libcudart* | libcupti* | libnccl* | libnvidia* | libnvrtc*) ;;
+      libnsl.* | libcuda* | libcublas* | libcupti* | libnccl* | libnvidia* | libnvrtc*) ;;
     *) [ -e "$to/lib/$name" ] || cp -L "$path" "$to/lib/$name" ;;
   esac
 done < "$stage/libraries"

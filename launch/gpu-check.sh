@@ -5,6 +5,7 @@
 # where a part fails, and where no GPU can be used. docs/gpu.md says what the parts are.
 #   --part NAME     tests, benchmarks, peers, sanitizer or training; may be given more than once; else all
 #   --out FOLDER    docs/benchmarks where it is not given
+#   --only TEXTS    of peers these alone, "mix, bert-base" for one (tests/bench/peers.py); may be repeated
 #   --limit SECONDS of a part, 540 where it is not given, of tests 200: what has not begun then is left out,
 #                   and said. What was measured is written at once, and stays where the command is killed
 #   --built         do not build: build/release was brought from another machine
@@ -18,14 +19,15 @@ callers_libraries=${LD_LIBRARY_PATH:-}
 . "$(dirname "$0")/common.sh"
 . launch/gpu-tests.sh
 
-usage() { sed -n '2,16s/^# \{0,1\}//p' launch/gpu-check.sh; }
-device=cuda out='' limit='' built=no small='' chosen=()
+usage() { sed -n '2,17s/^# \{0,1\}//p' launch/gpu-check.sh; }
+device=cuda out='' limit='' built=no small='' chosen=() only=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --part | --out | --limit | --bundle | --device)
+    --part | --only | --out | --limit | --bundle | --device)
       [ $# -ge 2 ] || die "$1 needs a value"
       case $1 in
         --part) chosen+=("$2") ;;
+        --only) only+=("$2") ;;
         --out) out=$2 ;;
         --limit) limit=$2 ;;
         --device) device=$2 ;;
@@ -64,7 +66,7 @@ done
 
 say "doctor"
 mpi_environment
-report=$(build/release/src/app/amur doctor) || die "amur doctor failed"
+report=$(timeout -k 5 60 build/release/src/app/amur doctor) || die "amur doctor failed"
 printf '%s\n' "$report"
 if [ "$device" = cuda ]; then
   grep -q '^devices .*cuda:0' <<< "$report" || die "no GPU can be used here; the line 'gpu' above says why"
@@ -93,10 +95,12 @@ measure() {
   python tests/bench/device_benchmarks.py "$1" build/release "$out" --device "$device" --limit "$(limit_of "$1")" $small
 }
 against_peers() {
-  python -c 'import torch, sentence_transformers' ||
+  # Importing them would take seconds of the GPU's time.
+  python -c 'import importlib.util, sys
+sys.exit(not all(map(importlib.util.find_spec, ("torch", "sentence_transformers"))))' ||
     { say "python3 here has no torch and sentence-transformers: nothing to compare with"; return 1; }
   HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 python tests/bench/peers.py build/release/src/app/amur --device "$device" \
-    --built-model $small --limit "$(limit_of peers)" --out "$out"
+    --built-model $small --limit "$(limit_of peers)" --out "$out" ${only[@]+--only "${only[@]}"}
 }
 run_part() {
   case $1 in

@@ -12,14 +12,37 @@ gpu_programs=(src/app/{amur,libamur_cuda.so,libamur_nccl.so}
 build=build/release
 gpu_tests=("$build"/tests/unit/{kernels/test_kernels,loss/test_contrastive_loss,loss/test_loss_precision})
 
+# Every program starts by MPI, which wants a loopback interface even for one rank; a machine that was given
+# no network may have left it down.
+raise_loopback() {
+  python3 - << 'PYTHON' || true
+import fcntl, os, socket, struct
+link, request = socket.socket(), lambda flags: struct.pack("16sH14s", b"lo", flags, b"")
+flags = struct.unpack_from("H", fcntl.ioctl(link, 0x8913, request(0)), 16)[0]  # SIOCGIFFLAGS
+if not flags & 1 and os.geteuid() == 0:
+    print("== the loopback interface is down: bringing it up")
+    fcntl.ioctl(link, 0x8914, request(0x49))  # SIOCSIFFLAGS: up, loopback, running
+PYTHON
+}
+
+# The folders of CUDA's libraries, the first ones first: those of Python's packages where they belong to
+# torch, so that both sides of a comparison compute by the same cuBLASLt; else the toolkit's.
+cuda_folders() {
+  python3 - "${CUDA_HOME:-/usr/local/cuda}"/{lib64,extras/CUPTI/lib64} << 'PYTHON'
+import glob, importlib.util, sys
+packages = [folder for path in sys.path for folder in glob.glob(path + "/nvidia/*/lib")]
+toolkit = sys.argv[1:]
+print(*(packages + toolkit if importlib.util.find_spec("torch") else toolkit + packages), sep="\n")
+PYTHON
+}
+
 # Programs, libraries and MPI of an unpacked bundle, for ranks on one machine; CUDA's libraries where they
 # are, the driver also where a container's image says it is.
 use_bundle() {
   local folder
+  raise_loopback
   AMUR_LIBRARY_PATH=$root/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-  for folder in /usr/local/nvidia/lib64 "${CUDA_HOME:-/usr/local/cuda}"/{lib64,extras/CUPTI/lib64} \
-    $(python3 -c 'import glob, sys; print(*(p for s in sys.path for p in glob.glob(s + "/nvidia/*/lib")))' \
-      2> /dev/null); do
+  for folder in /usr/local/nvidia/lib64 $(cuda_folders); do
     [ ! -d "$folder" ] || AMUR_LIBRARY_PATH+=:$folder
   done
   export AMUR_LIBRARY_PATH LD_LIBRARY_PATH=$AMUR_LIBRARY_PATH PATH=$root/openmpi/bin:$PATH \
@@ -28,10 +51,31 @@ use_bundle() {
     OPAL_SYSCONFDIR=$root/openmpi/etc PMIX_PREFIX=$root/openmpi PMIX_LIBDIR=$root/lib \
     PMIX_PKGLIBDIR=$root/openmpi/lib/pmix OMPI_MCA_plm=isolated OMPI_MCA_pml=ob1 \
     OMPI_MCA_btl=self,vader,tcp OMPI_MCA_btl_vader_single_copy_mechanism=none
+  # A container may have 64 MiB of shared memory, too little for several jobs of several ranks.
+  [ "$(df --output=avail -k /dev/shm 2> /dev/null | tail -n 1)" -ge 1048576 ] 2> /dev/null ||
+    export OMPI_MCA_btl_vader_backing_directory=/tmp
 }
 
 # Seconds until this part is over, at least 1.
 left() { echo $((deadline > SECONDS ? deadline - SECONDS : 1)); }
+
+# limited SECONDS COMMAND...: for so long at most, and not beyond the part's end: one that hangs does not
+# take the rest of the part with it.
+limited() {
+  local most=$1
+  shift
+  timeout -k 5 "$(($(left) < most ? $(left) : most))" "$@" < /dev/null
+}
+
+# quietly COMMAND...: of what it says the end, and only where it fails. Through a file: a pipe would be
+# waited for as long as any process that it has left behind.
+quietly() {
+  local file status=0
+  file=$(mktemp)
+  "$@" > "$file" 2>&1 || { status=1; tail -n 60 "$file"; }
+  rm "$file"
+  return $status
+}
 
 # check NAME COMMAND...: goes on where it fails; what came out is written at once.
 checks='' checks_failed=0
@@ -84,32 +128,78 @@ filter_of() {
   fi
 }
 
+# The cases of a program for this device, one a line.
+cases_of() {
+  limited 60 "$1" --gtest_filter="$(filter_of)" --gtest_list_tests |
+    awk '/^[^ ]/ { suite = $1 } /^  / { print suite $1 }'
+}
+# run_cases PROGRAM LIST: the cases in the file LIST, by one process as long as that can go on. Where it
+# ends or hangs, and behind an error of the GPU, after which nothing of a process succeeds, another one takes
+# up the rest. What failed is then run alone: it may have paid for a case before it, and where the time was
+# over it may just be slow. The names go to LIST.passed, LIST.failed, LIST.slow, and of the latter two those
+# that pass alone to LIST.alone; what the time did not suffice for stays in LIST.
+run_cases() {
+  local program=$1 list=$2 code name
+  touch "$list".{passed,failed,slow,alone}
+  while [ -s "$list" ] && [ "$(left)" -gt 5 ]; do
+    code=0
+    limited 70 "$program" --gtest_filter="$(paste -sd: "$list")" > "$list.out" 2>&1 || code=$?
+    awk -v list="$list" -v code=$code '
+      /^\[ RUN      \] / { name = $4; text = ""; lines = broken = 0; next }
+      name == "" { next }
+      /^\[(       OK|  SKIPPED) \] / { print name >> (list ".passed"); name = ""; next }
+      /^\[  FAILED  \] / { print name >> (list ".failed"); print text $0; name = ""; if (broken) exit; next }
+      /cudaError|CUBLAS_STATUS/ { broken = 1 }
+      ++lines <= 40 { text = text $0 "\n" }
+      END {
+        if (name == "") exit
+        print name >> (list (code == 124 || code == 137 ? ".slow" : ".failed"))
+        print text name ": the program went no further"
+      }' "$list.out" > "$list.said"
+    cat "$list.said"
+    grep -vxFf <(cat "$list".{passed,failed,slow}) "$list" > "$list.rest" || true
+    ! cmp -s "$list" "$list.rest" || { tail -n 20 "$list.out"; break; }  # not even one
+    mv "$list.rest" "$list"
+  done
+  cat "$list".{failed,slow} | while read -r name && [ "$(left)" -gt 5 ]; do
+    ! limited 30 "$program" --gtest_filter="$name" > /dev/null 2>&1 || echo "$name" >> "$list.alone"
+  done
+}
+
 # The cases of every program, in as many shares as there are cores for: their references are computed on
 # the CPU. Fails where a program has no case.
 device_cases() {
-  local program shares share place folder ran cases=0 status=0
+  local program shares share list folder alone failed behind passed missing status=0
   folder=$(mktemp -d)
   shares=$(($(nproc) / 3))
   shares=$((shares < 1 ? 1 : shares > 5 ? 5 : shares))
   for program in "${gpu_tests[@]}"; do
+    list=$folder/$(basename "$program")
+    cases_of "$program" > "$list"
+    [ -s "$list" ] || { say "$program has no case for this device"; status=1; }
     for ((share = 0; share < shares; ++share)); do
-      place=$folder/$(basename "$program").$share
-      GTEST_TOTAL_SHARDS=$shares GTEST_SHARD_INDEX=$share OMP_NUM_THREADS=1 timeout -k 5 "$(left)" "$program" \
-        --gtest_filter="$(filter_of)" --gtest_brief=1 > "$place" 2>&1 || echo "ended with $?" >> "$place" &
+      awk -v n=$shares -v k=$share 'NR % n == k' "$list" > "$list.$share.list"
+      OMP_NUM_THREADS=1 run_cases "$program" "$list.$share.list" &
     done
   done
   wait
-  for program in "${gpu_tests[@]}"; do
-    cat "$folder/$(basename "$program")".*
-    ran=$(sed -n 's/^\[=*\] \([0-9]*\) tests\{0,1\} from .* ran.*/\1/p' "$folder/$(basename "$program")".* |
-      awk '{ n += $1 } END { print n + 0 }')
-    [ "$ran" -gt 0 ] || { say "$program has run no case for this device"; status=1; }
-    cases=$((cases + ran))
-  done
-  ! grep -q '^ended with' "$folder"/* || status=1
+  alone=$(cat "$folder"/*.alone)
+  failed=$(cat "$folder"/*.{failed,slow} | grep -vxF "$alone" || true)
+  behind=$(cat "$folder"/*.failed | grep -xF "$alone" || true)
+  passed=$(cat "$folder"/*.{passed,slow} | grep -vxF "$failed" || true)
+  missing=$(cat "$folder"/*.list)
+  note="$(grep -c . <<< "$passed" || true) cases passed"
+  counted "$failed" FAILED
+  counted "$behind" "failed after another failure, and not alone"
+  counted "$missing" "not run"
+  [ -z "$failed$behind$missing" ] || status=1
   rm -r "$folder"
-  note="$cases cases"
   return $status
+}
+counted() {  # NAMES RESULT: their number into `note`, and all of them to the log
+  [ -n "$1" ] || return 0
+  note+=", $(wc -l <<< "$1") $2"
+  sed "s/$/: $2/" <<< "$1"
 }
 
 # on_one_gpu RANKS COMMAND...: ranks that take each other for other machines, so that NCCL lets them
@@ -121,7 +211,7 @@ on_one_gpu() (
   shift
   export NCCL_SOCKET_IFNAME=lo NCCL_IB_DISABLE=1 NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 \
     NCCL_MNNVL_ENABLE=0 NCCL_MAX_CTAS=2 NCCL_ALGO=Ring NCCL_PROTO=Simple NCCL_RAS_ENABLE=0
-  timeout -k 10 "$(left)" mpirun -n "$ranks" \
+  limited 70 mpirun -n "$ranks" \
     bash -c 'NCCL_HOSTID=r${OMPI_COMM_WORLD_RANK:-$PMI_RANK} exec "$@"' rank "$@"
 )
 
@@ -130,7 +220,7 @@ collectives_by() {
   local cases ranks collectives=$build/tests/unit/comm/test_collectives side=$build/tests/unit/comm/test_nccl
   if [ "$device" = cpu ]; then
     for ranks in "$@"; do
-      on_one_gpu "$ranks" "$collectives" --gtest_filter='*/host' --gtest_brief=1 || return
+      quietly on_one_gpu "$ranks" "$collectives" --gtest_filter='*/host' || return
     done
     return
   fi
@@ -138,21 +228,25 @@ collectives_by() {
     grep -c '^  ' || true)
   [ "$cases" -gt 0 ] || { say "$collectives has no case for NCCL"; return 1; }
   for ranks in "$@"; do
-    on_one_gpu "$ranks" "$collectives" --gtest_filter='*/cuda_*' --gtest_brief=1 &&
-      on_one_gpu "$ranks" "$side" --gtest_filter='*/cuda_*' --gtest_brief=1 || return
+    quietly on_one_gpu "$ranks" "$collectives" --gtest_filter='*/cuda_*' &&
+      quietly on_one_gpu "$ranks" "$side" --gtest_filter='*/cuda_*' || return
   done
 }
 
 # A rank that never comes to a sum, and one that is killed on the way, end the job.
 failure_ends() {
-  local code=0 output
-  output=$(MISBEHAVE_FOLDER=$build/src/app on_one_gpu 3 $build/tests/unit/comm/misbehave "$1" 15 5 2>&1) || code=$?
+  local code=0 status=0 file
+  file=$(mktemp)
+  MISBEHAVE_FOLDER=$build/src/app on_one_gpu 3 $build/tests/unit/comm/misbehave "$1" 15 5 > "$file" 2>&1 || code=$?
   if [ $code = 0 ] || [ $code = 124 ]; then
-    printf '%s\n' "$output" >&2
+    tail -n 60 "$file"
     say "$1 ended with $code"
-    return 1
+    status=1
+  elif [ "$1" = nccl-stall ]; then
+    grep -q 'rank 2/3 .*is not in a collective' "$file" || { tail -n 60 "$file"; status=1; }
   fi
-  [ "$1" != nccl-stall ] || grep -q 'rank 2/3 .*is not in a collective' <<< "$output"
+  rm "$file"
+  return $status
 }
 failures_end() {
   if [ "$device" = cuda ]; then
@@ -190,41 +284,54 @@ run() {  # RUN DEVICE RANKS STEPS [OPTION...]
   local name=$1 where=$2 ranks=$3 steps=$4
   shift 4
   on_one_gpu "$ranks" "$amur" train small.yaml --run-dir "$name" --device "$where" \
-    --set "train.steps=$steps" "$@" 2> "$name.log" || { cat "$name.log" >&2; return 1; }
+    --set "train.steps=$steps" "$@" > "$name.log" 2>&1 || { cat "$name.log"; return 1; }
 }
 
-# Those named against that of the CPU: the same losses up to rounding.
-agree_with_cpu() {
-  local other worst status=0
+# agree REFERENCE BOUND RUN...: the same losses up to rounding.
+agree() {
+  local reference=$1 bound=$2 other worst status=0
+  shift 2
   for other in "$@"; do
-    worst=$(paste <(losses cpu) <(losses "$other") | awk '
+    worst=$(paste <(losses "$reference") <(losses "$other") | awk '
       NF == 2 { d = ($1 - $2) / $1; if (d < 0) d = -d; if (!(d <= worst)) worst = d; ++n }
       END { print n == 8 ? worst + 0 : "not all steps are there" }')
-    say "the CPU and $other: losses differ by $worst at most"
-    awk -v d="$worst" 'BEGIN { exit !(d "" ~ /^[0-9.e+-]+$/ && d < 1e-3) }' || status=1
+    say "$reference and $other: losses differ by $worst at most"
+    awk -v d="$worst" -v bound="$bound" 'BEGIN { exit !(d "" ~ /^[0-9.e+-]+$/ && d < bound) }' || status=1
   done
   return $status
 }
 same_losses() { cmp <(losses "$1") <(losses "$2") || { say "two runs differ: $1, $2"; return 1; }; }
 
-# Eight steps on the CPU, on the device by one rank and by two through host memory, and half on each device,
-# either first; on a GPU also twice the same.
+# Eight steps on the CPU, on the device by one rank and by several through host memory, and half on each
+# device, either first; then twice the same in each way to hold weights and momentum and in bf16 by each
+# engine of attention, in bf16 also from a checkpoint.
 trainings_agree() {
-  local state fixed repeated=() status=0
-  together "run cpu cpu 1 8" "run one $device 1 8" "run two $device 2 8 --comm mpi" \
-    "run there cpu 1 4 && run there $device 1 8" "run back $device 1 4 && run back cpu 1 8" || status=1
-  agree_with_cpu one two there back || status=1
-  [ "$device" = cuda ] || return $status
-  for state in fp32 bf16_weights bf16; do
+  local name setting fixed repeated=() status=0
+  local -A ways=([fp32]="" [bf16_weights]=optimizer.state=bf16_weights [bf16_state]=optimizer.state=bf16
+    [own]="train.precision=bf16 runtime.attention=own")
+  # shellcheck disable=SC2154  # of gpu-check.sh
+  if [ "$device" = cuda ] && grep -q ', cuDNN [0-9]' <<< "$report"; then
+    ways[cudnn]="train.precision=bf16 runtime.attention=cudnn"
+  fi
+  together "run cpu cpu 1 8" "run one $device 1 8" "run two $device 2 8 --comm mpi" "run four $device 4 8 --comm mpi" \
+    "run there cpu 1 4 && run there $device 1 8" "run back $device 1 4 && run back cpu 1 8" \
+    "run cpu-bf16 cpu 1 8 --set train.precision=bf16" || status=1
+  agree cpu 1e-3 one two four there back || status=1
+  for name in "${!ways[@]}"; do
     # Without measuring: two runs, each of which measures for itself, may choose other algorithms.
-    fixed="--set optimizer.state=$state --set runtime.tune=false"
-    repeated+=("run once-$state cuda 1 8 $fixed" "run again-$state cuda 1 8 $fixed")
+    fixed="--set runtime.tune=false"
+    for setting in ${ways[$name]}; do fixed+=" --set $setting"; done
+    repeated+=("run once-$name $device 1 8 $fixed" "run again-$name $device 1 8 $fixed")
+    [ "$name" != own ] || repeated+=("run halves-own $device 1 4 $fixed && run halves-own $device 1 8 $fixed")
   done
   # With it: what one checkpoint has chosen gives the same bits whenever it is taken up.
-  together "${repeated[@]}" "run kept cuda 1 4 && cp -r kept kept-copy" || status=1
-  together "run kept cuda 1 8" "run kept-copy cuda 1 8" || status=1
-  for state in fp32 bf16_weights bf16; do same_losses once-$state again-$state || status=1; done
+  together "${repeated[@]}" "run kept $device 1 4 && cp -r kept kept-copy" || status=1
+  together "run kept $device 1 8" "run kept-copy $device 1 8" || status=1
+  for name in "${!ways[@]}"; do same_losses "once-$name" "again-$name" || status=1; done
+  same_losses once-own halves-own || status=1
   same_losses kept kept-copy || status=1
+  agree cpu-bf16 1e-2 once-own || status=1
+  [ -z "${ways[cudnn]:-}" ] || agree cpu-bf16 1e-2 once-cudnn || status=1
   return $status
 }
 
@@ -233,16 +340,16 @@ trainings_agree() {
 nccl_trainings_agree() {
   run cpu cpu 1 8 && run nccl-1x1 cuda 1 8 --comm nccl && run nccl-2x1 cuda 2 8 --comm nccl &&
     run nccl-1x2 cuda 2 8 --comm nccl --set parallel.tp=2 &&
-    run nccl-2x2 cuda 4 8 --comm nccl --set parallel.tp=2 && agree_with_cpu nccl-{1x1,2x1,1x2,2x2}
+    run nccl-2x2 cuda 4 8 --comm nccl --set parallel.tp=2 && agree cpu 1e-3 nccl-{1x1,2x1,1x2,2x2}
 }
 
 # Gradients of every parameter against a reference in double, and embeddings of one model by both devices.
 certified() {  # RANKS PRECISION
   on_one_gpu "$1" "$amur" verify-grad small.yaml --device "$device" --comm mpi --samples 48 \
-    --set train.precision="$2" > "certificate-$1-$2" 2>&1 || { cat "certificate-$1-$2" >&2; return 1; }
+    --set train.precision="$2" > "certificate-$1-$2" 2>&1 || { cat "certificate-$1-$2"; return 1; }
 }
 embedded() {  # DEVICE
-  "$amur" embed model --input texts.txt --output "$1.jsonl" --device "$1" 2> "embed-$1.log" ||
+  limited 60 "$amur" embed model --input texts.txt --output "$1.jsonl" --device "$1" 2> "embed-$1.log" ||
     { cat "embed-$1.log" >&2; return 1; }
 }
 models_agree() {
@@ -264,7 +371,7 @@ gpu_checks() {
   check "kernels and loss stage" device_cases
   check "training" in_folder trainings_agree
   check "gradients and embeddings" in_folder models_agree
-  check "loss stage by two ranks" on_one_gpu 2 "${gpu_tests[1]}" --gtest_filter="$(filter_of)" --gtest_brief=1
+  check "loss stage by two ranks" quietly on_one_gpu 2 "${gpu_tests[1]}" --gtest_filter="$(filter_of)"
   if [ -n "$small" ]; then
     check "collectives, 1 and 2 ranks" collectives_by 1 2
   else
@@ -276,34 +383,45 @@ gpu_checks() {
     say "not shown by one GPU: NVLink and RDMA, ranks that compute at the same time, any speed of NCCL"
 }
 
-# sanitize TOOL: every suite of the device's cases under compute-sanitizer, half as many at a time as there
-# are cores, those that do not begin before the deadline left out. The output of each, and a summary as
-# `note`.
+# sanitize OPTION...: the device's cases under compute-sanitizer with these options, suite by suite in pieces
+# of at most twenty cases, as many at a time as there are cores, up to sixteen for the memory of the GPU; those
+# that do not begin before the deadline are left out. A summary as `note`.
 sanitize() {
-  local program suite folder=$1 code=0
+  local program piece result folder workers code=0
   folder=$(mktemp -d)
   for program in "${gpu_tests[@]}"; do
-    "$program" --gtest_filter="$(filter_of)" --gtest_list_tests | sed -n 's/^\([A-Za-z0-9_/]*\.\).*/\1/p' |
-      sed "s|^|$program |"
-  done > "$folder/suites"
+    cases_of "$program" | awk -v program="$program" -v folder="$folder" '{
+      suite = $0; sub(/\..*/, "", suite); gsub("/", "_", suite)
+      piece = folder "/" suite "." int(cases[suite] / 20)
+      ++cases[suite]
+      if (!(piece in begun)) print program, piece
+      begun[piece]
+      print > piece
+    }'
+  done > "$folder/pieces"
+  workers=$(nproc)
   # shellcheck disable=SC2016  # expanded by the shell that xargs starts
-  deadline=$(($(date +%s) + deadline - SECONDS)) tool=$1 folder=$folder xargs -P $(($(nproc) / 2 + 1)) -L 1 bash -c '
-    left=$((deadline - $(date +%s)))
-    name=$(printf %s "$1" | tr -c "A-Za-z0-9\n" _)
-    if [ $left -lt 10 ]; then echo "not run" > "$folder/$name.result"; exit 0; fi
-    code=0
-    timeout -k 5 $left compute-sanitizer --tool "$tool" --error-exitcode 9 "$0" \
-      --gtest_filter="$1*/cuda*" --gtest_brief=1 > "$folder/$name.out" 2>&1 || code=$?
-    case $code in 0) echo passed ;; 124) echo "not finished" ;; *) echo "FAILED" ;; esac \
-      > "$folder/$name.result"' < "$folder/suites"
-  for suite in "$folder"/*.out; do
-    say "$(basename "$suite" .out): $(cat "${suite%.out}.result")"
-    tail -n 40 "$suite"
+  deadline=$(($(date +%s) + deadline - SECONDS)) options="$*" OMP_NUM_THREADS=1 \
+    xargs -r -P $((workers < 16 ? workers : 16)) -L 1 bash -c '
+    left=$((deadline - $(date +%s))) code=0
+    [ $left -ge 10 ] || { echo "not run" > "$1.result"; exit; }
+    timeout -k 5 $left compute-sanitizer $options --report-api-errors no --error-exitcode 9 "$0" \
+      --gtest_filter="$(paste -sd: "$1")" > "$1.out" 2>&1 || code=$?
+    case $code in 0) echo passed ;; 124 | 137) echo "not finished" ;; *) echo FAILED ;; esac > "$1.result"
+    ' < "$folder/pieces"
+  while read -r _ piece; do
+    result=$(cat "$piece.result")
+    say "$(basename "$piece"), $(wc -l < "$piece") cases: $result"
+    case $result in
+      FAILED) grep -v '^\[       OK' "$piece.out" | head -n 150 ;;
+      "not finished") tail -n 5 "$piece.out" ;;
+    esac
+  done < "$folder/pieces"
+  for result in passed FAILED "not finished" "not run"; do
+    note+="${note:+, }$(cat "$folder"/*.result | grep -cx "$result" || true) $result"
   done
-  for suite in passed FAILED "not finished" "not run"; do
-    note+="${note:+, }$(grep -lx "$suite" "$folder"/*.result | wc -l) $suite"
-  done
-  grep -qx FAILED "$folder"/*.result && code=1
+  note+=" of $(wc -l < "$folder/pieces") pieces"
+  ! grep -qx FAILED "$folder"/*.result || code=1
   grep -qx passed "$folder"/*.result || code=1
   rm -r "$folder"
   return $code
@@ -317,7 +435,9 @@ sanitizer_checks() {
   command -v compute-sanitizer > /dev/null || PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
   command -v compute-sanitizer > /dev/null || { say "no compute-sanitizer is here"; checks_failed=1; return; }
   deadline=$((SECONDS + (end - SECONDS) * 3 / 5))
-  check memcheck sanitize memcheck
+  check memcheck sanitize --tool memcheck
   deadline=$end
-  check racecheck sanitize racecheck
+  # Our own kernels alone: those of libraries give reports that no argument of ours can be the cause of, since
+  # shared memory is a kernel's own affair. All of ours are in the namespace `amur`.
+  check racecheck sanitize --tool racecheck --kernel-name kns=4amur
 }

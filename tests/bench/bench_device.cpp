@@ -5,6 +5,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "kernels/product.h"
 #include "src/core/gpu.h"
 
 namespace amur {
@@ -65,19 +66,19 @@ Tensor random_tensor(Shape shape, DType dtype, Device device) {
   return result;
 }
 
-int64_t product_size(Device device) {
-  return device == Device::cpu() ? 1024 : 8192;
-}
-
 Floors measure_floors(Device device) {
   const bool gpu = device.kind == Device::Kind::cuda;
   Floors floors;
-  floors.product_size = product_size(device);
+  floors.product_size = gpu ? 8192 : 1024;
   {
     const int64_t n = floors.product_size;
     const Tensor a = random_tensor({n, n}, DType::bf16, device);
     const Tensor b = random_tensor({n, n}, DType::bf16, device);
     Tensor c({n, n}, DType::bf16, device);
+    // Chosen by measuring, as the products that are held against it.
+    const Product product{
+        .transpose_b = Transpose::yes, .m = n, .n = n, .k = n, .ab = a.dtype(), .c = c.dtype()};
+    if (gpu) use_product_choices(measure_products(std::array{product}, {}, device));
     floors.flops_per_second = 2.0 * static_cast<double>(n * n * n) / seconds_of(device, [&] {
                                 gemm(Transpose::no, Transpose::yes, 1, a, b, 0, c);
                               });

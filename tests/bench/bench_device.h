@@ -49,14 +49,13 @@ double seconds_of(Device device, const F& f) {
   return times[2];
 }
 
-// Rows of the matrices of Floors.
-int64_t product_size(Device device);
 // What no step and no kernel can beat, by the way that they take themselves: a product of two
 // square bf16 matrices through `gemm`, and a copy, bytes read and written.
 struct Floors {
   int64_t product_size = 0;
   double flops_per_second = 0, bytes_per_second = 0;
 };
+// On a GPU what was chosen for other products is forgotten.
 Floors measure_floors(Device device);
 
 }  // namespace amur

@@ -15,6 +15,7 @@
 #include "kernels/product.h"
 #include "src/core/error.h"
 #include "src/train/attention_choices.h"
+#include "src/train/budgets.h"
 #include "src/train/product_choices.h"
 #include "src/train/session.h"
 #include "tests/bench/bench_device.h"
@@ -102,22 +103,16 @@ Choices read_choices(const std::string& path) {
   return file ? Json::parse(file).get<Choices>() : Choices();
 }
 
-// The products of these chunks, and where that is wanted the one that they are held against.
-Choices choose_products(BenchTrainer& trainer, const std::vector<Chunk>& chunks, bool large_one,
+// The products of these chunks and of the loss stage.
+Choices choose_products(BenchTrainer& trainer, const std::vector<Chunk>& chunks,
                         const Choices& known, Device device) {
   std::set<int64_t> buckets;
   for (const Chunk& chunk : chunks) buckets.insert(bucket_of(chunk.tokens));
-  std::vector<Product> products;
-  for (const Product& p :
-       products_of(trainer.model(), trainer.config().train.chunk_tokens, trainer.sinks()))
+  const Config& config = trainer.config();
+  std::vector<Product> products =
+      contrastive_loss_products(config.loss, loss_extent(config, trainer.model(), 1), device);
+  for (const Product& p : products_of(trainer.model(), config.train.chunk_tokens, trainer.sinks()))
     if (buckets.contains(p.transpose_a == Transpose::yes ? p.k : p.m)) products.push_back(p);
-  if (const int64_t n = product_size(device); large_one)
-    products.push_back({.transpose_b = Transpose::yes,
-                        .m = n,
-                        .n = n,
-                        .k = n,
-                        .ab = DType::bf16,
-                        .c = DType::bf16});
   return measure_products(products, known, device);
 }
 
@@ -152,20 +147,27 @@ AttentionEngines choose_attentions(const Config& config, const LocalBatch& batch
   return engines;
 }
 
-// What a training chooses by measuring, for this batch. Text about the attention.
-std::string make_choices(BenchTrainer& trainer, const LocalBatch& batch, bool large_one,
-                         Device device, const std::string& path) {
-  if (device == Device::cpu() || path == "none") return "own";
+// What a training chooses by measuring, for this batch, where `runtime.attention` and
+// `runtime.tune` leave it to that: each speaks of its own choice alone, so that the two can be told
+// apart. Text about the attention.
+std::string make_choices(BenchTrainer& trainer, const LocalBatch& batch, Device device,
+                         const std::string& path) {
+  if (device == Device::cpu()) return "own";
   const Config& config = trainer.config();
   const std::vector<Chunk> chunks = plan_chunks(batch, config.train.chunk_tokens, false);
   Choices known = path.empty() ? Choices() : read_choices(path);
   AttentionEngines engines;
-  if (trainer.dtype() == DType::bf16)
+  if (config.runtime.attention == AttentionChoice::cudnn)
+    engines.otherwise = AttentionEngine::cudnn;
+  else if (config.runtime.attention == AttentionChoice::automatic && trainer.dtype() == DType::bf16)
     engines = choose_attentions(config, batch, chunks, known, device);
   use_attention_engines(engines, device);
-  known.merge(choose_products(trainer, chunks, large_one, known, device));
-  use_product_choices(known);
+  if (config.runtime.tune) {
+    known.merge(choose_products(trainer, chunks, known, device));
+    use_product_choices(known);
+  }
   if (!path.empty()) std::ofstream(path) << Json(known).dump(1) << '\n';
+  if (engines.otherwise == AttentionEngine::cudnn) return "cuDNN wherever it can";
   std::string text;
   for (const auto& [kind, engine] : engines.chosen)
     text += fmt::format("{}{} to {} by cuDNN", text.empty() ? "" : ", ", name_of(kind.direction),
@@ -204,10 +206,11 @@ int bench_step(Runtime& runtime, std::vector<std::string> args) {
   Config config = config_of(model, longest, overrides);
   const auto grid = start_grid(config, CommBackend::mpi, runtime, device);
   config.model.vocab = kVocabulary;
+  config.train.batch_size = pairs;
   const LocalBatch batch = random_batch(pairs, length, longest, kVocabulary, config.train.seed);
   BenchTrainer trainer(config, precision == "bf16" ? Precision::bf16 : Precision::fp32, *grid,
                        runtime, device);
-  const std::string attention = make_choices(trainer, batch, with_floors, device, choices_file);
+  const std::string attention = make_choices(trainer, batch, device, choices_file);
   for (int64_t i = 0; i < kWarmUp; ++i) trainer.step(batch, config.train.activation_budget);
   std::vector<BenchStep> done;
   std::vector<double> seconds;
@@ -267,6 +270,11 @@ int bench_loss(Runtime& runtime, std::vector<std::string> args) {
 
   const Config config = config_of("tiny", 0, overrides);
   const auto grid = start_grid(config, CommBackend::mpi, runtime, device);
+  if (device != Device::cpu() && config.runtime.tune) {
+    const LossExtent extent{rows, rows, rows, rows, width, 1, DType::f32};
+    use_product_choices(
+        measure_products(contrastive_loss_products(config.loss, extent, device), {}, device));
+  }
   Tensor texts = random_tensor({2 * rows, width}, DType::f32, device);
   {
     Tensor norm({2 * rows}, DType::f32, device);

@@ -10,14 +10,14 @@
 namespace amur {
 
 // step [--device cpu|cuda] [--model tiny|minilm|bert-base|bert-large] [--pairs N] [--length N]
-//      [--longest N] [--steps N] [--precision fp32|bf16] [--floors yes|no] [--choices FILE|none]
+//      [--longest N] [--steps N] [--precision fp32|bf16] [--floors yes|no] [--choices FILE]
 //      [--set KEY=VALUE]...
 //   Whole training steps: seconds of the median step, its phases, model FLOP/s as a share of the
 //   rate of the large product, memory, bytes of training state. --longest above --length:
 //   log-normal lengths. train.activation_budget is everything unless it is set.
 //   On a GPU algorithms of products and engines of attention are those that a training would
-//   choose by measuring, and of the large product too; FILE has them for the next one. none: the
-//   library's first, our own attention.
+//   choose by measuring; FILE has them for the next one. With runtime.tune=false products are the
+//   library's first, attention is still chosen; that is runtime.attention's to say.
 int bench_step(Runtime& runtime, std::vector<std::string> args);
 
 // loss [--device cpu|cuda] [--rows N] [--width N] [--set KEY=VALUE]...

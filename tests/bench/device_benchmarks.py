@@ -20,47 +20,57 @@ import time
 ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 # name: options of `amur_bench_training step`. The first ones are what all others are held against.
+BERT_BASE = "--model bert-base --pairs 512 --length 128"
 STEPS = {
     "minilm, 128 tokens": "--model minilm --pairs 2048 --length 128 --steps 15",
-    "bert-base, 128 tokens": "--model bert-base --pairs 512 --length 128 --steps 11",
+    "bert-base, 128 tokens": BERT_BASE + " --steps 11",
     "bert-large, 128 tokens": "--model bert-large --pairs 192 --length 128 --steps 11",
 }
+# With nothing kept between the passes: activations would hide what the weights take.
+NOTHING_KEPT = " --set train.activation_budget=0"
 STATES = {
-    "bert-base, 128 tokens, weights in bf16": "--model bert-base --pairs 512 --length 128 --set optimizer.state=bf16_weights",
-    "bert-base, 128 tokens, state in bf16": "--model bert-base --pairs 512 --length 128 --set optimizer.state=bf16",
+    "bert-base, 128 tokens, nothing kept": BERT_BASE + NOTHING_KEPT,
+    "bert-base, 128 tokens, nothing kept, weights in bf16": BERT_BASE + NOTHING_KEPT + " --set optimizer.state=bf16_weights",
+    "bert-base, 128 tokens, nothing kept, state in bf16": BERT_BASE + NOTHING_KEPT + " --set optimizer.state=bf16",
 }
+# One thing is another one than in the first steps, so that what it brings can be read off.
 MORE_STEPS = {
+    "bert-base, 128 tokens, our own attention": BERT_BASE + " --set runtime.attention=own",
+    "bert-base, 128 tokens, products by the library's first": BERT_BASE + " --set runtime.tune=false",
     "bert-base, mixed lengths": "--model bert-base --pairs 1024 --length 60 --longest 256",
-    "minilm, 128 tokens, chunks of 32k": "--model minilm --pairs 2048 --length 128 --set train.chunk_tokens=32768",
-    "bert-base, 128 tokens, chunks of 32k": "--model bert-base --pairs 512 --length 128 --set train.chunk_tokens=32768",
-    "bert-large, 128 tokens, chunks of 8k": "--model bert-large --pairs 192 --length 128 --set train.chunk_tokens=8192",
-    "bert-base, 128 tokens, nothing kept": "--model bert-base --pairs 512 --length 128 "
-                                           "--set train.activation_budget=0",
-    "bert-base, 128 tokens, nothing chosen by measuring": "--model bert-base --pairs 512 --length 128 --choices none",
-    "bert-base, 128 tokens, dropout 0.1": "--model bert-base --pairs 512 --length 128 --set model.dropout=0.1",
     "bert-base, 512 tokens": "--model bert-base --pairs 128 --length 512",
-    "bert-base, 128 tokens, adamw": "--model bert-base --pairs 512 --length 128 --set optimizer.kind=adamw",
-    "bert-base, 128 tokens, lion": "--model bert-base --pairs 512 --length 128 --set optimizer.kind=lion",
+    "bert-base, 128 tokens, dropout 0.1": BERT_BASE + " --set model.dropout=0.1",
+}
+LAST_STEPS = {
+    "minilm, 128 tokens, chunks of 32k": "--model minilm --pairs 2048 --length 128 --set train.chunk_tokens=32768",
+    "bert-base, 128 tokens, chunks of 32k": BERT_BASE + " --set train.chunk_tokens=32768",
+    "bert-large, 128 tokens, chunks of 8k": "--model bert-large --pairs 192 --length 128 --set train.chunk_tokens=8192",
+    "bert-base, 128 tokens, adamw": BERT_BASE + " --set optimizer.kind=adamw",
+    "bert-base, 128 tokens, lion": BERT_BASE + " --set optimizer.kind=lion",
     "minilm, 128 tokens, fp32": "--model minilm --pairs 256 --length 128 --precision fp32",
 }
 IN_BF16 = " --set loss.precision=bf16"
 LOSS = {"65,536 x 768, bf16": "--rows 65536 --width 768" + IN_BF16, "65,536 x 768, fp32": "--rows 65536 --width 768"}
 MORE_LOSS = {"32,768 x 384, bf16": "--rows 32768 --width 384" + IN_BF16, "32,768 x 384, fp32": "--rows 32768 --width 384"}
-# Filters of `amur_bench_kernels`, one start each, so that what is done is there if time runs out.
-UPDATES = ("optimizer_update",)
-KERNELS = ("^(norm|gelu|dropout|column_sums|embedding|attention)/", "^attention_by_length", "^linear", "^attention_by_cudnn")
+# Filters of `amur_bench_kernels`, one start each: one that hangs takes no more than its own with it.
+UPDATES = ("^optimizer_update/0", "^optimizer_update/[12]")
+KERNELS = ("^(norm|gelu|dropout|column_sums|embedding|attention)/",
+           "^attention_by_length/./0/(16|32|64|128|256|512)/", "^attention_by_length/./1/(16|32|64|128|256|512)/",
+           "^attention_by_cudnn/./0/", "^attention_by_cudnn/./1/")
+LAST_KERNELS = ("^attention_by_length/./0/(2048|8192)/", "^attention_by_length/./1/(2048|8192)/", "^linear/")
 # Small: the same commands, to show on a CPU that they work.
 SMALL_STEPS = {"tiny, 16 tokens": "--model tiny --pairs 8 --length 16 --steps 2",
                "tiny, mixed lengths, nothing kept": "--model tiny --pairs 8 --length 12 --longest 40 --steps 2 "
-                                                    "--set train.activation_budget=0 --precision fp32"}
+                                                    "--precision fp32" + NOTHING_KEPT}
 SMALL_LOSS = {"64 x 32, bf16": "--rows 64 --width 32" + IN_BF16, "64 x 32, fp32": "--rows 64 --width 32"}
-SMALL_UPDATES, SMALL_KERNELS = ("optimizer_update/0",), ("^norm",)
+SMALL_UPDATES, SMALL_KERNELS = ("^optimizer_update/0",), ("^norm",)
 
 # Of a bundle, for the programs alone (launch/gpu-tests.sh).
 LIBRARIES = {"LD_LIBRARY_PATH": os.environ["AMUR_LIBRARY_PATH"]} if "AMUR_LIBRARY_PATH" in os.environ else {}
 
 # Of one program, at most.
-MOST_SECONDS = {"benchmarks": 150, "training": 300}
+MOST_SECONDS = {"benchmarks": 60, "training": 300}
+PROFILED_STEPS = 20  # many, since the weights' way to the GPU before the first one is spread over them
 
 # How weights and momentum are held: options of `amur train`.
 MODES = {state: [f"optimizer.state={state}"] for state in ("fp32", "bf16_weights", "bf16")}
@@ -92,27 +102,28 @@ class Bench:
         print(text, file=self.log, flush=True)
 
     def run(self, name, command, environment=None):
-        """What the program printed, and None; or None, and why there is nothing."""
+        """What the program printed, also where it did not come to its end, and None or why not."""
         left = self.end - time.monotonic()
         begin = time.monotonic()
         self.note(f"== {name}: {' '.join(command)}")
+        output, problem = "", None
         if left < 1:
-            output, problem = None, f"not run: the {self.options.limit} s of this part were over"
+            problem = f"not run: the {self.options.limit} s of this part were over"
         else:
             try:
                 # One program that hangs takes no more than its share.
                 done = subprocess.run(command, capture_output=True, text=True, check=False,
                                       timeout=min(left, MOST_SECONDS[self.options.part]),
                                       env=os.environ | LIBRARIES | (environment or {}))
-                self.log.write(done.stderr + done.stdout)
-                output, problem = done.stdout, None
+                output, messages = done.stdout, done.stderr
                 if done.returncode:
-                    last = done.stderr.strip().splitlines()[-1:] or [""]
-                    output, problem = None, f"exit code {done.returncode}: {last[0]}"
-            except subprocess.TimeoutExpired:
-                output, problem = None, f"stopped after {time.monotonic() - begin:.0f} s"
+                    problem = f"exit code {done.returncode}: {(messages.strip().splitlines() or [''])[-1]}"
+            except subprocess.TimeoutExpired as error:
+                output, messages = ((text or b"").decode(errors="replace") for text in (error.stdout, error.stderr))
+                problem = f"stopped after {time.monotonic() - begin:.0f} s"
             except OSError as error:
-                output, problem = None, str(error)
+                problem = messages = str(error)
+            self.log.write(messages + output)
         if problem:
             self.failed.append(name)
             self.note(f"{name}: {problem}")
@@ -135,9 +146,8 @@ class Bench:
 
 
 def step_command(bench, arguments):
-    kept = [] if "--choices" in arguments else ["--choices", bench.choices]
     return [bench.program("tests", "bench", "amur_bench_training"), "step", "--device", bench.options.device,
-            *arguments.split(), *kept]
+            *arguments.split(), "--choices", bench.choices]
 
 
 def steps(bench, wanted, found):
@@ -162,15 +172,23 @@ def loss_stage(bench, wanted, found):
 
 
 def kernels(bench, filters, found):
-    """Context and benchmarks of all filters together."""
+    """Context and benchmarks of all filters together. Of a program that did not come to its end what it had measured,
+    which it prints one by one."""
     for wanted in filters:
         command = [bench.program("tests", "bench", "amur_bench_kernels"), "--device", bench.options.device,
                    "--benchmark_format=json", f"--benchmark_min_time={0.005 if bench.options.small else 0.1}",
                    f"--benchmark_filter={wanted}"]
-        part = bench.run_json(f"kernels: {wanted}", command)
-        if "error" in part:
+        output, problem = bench.run(f"kernels: {wanted}", command)
+        if problem:
+            found.setdefault("problems", {})[wanted] = problem
+            output = output[:output.rfind("}") + 1] + "]}"  # closed behind the last figure
+        try:
+            part = json.loads(output[output.index("{"):])
+        except ValueError:  # not even one
+            if not problem:
+                bench.failed.append(f"kernels: {wanted}")
             if "benchmarks" not in found:
-                found["error"] = part["error"]
+                found["error"] = problem or f"no JSON was printed for {wanted}"
         else:
             found.pop("error", None)
             found.setdefault("context", part["context"])
@@ -198,7 +216,7 @@ def profiles(bench, found):
         found["error"] = problem
         return
     for name, arguments in STEPS.items():
-        arguments = arguments.split(" --steps ")[0] + " --steps 4 --floors no"
+        arguments = f"{arguments.split(' --steps ')[0]} --steps {PROFILED_STEPS} --floors no"
         with tempfile.TemporaryDirectory(prefix="amur_profile_") as folder:
             times = os.path.join(folder, "times.json")
             step = bench.run_json(f"profile: {name}", step_command(bench, arguments),
@@ -211,7 +229,7 @@ def profiles(bench, found):
                 with open(times, encoding="utf-8") as file:
                     measured = json.load(file)
                 count = step["steps"] + step["warm_up_steps"]  # all of them ran the same kernels
-                found[name] = {"step_seconds": step["seconds"], "dropped": measured["dropped"],
+                found[name] = {"step_seconds": step["seconds"], "steps": count, "dropped": measured["dropped"],
                                "kernels": [[kernel, calls / count, seconds / count]
                                            for kernel, calls, seconds in measured["names"]]}
         bench.save()
@@ -230,8 +248,10 @@ def benchmarks(bench):
     del found["profiles"]["error"]
     profiles(bench, found["profiles"])
     steps(bench, {} if small else MORE_STEPS, found["steps"])
-    loss_stage(bench, {} if small else MORE_LOSS, found["loss"])
     kernels(bench, SMALL_KERNELS if small else KERNELS, found["kernels"])
+    loss_stage(bench, {} if small else MORE_LOSS, found["loss"])
+    steps(bench, {} if small else LAST_STEPS, found["steps"])
+    kernels(bench, () if small else LAST_KERNELS, found["kernels"])
 
 
 def quick_start(bench):

@@ -12,11 +12,12 @@ PARTS = ("tests", "sanitizer", "benchmarks", "training", "peers")
 AIMS = {"minilm, 128 tokens": 0.55, "bert-base, 128 tokens": 0.70, "bert-large, 128 tokens": 0.75}
 PHASES = ("touch", "pass1", "loss", "pass2", "update")
 RULES = {"0": ("Tiger", 0.9), "1": ("Lion", None), "2": ("AdamW", None)}
+UPDATE_BYTES = 24  # of Tiger's update, a parameter in f32, at least
 # What a kernel is for, by a part of its name; the first that fits. The rest is listed by itself.
 CLASSES = (("attention", r"attention|flash|sdpa|cudnn|rotary"), ("products", r"gemm|cutlass|nvjet|xmma|cublas|splitk"),
            ("norm", r"norm"), ("activation", r"activation|gelu"), ("embedding and pooling", r"embedding|pool|position"),
-           ("loss stage", r"contrastive|exclude|statistics|softmax|sigmoid"), ("bias sums", r"column_sum|bias"),
-           ("update", r"update|sign|adam|lion|tiger"), ("dropout and additions", r"dropout|axpy|scale|cast|gate"),
+           ("loss stage", r"contrastive|exclude|statistics|softmax|sigmoid"), ("bias sums", r"column_(partials|finish)|bias"),
+           ("update", r"update|sign|adam|lion|tiger|squares|finite"), ("dropout and additions", r"dropout|axpy|scale|cast|gate"),
            ("copies and fills", r"^copy|^fill|move_rows|memcpy|memset"))
 
 
@@ -71,8 +72,8 @@ def floors(steps, kernels):
         context = kernels["context"]
         rows.append(("kernels", f"{context['product_size']}^3", rate(float(context["floor_flops"])),
                      f"{giga(float(context['floor_bytes']))} GB/s"))
-    return ["## Floors", "", "A product of two square bf16 matrices, through the call that training uses, and a copy "
-            "(bytes read and written). Each program measured them itself.", "",
+    return ["## Floors", "", "A product of two square bf16 matrices, through the call that training uses and by an algorithm "
+            "that was chosen by measuring, and a copy (bytes read and written). Each program measured them itself.", "",
             *table(("measured with", "matrices", "product", "copy"), rows)]
 
 
@@ -80,8 +81,8 @@ def step_tables(steps):
     good = {name: s for name, s in steps.items() if not is_error(s)}
     out = ["## Training steps", "", "Whole steps of one rank on random tokens: both passes, loss stage, update. Model "
            "FLOP/s count three forward passes and nothing twice; the fraction is of the product above, measured by the "
-           "same program. Algorithms of products, that one's too, and engines of attention are chosen by measuring, as "
-           "in a training.", ""]
+           "same program. Algorithms of products and engines of attention are chosen by measuring, as in a training, "
+           "where the step's name says nothing else.", ""]
     rows = []
     for name, s in steps.items():
         if is_error(s):
@@ -104,7 +105,20 @@ def step_tables(steps):
     return out
 
 
-def profile_tables(profiles):
+def update_table(steps):
+    """The whole of Tiger's update, as the steps had it."""
+    rows = [(name, f"**{UPDATE_BYTES * s['parameters'] / s['phases']['update'] / s['floors']['bytes_per_second']:.2f}**",
+             RULES["0"][1], milliseconds(s["phases"]["update"]))
+            for name, s in steps.items() if not is_error(s) and s["optimizer"] == "tiger"
+            and not any(setting.startswith("optimizer.") for setting in s["overrides"])]
+    return ["The whole of Tiger's update in the steps, f32, as a fraction of the rate of a copy. "
+            f"{UPDATE_BYTES} bytes a parameter are counted: the momentum scaled before the gradients are added to it (8), its "
+            "squares (4), weight and momentum at the end (12); the squares of matrices' weights (4) are not. Rows of tables that a "
+            "step does not touch are left alone, and counted: nearly none where a batch has many times the vocabulary.", "",
+            *table(("step", "fraction of copying", "aim", "ms"), rows)]
+
+
+def profile_tables(profiles, steps):
     out = ["## Profile by kernels", ""]
     if is_error(profiles):
         return [*out, f"None: {profiles['error']}.", ""]
@@ -113,14 +127,17 @@ def profile_tables(profiles):
         if is_error(profile):
             out += [f"None: {profile['error']}.", ""]
             continue
-        whole, sums, calls = profile["step_seconds"], {}, {}
+        sums, calls = {}, {}
         for kernel, count, seconds in profile["kernels"]:
             kind = class_of(kernel)
             sums[kind] = sums.get(kind, 0) + seconds
             calls[kind] = calls.get(kind, 0) + count
         busy = sum(sums.values())
-        out += [f"A step of {milliseconds(whole)} ms under the profiler, in which the GPU was busy for "
-                f"{share(busy, whole)} %; {profile['dropped']} records were lost.", ""]
+        # The profiler makes steps longer, and kernels hardly.
+        whole = steps.get(name, {}).get("seconds", profile["step_seconds"])
+        out += [f"The GPU was busy for {share(busy, whole)} % of a step of {milliseconds(whole)} ms, which took "
+                f"{milliseconds(profile['step_seconds'])} ms under the profiler; {profile['dropped']} records were lost. What "
+                f"came before the first step, the weights' way to the GPU, is spread over the {profile['steps']} steps.", ""]
         out += table(("kind", "calls a step", "ms", "% of the step"),
                      [(kind, f"{calls[kind]:.0f}", milliseconds(seconds), share(seconds, whole))
                       for kind, seconds in sorted(sums.items(), key=lambda item: -item[1])] +
@@ -155,8 +172,10 @@ def kernel_tables(kernels):
         measured.setdefault(name, []).append((arguments, entry))
     out = ["## Kernels", "", f"On {kernels['context']['tokens']} tokens. `copies`: time as a multiple of copying what has "
            "to be read and written; `peak`: share of the product's rate above.", ""]
+    out += [f"Not all of `{wanted}`: {problem}.\n" for wanted, problem in kernels.get("problems", {}).items()]
     if "optimizer_update" in measured:
-        out += ["One update of all parameters in f32, as a fraction of the rate of a copy:", ""]
+        out += ["One update of all parameters in f32, as a fraction of the rate of a copy. Of Tiger it is the last kernel "
+                f"alone, 12 of the {UPDATE_BYTES} bytes a parameter; the whole stands with the steps.", ""]
         out += table(("rule", "fraction of copying", "aim", "ms"),
                      [(RULES[arguments[0]][0], f"**{1 / entry['copies']:.2f}**", RULES[arguments[0]][1] or "",
                        milliseconds(entry["real_time"] * 1e-9))
@@ -236,7 +255,8 @@ def report(folder):
     if measured:
         out += floors(measured["steps"], measured["kernels"])
         out += step_tables(measured["steps"])
-        out += profile_tables(measured["profiles"])
+        out += update_table(measured["steps"])
+        out += profile_tables(measured["profiles"], measured["steps"])
         out += loss_table(measured["loss"])
         out += kernel_tables(measured["kernels"])
     else:

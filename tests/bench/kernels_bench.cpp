@@ -369,6 +369,7 @@ int run(int argc, char** argv) {
 }  // namespace amur
 
 int main(int argc, char** argv) {
+  amur::start_again_for_blas(argv);
   try {
     return amur::run(argc, argv);
   } catch (const amur::Error& error) {

@@ -5,15 +5,17 @@ peers.json and peers.svg into docs/benchmarks or --out. Needs Python packages th
 `peers.sh`, which installs them and starts this; launch/gpu-check.sh starts it where there is a GPU.
 
 The loss is that of CachedMultipleNegativesRankingLoss (GradCache: queries against the documents of the batch, scale
-20), the optimizer AdamW with equal settings, no dropout. Both sides get the same texts in a file and are started anew
-for every line of the table; the sides take turns. On the CPU the model is all-MiniLM-L6-v2 and both sides tokenize
-while they train. With --built-model it is made here from a configuration, with random weights and a vocabulary in
-which every word is one token, so that nothing has to be fetched; there neither side's tokenizing is counted.
+20), the optimizer AdamW with equal settings, no dropout. Both sides get the same texts in a file and take turns; a rate
+is of the median step. On the CPU the model is all-MiniLM-L6-v2, both sides tokenize while they train and are started
+anew for every line of the table. With --built-model it is made here from a configuration, with random weights and a
+vocabulary in which every word is one token, so that nothing has to be fetched; there neither side's tokenizing is
+counted, and the peer has all its settings for some texts in one process, each from the same weights.
 """
 import argparse
 import collections
-import contextlib
 import datetime
+import gc
+import importlib.metadata
 import itertools
 import json
 import math
@@ -33,35 +35,36 @@ from peers_report import SAME_LOSS_PAIRS, write_report
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENTS = os.path.join(HERE, "..", "..", "docs", "benchmarks")
 SCALE, RATE, EPSILON = 20, 2e-5, 1e-8
-WARM_UP = 1  # steps that are not timed
-MOST_SECONDS = 150  # of one run, where there is a limit at all
+MOST_SECONDS = 60  # of one setting, where there is a limit at all
 
-Texts = collections.namedtuple("Texts", "model batch steps tokens")  # timed steps; tokens that a text is cut at
-# Setting and precision of the peer, its default first; name, ranks, precision and options of Amur, where each rank has
-# its share of the cores.
+# Pairs of a batch; tokens that a text is cut at; steps of the peer and of Amur: those that are not timed, then those that
+# are.
+Texts = collections.namedtuple("Texts", "model batch tokens peer_steps amur_steps")
+# Settings of the peer, its default first: mini-batch and precision, in lists of those that one process tries one after the
+# other. Name, precision, ranks and options of Amur, where each rank has its share of the cores.
 Plan = collections.namedtuple("Plan", "texts peer amur")
 FIXED = ("train.activation_budget=1GiB", "train.chunk_tokens=4096")  # auto depends on the machine's memory
 LEAN = ("train.activation_budget=16MiB", "train.chunk_tokens=512")
+FEW = (1, 3)
 PRETRAINED = Plan(
-    {"trans-de-en": Texts("all-MiniLM-L6-v2", 256, 3, 256), "wordnet": Texts("all-MiniLM-L6-v2", 256, 3, 256),
-     "32 tokens": Texts("all-MiniLM-L6-v2", 256, 2, 32), "128 tokens": Texts("all-MiniLM-L6-v2", 64, 2, 128)},
-    [("mini-batch 32", "fp32"), ("mini-batch 16", "fp32"), ("mini-batch 64", "fp32"),
-     ("mini-batch 32", "bf16"), ("mini-batch 16", "bf16")],
-    [("1 rank", 1, "fp32", FIXED), ("2 ranks", 2, "fp32", FIXED), ("1 rank", 1, "bf16", FIXED),
-     ("2 ranks", 2, "bf16", FIXED),
-     ("1 rank, lean", 1, "fp32", LEAN), ("1 rank, lean", 1, "bf16", LEAN)])
+    {"trans-de-en": Texts("all-MiniLM-L6-v2", 256, 256, FEW, FEW), "wordnet": Texts("all-MiniLM-L6-v2", 256, 256, FEW, FEW),
+     "32 tokens": Texts("all-MiniLM-L6-v2", 256, 32, FEW, FEW), "128 tokens": Texts("all-MiniLM-L6-v2", 64, 128, FEW, FEW)},
+    [[("mini-batch 32", "fp32")], [("mini-batch 16", "fp32")], [("mini-batch 64", "fp32")],
+     [("mini-batch 32", "bf16")], [("mini-batch 16", "bf16")]],
+    [("1 rank", "fp32", 1, FIXED), ("2 ranks", "fp32", 2, FIXED), ("1 rank", "bf16", 1, FIXED),
+     ("2 ranks", "bf16", 2, FIXED),
+     ("1 rank, lean", "fp32", 1, LEAN), ("1 rank, lean", "bf16", 1, LEAN)])
 REAL = ("trans-de-en", "wordnet")
-CHUNKS = "train.chunk_tokens=16384"
+MORE = (4, 8)  # in its first steps Amur lets cuDNN plan for the lengths that it meets
 BUILT = Plan(
-    {"128 tokens, minilm": Texts("minilm", 2048, 3, 128), "mix, minilm": Texts("minilm", 2048, 3, 256),
-     "128 tokens, bert-base": Texts("bert-base", 1024, 3, 128), "mix, bert-base": Texts("bert-base", 1024, 3, 256)},
-    [("mini-batch 32", "bf16"), ("mini-batch 256", "bf16"), ("mini-batch 1024", "bf16"),
-     ("mini-batch 256, cuDNN", "bf16")],
-    [("as it is", 1, "bf16", ()), ("large chunks", 1, "bf16", (CHUNKS, "train.activation_budget=24GiB")),
-     ("large chunks, lean", 1, "bf16", (CHUNKS, "train.activation_budget=0"))])
-SMALL = Plan({"128 tokens, tiny": Texts("tiny", 8, 2, 128), "mix, tiny": Texts("tiny", 8, 2, 256)},
-             [("mini-batch 32", "bf16"), ("mini-batch 4", "bf16")],
-             [("as it is", 1, "bf16", ()), ("1 rank, lean", 1, "bf16", LEAN)])
+    {"128 tokens, minilm": Texts("minilm", 2048, 128, FEW, MORE), "mix, minilm": Texts("minilm", 2048, 256, FEW, MORE),
+     "128 tokens, bert-base": Texts("bert-base", 1024, 128, FEW, MORE),
+     "mix, bert-base": Texts("bert-base", 1024, 256, FEW, MORE)},
+    [[("mini-batch 32", "bf16"), ("mini-batch 256", "bf16"), ("mini-batch 512", "bf16")]],
+    [("as it is", "bf16", 1, ()), ("lean", "bf16", 1, ("train.activation_budget=0", "train.chunk_tokens=8192"))])
+SMALL = Plan({"128 tokens, tiny": Texts("tiny", 8, 128, FEW, FEW), "mix, tiny": Texts("tiny", 8, 256, FEW, FEW)},
+             [[("mini-batch 32", "bf16"), ("mini-batch 4", "bf16")]],
+             [("as it is", "bf16", 1, ()), ("lean", "bf16", 1, LEAN)])
 # layers, hidden, heads of a model that is made here
 SHAPES = {"tiny": (2, 64, 2), "minilm": (6, 384, 12), "bert-base": (12, 768, 12)}
 # Mean and spread (sigma of the logarithm) of the words of queries and of documents in a `mix`.
@@ -189,18 +192,8 @@ def write_texts(path, name, count, source=None):
         out.writelines(f"{a}\t{b}\n" for a, b in pairs)
 
 
-def attention_by(cudnn):
-    """The peer's choice among its attention kernels, or cuDNN's first."""
-    if not cudnn:
-        return contextlib.nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
-                        SDPBackend.MATH], set_priority=True)
-
-
 def peer(options):
-    """One run of sentence-transformers: prints what it measured as JSON."""
+    """A process of sentence-transformers: of each of its settings a line of JSON, as soon as it is measured."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
@@ -208,62 +201,87 @@ def peer(options):
 
     gpu = options.device == "cuda"
     torch.set_num_threads(os.cpu_count())
-    model = SentenceTransformer(options.model, device=options.device)
-    model.max_seq_length = options.tokens
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    loss = CachedMultipleNegativesRankingLoss(model, scale=SCALE, mini_batch_size=options.mini)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, eps=EPSILON, weight_decay=0)
     with open(options.texts, encoding="utf-8") as lines:
         pairs = [line.rstrip("\n").split("\t") for line in lines]
-    preprocess = getattr(model, "preprocess", None) or model.tokenize
+    ahead = []  # batches, where tokenizing is not timed; the first setting makes them for all
 
-    def batch_of(step):
-        first = step * options.batch % len(pairs)
-        batch = pairs[first:first + options.batch]
-        return [batch_to_device(preprocess([pair[side] for pair in batch]), options.device) for side in (0, 1)]
+    def train(mini, precision):
+        model = SentenceTransformer(options.model, device=options.device)
+        model.max_seq_length = options.tokens
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        loss = CachedMultipleNegativesRankingLoss(model, scale=SCALE, mini_batch_size=mini)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, eps=EPSILON, weight_decay=0)
+        preprocess = getattr(model, "preprocess", None) or model.tokenize
 
-    ahead = [batch_of(step) for step in range(options.steps)] if options.built_model else None
-    model.train()
-    losses, seconds = [], []
-    with attention_by(options.cudnn):
+        def batch_of(step):
+            first = step * options.batch % len(pairs)
+            batch = pairs[first:first + options.batch]
+            return [batch_to_device(preprocess([pair[side] for pair in batch]), options.device) for side in (0, 1)]
+
+        if options.built_model and not ahead:
+            ahead.extend(batch_of(step) for step in range(options.steps))
+        model.train()
+        losses, seconds = [], []
         for step in range(options.steps):
             begin = time.perf_counter()
             batch = ahead[step] if ahead else batch_of(step)
-            with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
+            with torch.autocast(options.device, torch.bfloat16, enabled=precision == "bf16"):
                 value = loss(batch, None)
                 value.backward()
             optimizer.step()
             optimizer.zero_grad()
             losses.append(value.item())  # which waits for all of it
             seconds.append(time.perf_counter() - begin)
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"losses": losses, "seconds": seconds, "peak": peak}))
+        peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"losses": losses, "seconds": seconds, "peak": peak}
+
+    for setting in options.settings:
+        mini, precision = setting.split(":")
+        if gpu:  # nothing of the setting before
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            measured = train(int(mini), precision)
+        except torch.cuda.OutOfMemoryError:
+            measured = {"problem": "out of memory"}
+        print(json.dumps(measured), flush=True)
 
 
-def run_peer(job, setting, precision, steps):
-    words_of = setting.replace(",", "").split()
+def run_peer(job, settings, steps):
+    """What each of the settings did, one after the other."""
     command = [sys.executable, os.path.abspath(__file__), "--peer", job.program, "--model", job.model,
                "--device", job.device, "--texts", job.texts, "--batch", job.batch, "--tokens", job.tokens, "--steps",
-               steps, "--mini", words_of[1], "--precision", precision, *(["--cudnn"] if "cuDNN" in words_of else []),
-               *(["--built-model"] if job.built else [])]
-    return json.loads(output_of(list(map(str, command)), None, job.end).splitlines()[-1])
+               steps, *(["--built-model"] if job.built else []),
+               "--settings", *(f"{name.split()[-1]}:{precision}" for name, precision in settings)]
+    for line in lines_of(list(map(str, command)), None, job.end, len(settings)):
+        if line.startswith("{"):  # libraries may have something to say too
+            yield json.loads(line)
+
+
+def lines_of(command, environment, end, settings=1):
+    """The lines that it prints; Failed where it does, or is not done at `end`, which has not to come for all of them."""
+    begin = time.monotonic()
+    if end - begin < 1:
+        raise Failed("not run: the time was over")
+    # It tells mpirun to end before it kills it, so that ranks end too.
+    stopped = [] if math.isinf(end) else ["timeout", "-k", "5", f"{min(end - begin, settings * MOST_SECONDS):.0f}"]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as messages, subprocess.Popen(
+            [*stopped, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, text=True,
+            env=environment) as process:
+        yield from process.stdout
+        code = process.wait()
+        messages.seek(0)
+        if stopped and code in (124, 137):
+            raise Failed(f"{' '.join(command)}\nstopped after {time.monotonic() - begin:.0f} s")
+        if code:
+            raise Failed(f"{' '.join(command)}\n{messages.read()}")
 
 
 def output_of(command, environment, end):
-    """What it printed; Failed where it does, or is not done at `end`, which has not to come for all of them."""
-    seconds = end - time.monotonic()
-    if seconds < 1:
-        raise Failed("not run: the time was over")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment,
-                              timeout=None if math.isinf(seconds) else min(seconds, MOST_SECONDS))
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"{' '.join(command)}\nstopped after {error.timeout:.0f} s") from error
-    if done.returncode:
-        raise Failed(f"{' '.join(command)}\n{done.stderr}")
-    return done.stdout
+    return "".join(lines_of(command, environment, end))
 
 
 class Failed(Exception):
@@ -276,14 +294,14 @@ def amur_environment(threads):
     return os.environ | own | {"OMP_NUM_THREADS": str(threads)}
 
 
-def run_amur(job, setting, steps):
+def run_amur(job, setting, warm_up, steps):
     """The same by Amur; the memory of all ranks."""
-    _, ranks, precision, changes = setting
+    _, precision, ranks, changes = setting
     run = tempfile.mkdtemp(dir=job.folder)
     config = os.path.join(run, "run.yaml")
     with open(config, "w", encoding="utf-8") as out:
         out.write(CONFIG.format(texts=job.texts, scale=SCALE, rate=RATE, epsilon=EPSILON, start=job.start,
-                                batch=job.batch, steps=steps, precision=precision, tokens=job.tokens))
+                                batch=job.batch, steps=warm_up + steps, precision=precision, tokens=job.tokens))
     threads = max(1, os.cpu_count() // ranks)
     launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
     command = [*launcher, job.program, "train", config, "--run-dir", os.path.join(run, "run"), "--device", job.device,
@@ -292,21 +310,17 @@ def run_amur(job, setting, steps):
     with open(os.path.join(run, "run", "metrics.jsonl"), encoding="utf-8") as lines:
         metrics = [json.loads(line) for line in lines]
     peak = "peak_resident_bytes" if job.device == "cpu" else "peak_gpu_bytes"
-    timed = metrics[WARM_UP:]
+    timed = metrics[warm_up:]
     whole = sum(line["seconds"] for line in timed)
     return {"losses": [line["loss"] for line in metrics],
             "seconds": [line["seconds"] - (line["seconds_data"] if job.built else 0) for line in metrics],
             "peak": ranks * max(line[peak] for line in metrics),
-            "flops": statistics.mean(line["model_flops_per_second"] for line in timed),
+            "flops": statistics.median(line["model_flops_per_second"] for line in timed),
             "phases": {phase: sum(line[f"seconds_{phase}"] for line in timed) / whole for phase in PHASES},
             "data": sum(line["seconds_data"] for line in timed) / whole}
 
 
 Job = collections.namedtuple("Job", "name program model start texts batch tokens folder device built end")
-
-
-def rate(job, measured):
-    return job.batch / statistics.mean(measured["seconds"][WARM_UP:])
 
 
 def prepared(options, name, folder, pairs):
@@ -329,53 +343,68 @@ def same_loss(options, folder):
     name = next(iter(options.plan.texts))
     pairs = min(SAME_LOSS_PAIRS, options.plan.texts[name].batch)
     job = prepared(options, name, folder, pairs)._replace(batch=pairs)
-    _, ranks, _, changes = options.plan.amur[1]
+    _, _, ranks, changes = options.plan.amur[1]
     curves = {}
     for precision in ("fp32", "bf16"):
-        setting = options.plan.peer[0][0]
-        curves[f"sentence-transformers, {precision}"] = run_peer(job, setting, precision, 10)["losses"]
-        curves[f"Amur, {precision}"] = run_amur(job, ("", ranks, precision, changes), 10)["losses"]
+        setting, _ = options.plan.peer[0][0]
+        curves[f"sentence-transformers, {precision}"] = next(run_peer(job, [(setting, precision)], 10))["losses"]
+        curves[f"Amur, {precision}"] = run_amur(job, ("", precision, ranks, changes), 0, 10)["losses"]
     return curves
 
 
-def turns(options, jobs):
-    """Side, setting, precision and text of every run, and what runs it: the sides take turns, and every text has had
-    its first settings before one gets to the next, should the time not suffice."""
-    for k in range(max(len(options.plan.peer), len(options.plan.amur))):
-        for job in jobs:
+def turns(options):
+    """Text, side, its settings, and steps to warm up and to time of every run: the sides take turns, and every text has
+    had its first settings before one gets to the next, should the time not suffice."""
+    for peers, amur in itertools.zip_longest(options.plan.peer, options.plan.amur):
+        for name in options.only:
+            texts = options.plan.texts[name]
             # Texts of equal length need no search on a CPU: there the mini-batch is full whatever its size.
-            if k < len(options.plan.peer):
-                setting, precision = options.plan.peer[k]
-                if job.name in REAL or options.built_model or setting == options.plan.peer[0][0]:
-                    yield job, "sentence-transformers", setting, precision, lambda steps, job=job, k=k: run_peer(
-                        job, *options.plan.peer[k], steps)
-            if k < len(options.plan.amur):
-                name, _, precision, _ = options.plan.amur[k]
-                yield job, "Amur", name, precision, lambda steps, job=job, k=k: run_amur(job, options.plan.amur[k], steps)
+            if peers and (name in REAL or options.built_model or peers[0][0] == options.plan.peer[0][0][0]):
+                yield name, "sentence-transformers", peers, texts.peer_steps
+            if amur:
+                yield name, "Amur", [amur], texts.amur_steps
 
 
 def measure(options, folder, save):
     """What each setting of each side did, a run a round. On the CPU a run that fails ends all of it; on a GPU, where
     memory may not suffice for a setting of the peer, it is noted."""
-    jobs = [prepared(options, name, folder, options.plan.texts[name].batch * (WARM_UP + options.plan.texts[name].steps))
-            for name in options.only]
-    found, failed = collections.defaultdict(list), {}
+    found, failed, jobs = collections.defaultdict(list), {}, {}
+
+    def run(name, side, settings, steps):
+        texts = options.plan.texts[name]
+        if name not in jobs:  # not all of them at once: the first figures come early
+            jobs[name] = prepared(options, name, folder, texts.batch * sum(texts.peer_steps))
+        if side == "Amur":
+            yield run_amur(jobs[name], *settings, *steps)
+        else:
+            yield from run_peer(jobs[name], settings, sum(steps))
+
+    def note(key, measured, warm_up):
+        """Of one setting: what it did, or the `problem`."""
+        if "problem" in measured:
+            failed[key] = measured["problem"]
+            print(*key, measured["problem"], file=sys.stderr)
+        else:
+            rate = options.plan.texts[key[0]].batch / statistics.median(measured["seconds"][warm_up:])
+            found[key].append(measured | {"rate": rate})
+            print(*key, f"{rate:.1f} pairs/s, {measured['peak'] * 1e-9:.2f} GB", file=sys.stderr)
+        save([{"texts": name, "side": side, "setting": setting, "precision": precision,
+               "runs": found[name, side, setting, precision], "problem": failed.get((name, side, setting, precision))}
+              for name, side, setting, precision in sorted(dict.fromkeys([*found, *failed]),
+                                                           key=lambda key: options.only.index(key[0]))])
+
     for _ in range(options.rounds):
-        for job, side, setting, precision, run in turns(options, jobs):
-            key = job.name, side, setting, precision
+        for name, side, settings, steps in turns(options):
+            keys = [(name, side, *setting[:2]) for setting in settings]
             try:
-                measured = run(WARM_UP + options.plan.texts[job.name].steps)
-                found[key].append(measured | {"rate": rate(job, measured)})
-                print(*key, f"{rate(job, measured):.1f} pairs/s, {measured['peak'] * 1e-9:.2f} GB", file=sys.stderr)
+                for measured in run(name, side, settings, steps):
+                    note(keys.pop(0), measured, steps[0])
             except Failed as error:
                 if not options.built_model:
                     raise SystemExit(str(error)) from error
-                failed[key] = str(error).strip().splitlines()[-1]
-                print(*key, error, file=sys.stderr)
-            save([{"texts": name, "side": side, "setting": setting, "precision": precision, "runs": found[key],
-                   "problem": failed.get(key)} 
-                  for key in sorted(dict.fromkeys([*found, *failed]), key=lambda key: options.only.index(key[0]))
-                  for name, side, setting, precision in [key]])
+                print(error, file=sys.stderr)
+                for key in keys:
+                    note(key, {"problem": str(error).strip().splitlines()[-1]}, steps[0])
 
 
 def minilm():
@@ -387,7 +416,6 @@ def minilm():
 
 def machine_text(device="cpu"):
     """What a figure was measured on, and with."""
-    import sentence_transformers
     import torch
 
     with open("/proc/cpuinfo", encoding="utf-8") as cpu:
@@ -395,7 +423,7 @@ def machine_text(device="cpu"):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = f" {torch.cuda.get_device_name()}." if device == "cuda" else ""
     return (f"Machine: {name}, {os.cpu_count()} cores, {memory:.0f} GiB. Date: {datetime.date.today()}. "
-            f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}, "
+            f"sentence-transformers {importlib.metadata.version('sentence-transformers')}, torch {torch.__version__}, "
             f"Python {platform.python_version()}.{gpu}")
 
 
@@ -410,12 +438,11 @@ def main():
     options.add_argument("--rounds", type=int, help="2, or 1 with --built-model")
     options.add_argument("--limit", type=float, default=math.inf, help="seconds; what has not begun then is left out")
     options.add_argument("--out", default=DOCUMENTS)
-    for name in ("--peer", "--cudnn"):
-        options.add_argument(name, action="store_true", help=argparse.SUPPRESS)
-    for name in ("batch", "tokens", "steps", "mini"):
+    options.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    for name in ("batch", "tokens", "steps"):
         options.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     options.add_argument("--texts", help=argparse.SUPPRESS)
-    options.add_argument("--precision", help=argparse.SUPPRESS)
+    options.add_argument("--settings", nargs="+", help=argparse.SUPPRESS)
     options = options.parse_args()
     if options.peer:
         return peer(options)
@@ -443,7 +470,8 @@ def main():
     with tempfile.TemporaryDirectory(prefix="amur_peers_") as folder:
         try:
             measure(options, folder, save)
-            measured["losses"] = same_loss(options, folder)
+            if options.device == "cpu":  # nothing of a GPU is in it
+                measured["losses"] = same_loss(options, folder)
             save(measured["lines"], complete=True)
         except Failed as error:
             raise SystemExit(str(error)) from error

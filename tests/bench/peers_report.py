@@ -20,8 +20,9 @@ BUILT_HEAD = """\
 Written by `tests/bench/peers.py` with a model that it made; raw figures in `peers.json`. Both sides train the same BERT,
 with random weights, on the same tokens with the same loss, batch, temperature and AdamW, without dropout, and take turns.
 Neither side's reading and tokenizing is counted: the peer did it ahead, of Amur's steps it is taken off (`data` says how
-much that was). The peer pads a batch to its longest text and computes under autocast to bf16. Memory is the most that was
-ever allocated on the device; on a CPU that of the process.
+much that was). A rate is of the median step, behind those to warm up. The peer pads each mini-batch to its own longest text
+and computes under autocast to bf16. Memory is the most that was ever allocated on the device; on a CPU that of the process.
+Amur as it is gives out nine tenths of the memory that it finds free, so that only its lean setting can be compared there.
 
 {machine} Load average before: {load}.
 """
@@ -63,21 +64,21 @@ the ratio of pairs a second, and in brackets that of peak resident memory (of al
 
 
 def built_result(own, plan):
-    """Of every text, Amur against the peer as it is and at its fastest."""
+    """Of every text, Amur against the peer as it is and at its fastest, and lean against both."""
     out = ["""## Result
 
 The ratio of pairs a second, and in brackets that of memory, against the peer as it is and at its fastest setting. Aims:
 6 on a mix of lengths, 2 on equal ones, memory of at most 0.4.
 
-| texts | peer as it is, pairs/s | its fastest | Amur at its fastest, pairs/s | against as it is | against its fastest | lean against its fastest |
-| --- | --- | --- | --- | --- | --- | --- |"""]
+| texts | peer as it is, pairs/s | its fastest | Amur at its fastest, pairs/s | against as it is | against its fastest | lean against as it is | lean against its fastest |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""]
     for name, lines in own.items():
-        default = best_of(lines, "sentence-transformers", setting=plan.peer[0][0])
+        default = best_of(lines, "sentence-transformers", setting=plan.peer[0][0][0])
         fastest, amur = best_of(lines, "sentence-transformers"), best_of(lines, "Amur")
         lean = best_of(lines, "Amur", lean=True)
         cells = [f"{median(line, 'rate'):.1f} ({line['setting']})" if line else "none" for line in (default, fastest, amur)]
         cells += [against(line, other) if line and other else "none"
-                  for line, other in ((amur, default), (amur, fastest), (lean, fastest))]
+                  for line, other in ((amur, default), (amur, fastest), (lean, default), (lean, fastest))]
         out.append(f"| {name} | " + " | ".join(cells) + " |")
     return out
 
@@ -110,7 +111,7 @@ Median of the rounds (lowest, highest). The model's operations a second count wh
 
 def same_losses(curves, what):
     if not curves:
-        return ["\n## The same losses\n\nNot run."]
+        return ["\n## The same losses\n\nNot run: they are compared on a CPU, with `peers.py --device cpu`."]
     difference = max(abs(a - b) / a for a, b in zip(curves["sentence-transformers, fp32"], curves["Amur, fp32"],
                                                     strict=True))
     out = [f"\n## The same losses\n\nTen steps on one batch of {what}. Largest relative "

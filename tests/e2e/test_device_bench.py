@@ -45,7 +45,7 @@ class DeviceBench(support.EndToEnd):
         self.bench("device_report.py", "out")
         with open(self.path("out.md"), encoding="utf-8") as file:
             text = file.read()
-        for words in ("No GPU was measured", "Small sizes", f"**{kept['fraction']:.3f}**", "| Tiger |", "R@1",
+        for words in ("No GPU was measured", "Small sizes", f"**{kept['fraction']:.3f}**", "| Tiger |", "R@1", "The whole of Tiger's update",
                       "## Against sentence-transformers\n\nNot run.", "## Sanitizer\n\nNot run."):
             self.assertIn(words, text)
         for lines in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):  # of a table: as many cells as its head
@@ -77,6 +77,23 @@ class DeviceBench(support.EndToEnd):
         with open(self.path("out.md"), encoding="utf-8") as file:
             self.assertIn("not run: ", file.read())
         self.assertIn("no step and no loss", self.bench("scaling.py", self.path("out", "benchmarks.json"), code=1))
+
+    def test_what_was_measured_is_kept(self):
+        """A program of benchmarks that ends in the middle of a figure, beside others that are not there at all."""
+        program = self.path("broken", "tests", "bench", "amur_bench_kernels")
+        os.makedirs(os.path.dirname(program))
+        with open(program, "w", encoding="utf-8") as file:
+            file.write("""#!/bin/sh
+echo '{"context": {"tokens": "8"}, "benchmarks": [{"name": "norm", "copies": 2}, {"name": "ge'
+exit 3
+""")
+        os.chmod(program, 0o755)
+        said = self.bench("device_benchmarks.py", "benchmarks", "broken", "out", "--device", "cpu", "--small", code=1)
+        self.assertIn("No such file", said)
+        with open(self.path("out", "benchmarks.json"), encoding="utf-8") as file:
+            kernels = json.load(file)["kernels"]
+        self.assertEqual([kernel["name"] for kernel in kernels["benchmarks"]], ["norm"] * len(kernels["problems"]))
+        self.assertIn("exit code 3", "".join(kernels["problems"].values()))
 
 
 if __name__ == "__main__":
