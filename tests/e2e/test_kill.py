@@ -12,9 +12,10 @@ import time
 import support
 
 ROUNDS = 6
+FAR = 100000  # steps that no turn comes to
 # A position table much longer than any text makes checkpoints large and steps cheap.
 BIG = {"parallel.threads": 1, "model.hidden": 64, "model.max_length": 20000,
-       "checkpoint.every_steps": 2, "checkpoint.keep": 2, "train.schedule_steps": 1000,
+       "checkpoint.every_steps": 2, "checkpoint.keep": 2, "train.schedule_steps": FAR,
        "train.batch_size": 32, "data.eval_limit": 20}
 
 
@@ -68,7 +69,7 @@ class Kill(support.EndToEnd):
         for turn in range(self.rounds):
             before = max(self.complete("run"), default=0)
             stale = self.writes()
-            job = self.start_in(*self.train_args("run", self.values | {"train.steps": 1000}), ranks=2)
+            job = self.start_in(*self.train_args("run", self.values | {"train.steps": FAR}), ranks=2)
             if turn % 2:
                 self.wait_for_write(stale, draw.randint(1, 3))
                 time.sleep(draw.random() * 0.03)
@@ -87,9 +88,8 @@ class Kill(support.EndToEnd):
         self.assertGreaterEqual(
             inside_write, self.rounds // 4,
             f"{inside_write} of {self.rounds} kills were inside a checkpoint write")
-        print(f"{inside_write} of {self.rounds} kills inside a write", file=sys.stderr)
-
         last = max(self.complete("run"), default=0) + 4
+        print(f"{inside_write} of {self.rounds} kills inside a write, {last} steps", file=sys.stderr)
         self.train("run", self.values | {"train.steps": last}, ranks=2)
         self.assertEqual(support.temporary_files(self.path("run")), [])
         # The run that was killed so often is the one that was never killed.

@@ -61,7 +61,7 @@ MUTATIONS = [
     ("norm: the last column left out of a sum", "norm.cu", "norm.cu",
      "if (counted(e)) sum +=", "if (counted(e + 1)) sum +=", "*Norm*cuda_f32"),
     ("norm: a residual forgotten where rows are long", "norm.cu", "norm.cu",
-     "      return load_pack<pack>(y + row + j);", "      return load_pack<pack>(x + row + j);",
+     "      return load_pack<pack>(y + row + j);", "      return load_pack<pack>(addends.x + row + j);",
      "*Norm*cuda_f32"),
     ("half of a warp's sum", "backend.cuh", "norm.cu", "offset /= 2)\n    value +=",
      "offset /= 4)\n    value +=", "*Norm*cuda_f32"),
