@@ -156,7 +156,7 @@ void with_packs_of(int64_t width, const F& f, const T*... addresses) {
 // The same with count = kPack<T>, where the others' packs are no shorter than 16 bytes.
 template <class T, class F, class... Address>
 void with_packs(int64_t width, const F& f, const Address*... addresses) {
-  if constexpr (kPack < T >> 1)
+  if constexpr (kPack<T> > 1)
     if (width % kPack<T> == 0 && at_multiples_of<16>(addresses...))
       return f.template operator()<kPack<T>>();
   f.template operator()<1>();

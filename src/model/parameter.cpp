@@ -41,7 +41,7 @@ double initial_value(const Initializer& init, const RandomKey& key, uint64_t ind
   throw InternalError("unknown initialiser");
 }
 
-// Slices of the first axis side by side: a value is some 60 ns, and there may be 300 million.
+// Slices of the first axis side by side: there may be hundreds of millions of values.
 template <class T>
 void fill(T* out, const Parameter& parameter, const Slab& slab, const RandomKey& key) {
   const Shape shape = parameter.global_shape();
