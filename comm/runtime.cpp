@@ -9,6 +9,8 @@
 #include <csignal>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
+#include <fstream>
 #include <sstream>
 #include <thread>
 
@@ -66,6 +68,30 @@ std::string ranges(const std::vector<int>& sorted) {
     i = end;
   }
   return text;
+}
+
+// Whether a thread other than this one wants a core.
+bool others_run() {
+  std::error_code unknown;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", unknown)) {
+    if (task.path().filename() == std::to_string(gettid())) continue;
+    std::ifstream file(task.path() / "stat");
+    std::string stat;
+    std::getline(file, stat);
+    const size_t name_end = stat.rfind(") ");
+    if (name_end != std::string::npos && stat[name_end + 2] == 'R') return true;
+  }
+  return false;
+}
+
+// Open MPI 4.1 takes its PMIx component down while a call into it of MPI_Init's making may still
+// wait for the library's own thread: a short program on a busy machine then ended by SIGSEGV. Here
+// that thread comes to rest first.
+void finalize_mpi() {
+  constexpr auto kPatience = std::chrono::seconds(5);
+  for (const auto start = Clock::now(); others_run() && Clock::now() - start < kPatience;)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  MPI_Finalize();
 }
 
 }  // namespace
@@ -148,7 +174,7 @@ Runtime::Runtime(int* argc, char*** argv) : state_(std::make_unique<State>()) {
   check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &s.rank), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &s.size), "MPI_Comm_size");
   if (const std::string problem = size_problem(launch, library, s.size); !problem.empty()) {
-    MPI_Finalize();  // single runs: no one waits for the others
+    finalize_mpi();  // single runs: no one waits for the others
     throw UsageError("{}", problem);
   }
   check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &s.world), "MPI_Comm_dup");
@@ -179,7 +205,7 @@ Runtime::~Runtime() {
   s.watchdog.reset();
   MPI_Comm_free(&s.failure);
   MPI_Comm_free(&s.world);
-  if (s.owns_mpi) MPI_Finalize();
+  if (s.owns_mpi) finalize_mpi();
 }
 
 void Runtime::start_watchdog(const RuntimeOptions& options) {

@@ -72,6 +72,13 @@ class Errors(support.EndToEnd):
             self.assertEqual(bytes(kept["/tokenizer/wordpiece"]), source.read())
         self.train("right", ours | named | {"train.steps": 3}, ranks=1)
 
+    def test_threads_that_come_late(self):
+        # Open MPI's own thread first runs while MPI_Finalize takes down what it is to call.
+        busy = dict(os.environ, LD_PRELOAD=os.environ["AMUR_STRANGE_HOST"], STRANGE_THREAD="2")
+        outcome = self.run_in(*self.train_args("run", {"parallel.dp": 3}), ranks=2, env=busy)
+        self.refuses(outcome, 2, "parallel.dp")
+        self.assertIn("progress thread is held", outcome.err)
+
     # Data.
 
     def test_missing_data(self):

@@ -3,12 +3,15 @@
 //   STRANGE_CLOCK=SECONDS   its wall clock is so far ahead; namespaces share that of the machine
 //   STRANGE_FILES=PART      of a file whose path has this in it, it goes on seeing the text of the
 //                           first time it was opened, as a network file system's cache may
+//   STRANGE_THREAD=SECONDS  it is so busy that Open MPI's progress thread first runs after so long,
+//                           which is said on stderr
 //
 // The program under test is what users run: it asks the C library, and this answers.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -60,6 +63,22 @@ int clock_gettime(clockid_t clock, timespec* time) {
   const char* ahead = std::getenv("STRANGE_CLOCK");
   if (status == 0 && clock == CLOCK_REALTIME && ahead) time->tv_sec += std::atol(ahead);
   return status;
+}
+
+// libevent's, in which Open MPI's progress thread spends its life. Other threads come here too, to
+// help along; the first that is not the program's own is that one.
+int event_base_loop(void* base, int flags) {
+  static std::atomic_flag held = ATOMIC_FLAG_INIT;
+  const char* late = std::getenv("STRANGE_THREAD");
+  Dl_info caller{};
+  if (late && gettid() != getpid() && dladdr(__builtin_return_address(0), &caller) != 0 &&
+      std::strstr(caller.dli_fname, "libopen-pal") && !held.test_and_set()) {
+    std::fputs("Open MPI's progress thread is held\n", stderr);
+    // It wants a core, and does not get it.
+    for (const std::time_t end = std::time(nullptr) + std::atoi(late); std::time(nullptr) < end;) {
+    }
+  }
+  return next<int(void*, int)>("event_base_loop")(base, flags);
 }
 
 FILE* fopen(const char* path, const char* mode) {
