@@ -4,6 +4,8 @@
 // number.
 //
 // AMUR_STAND_IN_NOTES=1: its engine says of itself that it is not deterministic.
+#include "tests/support/cudnn_stand_in.h"
+
 #include <cudnn_graph.h>
 
 #include <algorithm>
@@ -112,14 +114,30 @@ struct Shape {
   }
 };
 
+CudnnStandInMood mood = CudnnStandInMood::honest;
+void (*give_to_queue)(const char* name, std::function<void()> work) = nullptr;
+
 class Run {
  public:
-  Run(const Thing& graph, const Thing& pack) {
+  // What is given by value is read now.
+  Run(const Thing& graph, const Thing& pack)
+      : operations_(graph.links.at(CUDNN_ATTR_OPERATIONGRAPH_OPS)),
+        too_much_(mood == CudnnStandInMood::errs ? 1.1f : 1.0f) {
     const auto ids = pack.list<int64_t>(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
     const auto addresses = pack.list<char*>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
     require(ids.size() == addresses.size(), "names and addresses");
     for (size_t i = 0; i < ids.size(); ++i) given_[ids[i]] = addresses[i];
-    for (const auto& operation : graph.links.at(CUDNN_ATTR_OPERATIONGRAPH_OPS)) compute(*operation);
+    for (const Handle& operation : operations_)
+      for (const auto& [name, tensors] : operation->links)
+        for (const Handle& tensor : tensors)
+          if (tensor->value(CUDNN_ATTR_TENSOR_IS_BY_VALUE, false)) {
+            const Shape shape(*tensor);
+            std::memcpy(&values_[shape.id], given_.at(shape.id), sizeof(float));
+          }
+  }
+
+  void operator()() {
+    for (const Handle& operation : operations_) compute(*operation);
   }
 
  private:
@@ -240,7 +258,8 @@ class Run {
   template <class F>
   void visit(const Thing& tensor, const Shape& shape, F&& f) {
     require(given_.contains(shape.id), "a tensor without an address");
-    char* memory = given_.at(shape.id);
+    char* memory = shape.by_value ? reinterpret_cast<char*>(&values_.at(shape.id))
+                                  : given_.at(shape.id);
     const int64_t size = shape.type == CUDNN_DATA_BFLOAT16 ? 2
                          : shape.type == CUDNN_DATA_INT64  ? 8
                                                            : 4;
@@ -301,7 +320,7 @@ class Run {
     }
     visit(tensor, shape, [&](const Dims& i, char* to) {
       if (!to) return;
-      const float value = x.at(i);
+      const float value = too_much_ * x.at(i);
       const bf16 small(value);
       if (shape.type == CUDNN_DATA_BFLOAT16)
         std::memcpy(to, &small, sizeof small);
@@ -310,7 +329,10 @@ class Run {
     });
   }
 
+  const std::vector<Handle> operations_;
+  const float too_much_;
   std::map<int64_t, char*> given_;
+  std::map<int64_t, float> values_;
   std::map<int64_t, Values> made_;
 };
 
@@ -319,6 +341,14 @@ char last_error[256] = "";
 }  // namespace
 
 extern "C" {
+
+__attribute__((visibility("default"))) void cudnn_stand_in_mood(CudnnStandInMood now) {
+  mood = now;
+}
+__attribute__((visibility("default"))) void cudnn_stand_in_queue(
+    void (*enqueue)(const char* name, std::function<void()> work)) {
+  give_to_queue = enqueue;
+}
 
 size_t cudnnGetVersion() {
   return CUDNN_VERSION;
@@ -412,8 +442,13 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t descriptor,
 cudnnStatus_t cudnnBackendExecute(cudnnHandle_t, cudnnBackendDescriptor_t plan,
                                   cudnnBackendDescriptor_t pack) {
   try {
+    require(mood != CudnnStandInMood::refuses, "the stand-in was told to refuse");
     const Thing& configuration = handle_of(plan)->link(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
-    Run(configuration.link(CUDNN_ATTR_ENGINE_OPERATION_GRAPH), *handle_of(pack));
+    Run run(configuration.link(CUDNN_ATTR_ENGINE_OPERATION_GRAPH), *handle_of(pack));
+    if (give_to_queue)
+      give_to_queue("cuDNN's stand-in", std::move(run));
+    else
+      run();
     return CUDNN_STATUS_SUCCESS;
   } catch (const std::exception& error) {
     std::strncpy(last_error, error.what(), sizeof last_error - 1);

@@ -8,8 +8,9 @@
 // stream is the host, which waits when it is told to.
 //
 // NCCL_STAND_IN in the environment, read at every call: "fail" (the call is lost, ncclRemoteError),
-// "stall" (the stream stops there), "stall-init" (communicators never get ready), "one-gpu" (that
-// all ranks use).
+// "stall" (the stream stops there), "stall-init" (communicators never get ready), "fail-split" (a
+// split fails, and writes where the child was to go only when the parent is aborted), "one-gpu"
+// (that all ranks use).
 #include "tests/support/nccl_stand_in.h"
 
 #include <dlfcn.h>
@@ -315,10 +316,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new CUevent_st;
+  ++counts.events;
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
+  --counts.events;
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -380,6 +383,11 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
 }
 ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t* child, ncclConfig_t*) {
   if (const ncclResult_t state = comm->at_rest("ncclCommSplit"); state != ncclSuccess) return state;
+  comm->child_goes_to = child;
+  if (told("fail-split")) {
+    comm->fail(ncclRemoteError, "the stand-in was told to fail");
+    return ncclInProgress;
+  }
   ncclComm_t made = new ncclComm;
   ++counts.groups;
   MPI_Comm_split(comm->mpi, color, key, &made->mpi);
@@ -387,7 +395,6 @@ ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t* chil
   MPI_Comm_size(made->mpi, &made->size);
   *child = nullptr;
   comm->child = made;
-  comm->child_goes_to = child;
   comm->looks = 2;
   return ncclInProgress;
 }
@@ -420,6 +427,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
     if (stream->comm == comm) stream->comm = nullptr;
     std::erase_if(stream->work, [&](const Work& w) { return w.comm == comm; });
   }
+  if (comm->child_goes_to) *comm->child_goes_to = nullptr;
   delete comm;
   return ncclSuccess;
 }

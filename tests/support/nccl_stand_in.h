@@ -7,6 +7,7 @@ struct NcclStandInCounts {
   int calls = 0;       // ncclGroupEnd with something in it
   int operations = 0;  // in these
   int destroyed = 0, aborted = 0;
+  int events = 0;  // that there are
 };
 
 extern "C" {

@@ -268,6 +268,20 @@ TEST_P(NcclSide, WithoutOverlapASumIsDoneWhenTheCallReturns) {
   EXPECT_TRUE(test_runtime().trace().last(1)[0].done);
 }
 
+// As in a training's evaluations, where calls of a group follow each other and no one waits for it.
+TEST(NcclCommunicator, CallsThatNobodyWaitsForAreLetGoOf) {
+  if (size() == 1) return;
+  const auto grid = test::open_grid(kStandIn, {size(), 1});
+  Communicator& dp = grid->dp();
+  Tensor values = on_gpu(1, 4);
+  constexpr int kCalls = 1000, kMost = 300;
+  const int before = counts().events;
+  for (int i = 0; i < kCalls; ++i) dp.all_reduce(values, ReduceOp::max);
+  EXPECT_LT(counts().events - before, kMost);
+  dp.synchronize();
+  EXPECT_EQ(first_of(values), 1);
+}
+
 std::vector<test::Way> nccl_ways() {
   std::vector<test::Way> all = test::ways();
   std::erase_if(all, [](const test::Way& way) { return way.backend != CommBackend::nccl; });
@@ -332,6 +346,18 @@ TEST(NcclFailure, AGroupThatIsNeverReadyEndsAtItsLimit) {
               }),
               AllOf(HasSubstr("NCCL was not ready within 0.2 s"), HasSubstr("--comm mpi")));
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
+  EXPECT_EQ(counts().aborted, aborted + 1);
+}
+
+// NCCL's thread writes the child's handle when it likes; address sanitizers see where it goes.
+TEST(NcclFailure, ASplitThatFailsIsNamedAndWrittenToNothing) {
+  if (size() < 4) return;
+  const Told fail("fail-split");
+  const int aborted = counts().aborted;
+  EXPECT_THAT(failure_of<CommError>([&] {
+                test::open_grid(kStandIn, {size() / 2, 2});
+              }),
+              HasSubstr("the stand-in was told to fail"));
   EXPECT_EQ(counts().aborted, aborted + 1);
 }
 

@@ -1,7 +1,10 @@
 #include "kernels/attention.h"
 
+#include <dlfcn.h>
+
 #include "kernels/attention_engine.h"
 #include "kernels/dropout_math.h"
+#include "tests/support/cudnn_stand_in.h"
 #include "tests/unit/kernels/kernel_test.h"
 
 namespace amur::test {
@@ -434,6 +437,59 @@ TEST_P(CudnnAttentionTest, IsTimedAndAgrees) {
     EXPECT_TRUE(times.cudnn || (direction == AttentionDirection::backward &&
                                 times.problem.find("numbers") == std::string::npos))
         << times.problem;
+  }
+}
+
+// For what only a stand-in of cuDNN does.
+class CudnnMood {
+ public:
+  explicit CudnnMood(CudnnStandInMood mood) {
+    if (void* library = dlopen("libcudnn_graph.so.9", RTLD_NOW | RTLD_NOLOAD))
+      set_ =
+          reinterpret_cast<decltype(&cudnn_stand_in_mood)>(dlsym(library, "cudnn_stand_in_mood"));
+    if (set_) set_(mood);
+  }
+  ~CudnnMood() {
+    if (set_) set_(CudnnStandInMood::honest);
+  }
+  CudnnMood(const CudnnMood&) = delete;
+  CudnnMood& operator=(const CudnnMood&) = delete;
+  bool taken() const { return set_ != nullptr; }
+
+ private:
+  decltype(&cudnn_stand_in_mood) set_ = nullptr;
+};
+
+TEST_P(CudnnAttentionTest, ACallThatItRefusesIsOurs) {
+  const Sequences sequences({3, 20, 1}, 1000, device());
+  const auto both_passes = [&](int64_t heads, AttentionEngine engine) {
+    const Tensor qkv = random_tensor({sequences.tokens(), 3, heads, 32}, dtype(), 1);
+    const Tensor d_output = random_tensor({sequences.tokens(), heads, 32}, dtype(), 2);
+    return run(sequences, qkv, d_output, 0.2, engine, engine);
+  };
+  const auto ours = [&](int64_t heads) {
+    const Results a = both_passes(heads, AttentionEngine::cudnn);
+    const Results b = both_passes(heads, AttentionEngine::own);
+    return same_bits(a.output, b.output) && same_bits(a.lse, b.lse) && same_bits(a.d_qkv, b.d_qkv);
+  };
+  {
+    const CudnnMood mood(CudnnStandInMood::refuses);
+    if (!mood.taken()) GTEST_SKIP() << "cuDNN itself does not do what it is told";
+    EXPECT_TRUE(ours(3));
+  }
+  EXPECT_TRUE(ours(3));  // it is not asked again
+  EXPECT_FALSE(ours(5));
+}
+
+TEST_P(CudnnAttentionTest, WrongNumbersAreSeenBeforeItIsUsed) {
+  for (const auto direction : {AttentionDirection::forward, AttentionDirection::backward}) {
+    const AttentionKind kind{direction, 2, 32, 64};
+    const auto timed = [&] { return time_attention_engines(kind, 300, device()); };
+    EXPECT_TRUE(timed().cudnn) << timed().problem;
+    const CudnnMood mood(CudnnStandInMood::errs);
+    if (!mood.taken()) GTEST_SKIP() << "cuDNN itself does not do what it is told";
+    EXPECT_FALSE(timed().cudnn);
+    EXPECT_NE(timed().problem.find("cuDNN's numbers are not those"), std::string::npos);
   }
 }
 
