@@ -4,6 +4,7 @@ AMUR_PROGRAM is a copy of the program with the emulated back end beside it. Noth
 anything of a GPU's speed, rounding or driver.
 """
 import json
+import os
 import unittest
 
 import support
@@ -126,6 +127,27 @@ class More(Emulated):
                                "model.position": "rotary"}, 1e-9)
         self.compare("lion", {"optimizer.kind": "lion", "model.pooling": "cls",
                               "model.position": "sinusoidal", "train.activation_budget": 0}, 1e-9)
+
+    @unittest.skipUnless("AMUR_CUDNN_STAND_IN" in os.environ, "built without cuDNN's headers")
+    def test_attention_by_cudnn(self):
+        """Of a stand-in: as close as rounding allows to our own kernels, and not the same bits."""
+        values = LOOSE | {"train.precision": "bf16", "model.dropout": 0}
+        loader = f"{os.environ['LD_LIBRARY_PATH']}:{os.environ['AMUR_CUDNN_STAND_IN']}"
+
+        def losses(run_dir, engine, **more):
+            done = self.train(run_dir, values | {"runtime.attention": engine, **more}, "--device",
+                              "cuda", limit=120, env=dict(os.environ, LD_LIBRARY_PATH=loader))
+            return columns(self.path(run_dir)), done
+
+        ours, _ = losses("own", "own")
+        theirs, _ = losses("cudnn", "cudnn")
+        self.close(theirs, ours, 0.05)
+        self.assertNotEqual(theirs, ours)
+        _, timed = losses("auto", "auto", **{"train.steps": 1, "runtime.tune": "true"})
+        self.assertRegex(timed.err, r"attention was timed in .*: of 2 kinds \d by cuDNN 9\.")
+        with open(self.path("auto", "choices.json"), encoding="utf-8") as file:
+            kinds = [name for name in json.load(file)["choices"] if name.startswith("attention/")]
+        self.assertEqual(len(kinds), 2)
 
 
 if __name__ == "__main__":
