@@ -53,9 +53,13 @@ class Training(Emulated):
                         self.assertEqual(ours[name].tobytes(), value.tobytes(), name)
 
     def test_two_ranks(self):
+        """Whose tensors travel by pinned memory and MPI, or by what passes for NCCL."""
         alone = self.numbers("alone", "cpu")
-        self.close(self.numbers("dp", "cuda", ranks=2), alone, 1e-9)
-        self.close(self.numbers("tp", "cuda", {"parallel.tp": 2}, ranks=2), alone, 1e-9)
+        for comm in ("mpi", "nccl"):
+            for tp in (1, 2):
+                found = self.numbers(f"{comm}-{tp}", "cuda", {"parallel.tp": tp}, "--comm", comm,
+                                     ranks=2)
+                self.close(found, alone, 1e-9)
 
     def test_too_little_memory(self):
         """A GPU of 1 GiB: the message says which chunk would fit, measured or not."""
@@ -92,8 +96,19 @@ class More(Emulated):
     def test_three_ranks_share_two_gpus(self):
         values = {"model.towers": "separate", "model.projection": 16,
                   "optimizer.embedding_rows": "dense"}
-        self.close(self.numbers("gpu", "cuda", values, ranks=3),
+        self.close(self.numbers("gpu", "cuda", values, "--comm", "mpi", ranks=3),
                    self.numbers("cpu", "cpu", values), 1e-9)
+
+    def test_grids_over_nccl(self):
+        """Of what passes for NCCL: sums beside the backward, groups that are split from others."""
+        alone = self.numbers("alone", "cpu")
+        for values in ({"parallel.tp": 2}, {"parallel.tp": 1, "train.activation_budget": 0}):
+            name = f"tp{values['parallel.tp']}"
+            self.close(self.numbers(name, "cuda", values, "--comm", "nccl", ranks=4), alone, 1e-9)
+        half = {"train.precision": "bf16", "model.towers": "separate"}
+        by_nccl, by_mpi = (self.numbers(f"half-{comm}", "cuda", half, "--comm", comm, ranks=2)
+                           for comm in ("nccl", "mpi"))
+        self.assertEqual(by_nccl, by_mpi)  # sums of two numbers have one order
 
     def test_other_commands(self):
         self.numbers("run", "cpu", {"train.precision": "fp32"})

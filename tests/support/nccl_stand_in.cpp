@@ -1,8 +1,9 @@
 // What passes for NCCL and for CUDA's runtime where there is no GPU: the functions that
 // comm/nccl_backend.cpp calls, linked with it into a library of the tests. The ranks are those of
-// MPI, the memory is that of fake_gpu.cpp, reached through its back end alone. What one must not do
-// with NCCL is an error here: calls while a non-blocking communicator is in progress, different
-// calls on different ranks, sums in bf16 being exact (they are rounded at every hop), averages.
+// MPI, the memory is that of fake_gpu.cpp or of emulated GPUs, reached through their back ends
+// alone. What one must not do with NCCL is an error here: calls while a non-blocking communicator
+// is in progress, different calls on different ranks, sums in bf16 being exact (they are rounded at
+// every hop), averages.
 //
 // A stream does its work when it is looked at: ncclCommGetAsyncError, cudaEventQuery. The default
 // stream is the host, which waits when it is told to.
@@ -86,11 +87,18 @@ int world_rank() {
 
 amur::DeviceBackend& gpu() {
   static amur::DeviceBackend* const found = [] {
-    void* library = dlopen(AMUR_FAKE_GPU, RTLD_NOW | RTLD_NOLOAD);
+    void* library = nullptr;
+    for (const char* path : {AMUR_FAKE_GPU, AMUR_EMULATED_GPU})
+      if (!library) library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
     if (!library) std::abort();
     return reinterpret_cast<amur::BackendFunction*>(dlsym(library, amur::kBackendSymbol))();
   }();
   return *found;
+}
+
+int device = 0;
+amur::Device here() {
+  return amur::Device::cuda(device);
 }
 
 template <class T>
@@ -180,8 +188,7 @@ void begin(Work& w) {
       w.mine.hash = amur::mix64(w.mine.hash ^ part) + 1;
     const size_t at = w.sent.size(), bytes = bytes_sent(o, comm, comm.rank);
     w.sent.resize(at + bytes);
-    if (bytes > 0)
-      gpu().copy(w.sent.data() + at, amur::Device::cpu(), o.from, amur::Device::cuda(), bytes, {});
+    if (bytes > 0) gpu().copy(w.sent.data() + at, amur::Device::cpu(), o.from, here(), bytes, {});
   }
   w.mine.bytes = static_cast<int64_t>(w.sent.size());
   w.headers.resize(static_cast<size_t>(comm.size));
@@ -224,7 +231,7 @@ void conclude(Work& w) {
         type_of(o.type).accumulate(result.data(), part, o.count, o.op);
     }
     if (o.kind != Kind::reduce || comm.rank == o.root)
-      gpu().copy(o.to, amur::Device::cuda(), result.data(), amur::Device::cpu(), result.size(), {});
+      gpu().copy(o.to, here(), result.data(), amur::Device::cpu(), result.size(), {});
   }
 }
 
@@ -297,7 +304,8 @@ const char* cudaGetErrorString(cudaError_t) {
 const char* cudaGetErrorName(cudaError_t) {
   return "cudaErrorOfTheStandIn";
 }
-cudaError_t cudaSetDevice(int) {
+cudaError_t cudaSetDevice(int index) {
+  device = index;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int) {
