@@ -58,7 +58,7 @@ class DeviceKernels : public DeviceBackend {
   // kernels/elementwise.h; the one that returns something waits for it
   virtual void cast(ConstTensorView from, TensorView to, Stream stream) = 0;
   virtual void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) = 0;
-  virtual void scale(double alpha, TensorView x, Stream stream) = 0;
+  virtual void scale(double alpha, std::span<const TensorView> tensors, Stream stream) = 0;
   virtual void add_bias(ConstTensorView bias, TensorView y, Stream stream) = 0;
   virtual void accumulate_column_sums(ConstTensorView dy, std::span<const ColumnSink> parts,
                                       Stream stream) = 0;

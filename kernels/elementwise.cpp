@@ -88,13 +88,57 @@ void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) {
   });
 }
 
+namespace {
+
+// Places in a list of the tensors that have elements, all on one device.
+template <class View>
+std::vector<size_t> with_elements(const char* op, std::span<const View> tensors) {
+  std::vector<size_t> places;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].defined() || tensors[i].elements() == 0) continue;
+    places.push_back(i);
+    require_device(op, {tensors[places.front()], tensors[i]});
+  }
+  return places;
+}
+
+// f(tensors, places) for those of each dtype at once.
+template <class View, class F>
+void by_dtype(std::span<const View> tensors, const std::vector<size_t>& places, const F& f) {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f64}) {
+    std::vector<View> some;
+    std::vector<size_t> place;
+    for (const size_t i : places) {
+      if (tensors[i].dtype() != dtype) continue;
+      some.push_back(tensors[i]);
+      place.push_back(i);
+    }
+    if (!some.empty()) f(some, place);
+  }
+}
+
+}  // namespace
+
 void scale(double alpha, TensorView x, Stream stream) {
+  scale(alpha, std::span<const TensorView>(&x, 1), stream);
+}
+
+void scale(double alpha, std::span<const TensorView> tensors, Stream stream) {
   const char* op = "scale";
-  if (x.elements() == 0) return;
-  if (on_gpu(x)) return device_kernels().scale(alpha, x, stream);
-  dispatch_float(x.dtype(), op, [&]<class T>() {
-    elementwise<T>().scale(x.elements(), static_cast<AccumulateType<T>>(alpha), x.as<T>());
-  });
+  const std::vector<size_t> places = with_elements(op, tensors);
+  if (!places.empty() && on_gpu(tensors[places.front()]))
+    return by_dtype(tensors, places, [&](const auto& some, const auto&) {
+      device_kernels().scale(alpha, some, stream);
+    });
+  for (const size_t i : places) {
+    const TensorView& x = tensors[i];
+    if (alpha == 0)
+      fill_zero(x);
+    else
+      dispatch_float(x.dtype(), op, [&]<class T>() {
+        elementwise<T>().scale(x.elements(), static_cast<AccumulateType<T>>(alpha), x.as<T>());
+      });
+  }
 }
 
 void add_bias(ConstTensorView bias, TensorView y, Stream stream) {
@@ -211,37 +255,6 @@ bool all_finite(ConstTensorView x) {
   mark_not_finite({&x, 1}, flag);
   return on_host(flag, staging).as<int32_t>()[0] == 0;
 }
-
-namespace {
-
-// Places in a list of the tensors that have elements, all on one device.
-std::vector<size_t> with_elements(const char* op, std::span<const ConstTensorView> tensors) {
-  std::vector<size_t> places;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (!tensors[i].defined() || tensors[i].elements() == 0) continue;
-    places.push_back(i);
-    require_device(op, {tensors[places.front()], tensors[i]});
-  }
-  return places;
-}
-
-// f(tensors, places) for those of each dtype at once.
-template <class F>
-void by_dtype(std::span<const ConstTensorView> tensors, const std::vector<size_t>& places,
-              const F& f) {
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f64}) {
-    std::vector<ConstTensorView> some;
-    std::vector<size_t> place;
-    for (const size_t i : places) {
-      if (tensors[i].dtype() != dtype) continue;
-      some.push_back(tensors[i]);
-      place.push_back(i);
-    }
-    if (!some.empty()) f(some, place);
-  }
-}
-
-}  // namespace
 
 std::vector<double> sums_of_squares(std::span<const ConstTensorView> tensors) {
   const char* op = "sums_of_squares";

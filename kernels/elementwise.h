@@ -14,8 +14,10 @@ namespace amur {
 void cast(ConstTensorView from, TensorView to, Stream stream = {});
 // y += alpha * x, same dtype.
 void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream = {});
-// x *= alpha
+// x *= alpha; with 0 it becomes 0, whatever it held. Of many tensors of one device, which a GPU
+// takes at once, dtype by dtype, undefined ones are left out.
 void scale(double alpha, TensorView x, Stream stream = {});
+void scale(double alpha, std::span<const TensorView> tensors, Stream stream = {});
 // y[t, :] += bias[:]        y [T, n], bias [n] parameter dtype
 void add_bias(ConstTensorView bias, TensorView y, Stream stream = {});
 // sink[:] += alpha * sum_t dy[t, :]      deterministic order

@@ -158,7 +158,7 @@ class CudaBackend final : public DeviceKernels {
   // elementwise.cu
   void cast(ConstTensorView from, TensorView to, Stream stream) override;
   void axpy(double alpha, ConstTensorView x, TensorView y, Stream stream) override;
-  void scale(double alpha, TensorView x, Stream stream) override;
+  void scale(double alpha, std::span<const TensorView> tensors, Stream stream) override;
   void add_bias(ConstTensorView bias, TensorView y, Stream stream) override;
   void accumulate_column_sums(ConstTensorView dy, std::span<const ColumnSink> parts,
                               Stream stream) override;

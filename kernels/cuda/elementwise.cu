@@ -29,15 +29,15 @@ __global__ void __launch_bounds__(kThreads) cast_kernel(int64_t n, const From* f
   });
 }
 
-// y = a x + b y, where b is 1 or 0
-template <int pack, bool add, class T, class A = AccumulateType<T>>
+// y += alpha x
+template <int pack, class T, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads) axpy_kernel(int64_t n, A alpha, const T* x, T* y) {
   for_packs_of<pack>(n, [=](int64_t i) {
-    A values[pack], old[pack] = {};
+    A values[pack], old[pack];
     widen(load_pack<pack>(x + i), values);
-    if constexpr (add) widen(load_pack<pack>(y + i), old);
+    widen(load_pack<pack>(y + i), old);
 #pragma unroll
-    for (int e = 0; e < pack; ++e) values[e] = add ? old[e] + alpha * values[e] : alpha * values[e];
+    for (int e = 0; e < pack; ++e) values[e] = old[e] + alpha * values[e];
     store_pack(y + i, rounded<T>(values));
   });
 }
@@ -81,31 +81,56 @@ struct RowTerms {
 
 template <class T>
 struct ListedTensor : Pieces {
-  const T* data;
+  T* data;
 };
 
-// f(value) for this thread's elements of a piece, 16 bytes at a time where that can be.
+// f<count>(i): this thread's elements i .. i + count of a piece, 16 bytes at a time where that can
+// be.
 template <class T, class F>
-__device__ void for_elements(const T* x, const Piece& piece, const F& f) {
+__device__ void for_packs_in(const T* x, const Piece& piece, const F& f) {
   constexpr int pack = kPack<T>;
   int64_t first = piece.first;
   if (reinterpret_cast<uintptr_t>(x) % 16 == 0) {  // pieces begin at multiples of a pack
     const int64_t end = piece.end - (piece.end - first) % pack;
 #pragma unroll 4
-    for (int64_t i = first + threadIdx.x * pack; i < end; i += kThreads * pack) {
-      const auto values = load_pack<pack>(x + i);
-#pragma unroll
-      for (int e = 0; e < pack; ++e) f(values.v[e]);
-    }
+    for (int64_t i = first + threadIdx.x * pack; i < end; i += kThreads * pack)
+      f.template operator()<pack>(i);
     first = end;
   }
-  for (int64_t i = first + threadIdx.x; i < piece.end; i += kThreads) f(x[i]);
+  for (int64_t i = first + threadIdx.x; i < piece.end; i += kThreads) f.template operator()<1>(i);
+}
+
+// f(value) for this thread's elements of a piece.
+template <class T, class F>
+__device__ void for_elements(const T* x, const Piece& piece, const F& f) {
+  for_packs_in(x, piece, [&]<int count>(int64_t i) {
+    const auto values = load_pack<count>(x + i);
+#pragma unroll
+    for (int e = 0; e < count; ++e) f(values.v[e]);
+  });
+}
+
+template <class T, class A = AccumulateType<T>>
+__global__ void __launch_bounds__(kThreads)
+    scale_kernel(int64_t pieces, int64_t tensors, const ListedTensor<T>* list, A alpha) {
+  for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
+    const Piece piece = piece_of(list, tensors, p);
+    T* const x = list[piece.index].data;
+    for_packs_in(x, piece, [&]<int count>(int64_t i) {
+      A values[count] = {};
+      if (alpha != A(0)) widen(load_pack<count>(x + i), values);
+#pragma unroll
+      for (int e = 0; e < count; ++e) values[e] *= alpha;
+      store_pack(x + i, rounded<T>(values));
+    });
+  }
 }
 
 // One number a piece.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    squares_kernel(int64_t pieces, int64_t count, const ListedTensor<T>* list, double* of_piece) {
+    squares_kernel(int64_t pieces, int64_t count, const ListedTensor<const T>* list,
+                   double* of_piece) {
   for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
     const Piece piece = piece_of(list, count, p);
     double sum = 0;
@@ -120,8 +145,9 @@ __global__ void __launch_bounds__(kThreads)
 // results[k] = the sum over the pieces of tensor k, k the block
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    squares_finish_kernel(const ListedTensor<T>* list, const double* of_piece, double* results) {
-  const ListedTensor<T>& tensor = list[blockIdx.x];
+    squares_finish_kernel(const ListedTensor<const T>* list, const double* of_piece,
+                          double* results) {
+  const ListedTensor<const T>& tensor = list[blockIdx.x];
   const int64_t pieces = (tensor.elements + kPieceElements - 1) / kPieceElements;
   double sum = 0;
   for (int64_t p = threadIdx.x; p < pieces; p += kThreads) sum += of_piece[tensor.first_piece + p];
@@ -141,7 +167,8 @@ __global__ void __launch_bounds__(kThreads)
 // flags[k] = 1 where tensor k is not finite: all who find something write the same.
 template <class T, class A = AccumulateType<T>>
 __global__ void __launch_bounds__(kThreads)
-    finite_kernel(int64_t pieces, int64_t count, const ListedTensor<T>* list, int32_t* flags) {
+    finite_kernel(int64_t pieces, int64_t count, const ListedTensor<const T>* list,
+                  int32_t* flags) {
   for (int64_t p = blockIdx.x; p < pieces; p += gridDim.x) {
     const Piece piece = piece_of(list, count, p);
     bool finite = true;
@@ -242,15 +269,16 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Calls f(list on the GPU, number of pieces).
-template <class T, class F>
-void with_list(std::span<const ConstTensorView> tensors, Stream stream, const F& f) {
-  std::vector<ListedTensor<T>> list;
+template <class T, class View, class F>
+void with_list(std::span<const View> tensors, Stream stream, const F& f) {
+  using Listed = ListedTensor<std::remove_pointer_t<decltype(tensors[0].template as<T>())>>;
+  std::vector<Listed> list;
   int64_t pieces = 0;
-  for (const ConstTensorView& t : tensors) {
-    list.push_back({{t.elements(), pieces}, t.as<T>()});
+  for (const View& t : tensors) {
+    list.push_back({{t.elements(), pieces}, t.template as<T>()});
     pieces += pieces_of(t.elements());
   }
-  const Uploaded<ListedTensor<T>> there(list, tensors[0].device(), stream);
+  const Uploaded<Listed> there(list, tensors[0].device(), stream);
   f(there.data(), pieces);
 }
 
@@ -295,7 +323,7 @@ void CudaBackend::axpy(double alpha, ConstTensorView x, TensorView y, Stream str
   const int64_t n = y.elements();
   dispatch_float(y.dtype(), "axpy", [&]<class T>() {
     const auto launch = [&]<int pack>() {
-      axpy_kernel<pack, true, T><<<blocks_for(n / pack), kThreads, 0, s>>>(
+      axpy_kernel<pack, T><<<blocks_for(n / pack), kThreads, 0, s>>>(
           n, static_cast<AccumulateType<T>>(alpha), x.as<T>(), y.as<T>());
     };
     with_packs<T>(n, launch, x.as<T>(), y.as<T>());
@@ -303,17 +331,15 @@ void CudaBackend::axpy(double alpha, ConstTensorView x, TensorView y, Stream str
   check_launch();
 }
 
-void CudaBackend::scale(double alpha, TensorView x, Stream stream) {
-  const cudaStream_t s = enter(x.device(), stream);
-  const int64_t n = x.elements();
-  dispatch_float(x.dtype(), "scale", [&]<class T>() {
-    const auto launch = [&]<int pack>() {
-      axpy_kernel<pack, false, T><<<blocks_for(n / pack), kThreads, 0, s>>>(
-          n, static_cast<AccumulateType<T>>(alpha), x.as<T>(), x.as<T>());
-    };
-    with_packs<T>(n, launch, x.as<T>());
+void CudaBackend::scale(double alpha, std::span<const TensorView> tensors, Stream stream) {
+  const cudaStream_t s = enter(tensors[0].device(), stream);
+  dispatch_float(tensors[0].dtype(), "scale", [&]<class T>() {
+    with_list<T>(tensors, stream, [&](const ListedTensor<T>* list, int64_t pieces) {
+      scale_kernel<T><<<blocks_for_each(pieces), kThreads, 0, s>>>(
+          pieces, std::ssize(tensors), list, static_cast<AccumulateType<T>>(alpha));
+      check_launch();
+    });
   });
-  check_launch();
 }
 
 void CudaBackend::add_bias(ConstTensorView bias, TensorView y, Stream stream) {
@@ -375,7 +401,7 @@ std::vector<double> CudaBackend::sums_of_squares(std::span<const ConstTensorView
   const auto count = static_cast<int64_t>(tensors.size());
   std::vector<double> results(tensors.size());
   dispatch_float(tensors[0].dtype(), "sums_of_squares", [&]<class T>() {
-    with_list<T>(tensors, stream, [&](const ListedTensor<T>* list, int64_t pieces) {
+    with_list<T>(tensors, stream, [&](const ListedTensor<const T>* list, int64_t pieces) {
       const Scratch parts(static_cast<size_t>(pieces + count) * sizeof(double), device, stream);
       double* sums = parts.as<double>() + pieces;
       squares_kernel<T>
@@ -394,7 +420,7 @@ void CudaBackend::mark_not_finite(std::span<const ConstTensorView> tensors, Tens
                                   Stream stream) {
   const cudaStream_t s = enter(flags.device(), stream);
   dispatch_float(tensors[0].dtype(), "mark_not_finite", [&]<class T>() {
-    with_list<T>(tensors, stream, [&](const ListedTensor<T>* list, int64_t pieces) {
+    with_list<T>(tensors, stream, [&](const ListedTensor<const T>* list, int64_t pieces) {
       finite_kernel<T><<<blocks_for_each(pieces), kThreads, 0, s>>>(pieces, std::ssize(tensors),
                                                                     list, flags.as<int32_t>());
       check_launch();

@@ -30,8 +30,8 @@ void BufferedOptimizer::begin_step(int64_t, double weight, std::span<TensorView>
     Parameter& p = parameters_[i];
     p.sink = gradients_[i];
     p.sink_scale = weight;
-    if (p.sink.defined()) fill_zero(p.sink);
   }
+  scale(0, std::vector<TensorView>(gradients_.begin(), gradients_.end()));
   sync().begin([](size_t) { return GradientSync::Part(); });
 }
 

@@ -10,19 +10,6 @@
 #include "src/train/optimizer/rates.h"
 
 namespace amur {
-namespace {
-
-// What a rank's sink starts from: beta m on the owner, 0 elsewhere, and beta times the residual.
-void open_sink(double beta, TensorView momentum, TensorView residual, bool owner) {
-  if (owner)
-    scale(beta, momentum);
-  else
-    fill_zero(momentum);
-  if (residual.defined()) axpy(beta, residual, momentum);
-}
-
-}  // namespace
-
 Tiger::Tiger(const OptimizerConfig& config, ParameterSet& parameters, double scalar_learning_rate,
              Communicator* tp, uint64_t seed)
     : Optimizer(parameters, tp, seed),
@@ -66,7 +53,9 @@ void Tiger::begin_step(int64_t step, double weight, std::span<TensorView> touche
   if (!bitmaps.empty()) dp.all_reduce(bitmaps, ReduceOp::max);
   dp.synchronize();
 
+  // What a rank's sink starts from: beta m on the owner, 0 elsewhere, and beta times the residual.
   auto bitmap = bitmaps.begin();
+  std::vector<TensorView> whole;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& p = parameters_[i];
     State& state = states_[i];
@@ -76,8 +65,12 @@ void Tiger::begin_step(int64_t step, double weight, std::span<TensorView> touche
     if (state.lazy())
       open_rows(state, *bitmap++, step, owner);
     else
-      open_sink(config_.beta, state.momentum, state.residual, owner);
+      whole.push_back(state.momentum);
   }
+  scale(owner ? config_.beta : 0, whole);
+  for (State& state : states_)
+    if (state.residual.defined() && !state.lazy())
+      axpy(config_.beta, state.residual, state.momentum);
   sync().begin([this](size_t i) {
     State& state = states_[i];
     GradientSync::Part part;

@@ -182,6 +182,42 @@ TEST_P(ElementwiseTest, ManyAtOnce) {
   EXPECT_TRUE(sums_of_squares({}).empty());
 }
 
+TEST_P(ElementwiseTest, ScalesManyAtOnce) {
+  const std::vector<int64_t> sizes = {3, 0, 16384, 16385, 1, 70001, 0};
+  // The last ones begin between two packs.
+  std::vector<Tensor> tensors;
+  std::vector<TensorView> views(1);
+  for (const int64_t n : sizes) {
+    tensors.push_back(random_tensor({n + 2}, dtype(), tensors.size() + 1));
+    views.push_back(tensors.back().view().slice(n > 16384 ? 1 : 0, n));
+  }
+  std::vector<Doubles> expected, around;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    around.push_back(to_doubles(tensors[i]));
+    Tensor one = random_tensor({sizes[i] + 2}, dtype(), i + 1);
+    const TensorView part = one.view().slice(sizes[i] > 16384 ? 1 : 0, sizes[i]);
+    scale(0.3, part);
+    expected.push_back(to_doubles(part));
+  }
+  scale(0.3, views);
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    EXPECT_EQ(to_doubles(views[i + 1]), expected[i]) << i;
+    const Doubles now = to_doubles(tensors[i]);  // neighbours are as they were
+    EXPECT_EQ(now.back(), around[i].back());
+    if (sizes[i] > 16384) {
+      EXPECT_EQ(now.front(), around[i].front());
+    }
+  }
+  Doubles broken = to_doubles(views[3]);
+  broken[5] = std::nan("");
+  tensors[0] = from_doubles(broken, {std::ssize(broken)}, dtype(), device());
+  views[1] = tensors[0];
+  scale(0, views);
+  for (size_t i = 1; i < views.size(); ++i)
+    for (const double v : to_doubles(views[i])) EXPECT_EQ(v, 0);
+  scale(2, std::span<const TensorView>());
+}
+
 TEST_P(ElementwiseTest, MarksWhatIsNotFinite) {
   std::vector<Tensor> tensors;
   std::vector<ConstTensorView> views;
