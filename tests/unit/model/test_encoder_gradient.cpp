@@ -46,6 +46,12 @@ class EncoderGradient : public testing::TestWithParam<std::tuple<NormKind, NormP
 TEST_P(EncoderGradient, AgreesWithDifferencesOverAllOptions) {
   ModelConfig config = tiny_config();
   std::tie(config.norm, config.norm_position) = GetParam();
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  const int every = 7;  // every choice meets every other one
+#else
+  const int every = 1;
+#endif
+  int number = 0;
   double largest = 0;
   for (PositionKind position :
        {PositionKind::learned, PositionKind::sinusoidal, PositionKind::rotary, PositionKind::none})
@@ -56,6 +62,7 @@ TEST_P(EncoderGradient, AgreesWithDifferencesOverAllOptions) {
         for (int64_t projection : {0, 5})
           for (int biases : {0, 1, 2})
             for (double dropout : {0.0, 0.2}) {
+              if (number++ % every != 0) continue;
               config.position = position;
               config.activation = activation;
               config.pooling = pooling;
