@@ -91,7 +91,8 @@ class Slurm(hosts.OnHosts):
             self.wait_for_end(job, log)
             text = self.log(log)
             stop = re.search(r"stopped by SIGUSR1 at step (\d+)", text)
-            self.assertTrue(stop and 0 < int(stop.group(1)) < STEPS, text)
+            # On a busy machine even before the first step.
+            self.assertTrue(stop and int(stop.group(1)) < STEPS, text)
             self.assertIn(f"{launcher}: interrupted (75): it is started again", text)
             self.assertRegex(text, rf"job {job}, start 1, on ")
             self.assertRegex(text, rf"resumed from .* at step {stop.group(1)}\n")
