@@ -41,10 +41,7 @@ void gemm(Transpose transpose_a, Transpose transpose_b, double alpha, ConstTenso
   require_device(op, {a, b, c});
   const auto [m, n, k] = require_product(op, transpose_a, transpose_b, a, b, c);
   if (m == 0 || n == 0) return;
-  if (k == 0 || alpha == 0) {
-    beta == 0 ? fill_zero(c, stream) : scale(beta, c, stream);
-    return;
-  }
+  if (k == 0 || alpha == 0) return scale(beta, c, stream);
   if (on_gpu(c))
     return device_kernels().gemm(transpose_a, transpose_b, alpha, a, b, {}, beta, c, stream);
   const cpu::Gemm g{transpose_a, transpose_b, m, n, k, alpha, a, b, beta, c};

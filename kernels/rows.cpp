@@ -62,10 +62,7 @@ void scale_rows(TensorView x, std::span<const int64_t> rows, std::span<const dou
   check_rows(x, rows);
   if (rows.empty() || x.elements() == 0) return;
   if (on_gpu(x)) return device_kernels().scale_rows(x, rows, factors, stream);
-  for (size_t k = 0; k < rows.size(); ++k) {
-    const TensorView row = x.slice(rows[k], 1);
-    factors[k] == 0 ? fill_zero(row) : scale(factors[k], row);
-  }
+  for (size_t k = 0; k < rows.size(); ++k) scale(factors[k], x.slice(rows[k], 1));
 }
 
 double sum_of_squares_of_rows(ConstTensorView x, std::span<const int64_t> rows) {
