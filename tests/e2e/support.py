@@ -78,6 +78,11 @@ def finish(job, limit=60):
     return Outcome(job.returncode, out, err, time.monotonic() - begin)
 
 
+# Open MPI 4.1 says this, and mpirun or the daemon of a host then stays, where a rank is killed while
+# they greet it in MPI_Init. So does any program under it (docs/running.md): no rank is left.
+KILLED_IN_GREETING = "PMIX ERROR: UNREACHABLE"
+
+
 def remove(job):
     """Ends what is left of a job; its outputs, unless they were read before."""
     if job.poll() is None:

@@ -35,6 +35,7 @@ class Lane:
         self.hosts = test.hosts[1 + number * HOSTS_OF_LANE:][:HOSTS_OF_LANE]
         self.draw = random.Random(f"lane {number}")
         self.folder = test.path(self.run, "checkpoints")
+        self.messages = test.path(self.run + ".messages")
         self.seen = {}  # "rank": how often
         self.inside_write = self.left_behind = 0
 
@@ -65,6 +66,10 @@ class Lane:
             steps.append(int(name[5:13]))
         return max(steps)
 
+    def said(self):
+        with open(self.messages, encoding="utf-8") as messages:
+            return messages.read()
+
     def fail(self, turns):
         newest = self.newest()
         for _ in range(turns):
@@ -78,7 +83,7 @@ class Lane:
         victim = draw.randrange(len(self.hosts))
         stale = self.writes()
         # To a file: what a cut leaves behind on the other side would hold a pipe.
-        with open(test.path(self.run + ".messages"), "w+", encoding="utf-8") as messages:
+        with open(self.messages, "w", encoding="utf-8") as messages:
             job = subprocess.Popen(test.at(self.head, self.command(1000)), cwd=test.folder,
                                    stdout=messages, stderr=messages, start_new_session=True,
                                    env=test.environment | KEEPALIVE)
@@ -88,8 +93,7 @@ class Lane:
                 self.meet(job, kind, victim, in_write, wait, writes, stale)
             except AssertionError as e:
                 failure = e
-            messages.seek(0)
-            said = messages.read()
+        said = self.said()
         test.assertIsNone(failure, f"{self.run}, {kind} of rank {victim}: {failure}\n"
                                    f"{self.processes()}\n{said}")
         test.assertNotEqual(job.returncode, 0, said)
@@ -140,7 +144,11 @@ class Lane:
         try:
             job.wait(30 * support.TIME_FACTOR)
         except subprocess.TimeoutExpired as e:
-            raise AssertionError(f"mpirun is still there\n{self.connections()}") from e
+            if support.KILLED_IN_GREETING not in self.said():
+                raise AssertionError(f"mpirun is still there\n{self.connections()}") from e
+            for pid in support.processes_of(job.pid):
+                support.kill(pid)
+            job.wait()
         seconds = time.monotonic() - begin
         gone = self.wait_until_gone(20 if kind != "link" else LIVENESS + 5)
         if kind == "link" and not gone:

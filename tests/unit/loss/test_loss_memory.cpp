@@ -61,11 +61,12 @@ TEST(LossMemory, IsLinearInTheBatch) {
                  batches[k], extra[k].counted * 1e-6, extra[k].resident * 1e-6,
                  extra[k].resident / static_cast<double>(batches[k]));
   }
-  // A matrix of all scores would be 4.3 GB at the last and make this ratio 16.
+  // A matrix of all scores would be 4.3 GB at the last and make this ratio 16. What the process takes
+  // anew is less where memory of the batch before is still its own, so that 4 is only its limit.
   EXPECT_NEAR((extra[2].counted - extra[1].counted) / (extra[1].counted - extra[0].counted), 4,
               0.2);
-  EXPECT_NEAR((extra[2].resident - extra[1].resident) / (extra[1].resident - extra[0].resident), 4,
-              1);
+  EXPECT_LT((extra[2].resident - extra[1].resident) / (extra[1].resident - extra[0].resident), 5);
+  EXPECT_GT(extra[2].resident, extra[2].counted / 2);
 }
 
 }  // namespace
