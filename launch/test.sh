@@ -20,13 +20,13 @@ state_of_sources() {
   { git diff HEAD; git ls-files --others --exclude-standard -z | xargs -0 -r sha256sum; } | sha256sum
 }
 
-# suite PRESET SECONDS CTEST_OPTIONS...: a suite that outlives its time has failed. One more at a time
+# suite PRESET SECONDS CTEST_OPTIONS...: a suite that outlives its time has failed. Two more at a time
 # than there are cores: many tests wait for a time limit.
 suite() {
   local preset=$1 seconds=$2 code=0
   shift 2
   timeout -k 20 "$seconds" ctest --test-dir "build/$preset" --output-on-failure --no-tests=error \
-    --parallel $(($(nproc) + 1)) "$@" || code=$?
+    --parallel $(($(nproc) + 2)) "$@" || code=$?
   [ $code != 124 ] || say "the $preset suite was stopped after $seconds s"
   return $code
 }
