@@ -56,15 +56,17 @@ MPI_Op mpi_op(ReduceOp op) {
   return MPI_OP_NULL;
 }
 
-// Polls until all requests are done. Spins, then gives the core away, then sleeps in short naps:
-// a rank that waits long should leave the core to one that computes. Most polls are without a nap,
-// because it is polling that drives transfers over sockets.
+// Polls until all requests are done. Spins, then gives the core away, then naps: most polls without a
+// nap, because it is polling that drives transfers over sockets, but before each one where another
+// process has taken the core meanwhile. One that only yields would be run again and again beside it.
 void wait_all(std::span<MPI_Request> requests, const Trace& trace) {
   using Clock = std::chrono::steady_clock;
   constexpr int kSpins = 100;
+  constexpr auto kTaken = std::chrono::microseconds(100);
   constexpr auto kNapAfter = std::chrono::milliseconds(50);
   constexpr auto kNap = std::chrono::microseconds(50);
   int done = 0;
+  bool taken = false;
   Clock::time_point start{};
   for (int spins = 0;; ++spins) {
     check_mpi(
@@ -73,11 +75,14 @@ void wait_all(std::span<MPI_Request> requests, const Trace& trace) {
     if (done) return;
     trace.throw_if_interrupted();
     if (spins < kSpins) continue;
-    if (spins == kSpins) start = Clock::now();
-    if (spins % 64 == 0 && Clock::now() - start > kNapAfter)
+    const Clock::time_point now = Clock::now();
+    if (spins == kSpins) start = now;
+    if (now - start > kNapAfter && (taken || spins % 64 == 0)) {
       std::this_thread::sleep_for(kNap);
-    else
+    } else {
       sched_yield();
+      taken = taken || Clock::now() - now > kTaken;
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 // The gradients of the whole encoder over its options, against central differences in double.
 #include <gtest/gtest.h>
 
+#include "tests/support/sanitized.h"
 #include "tests/unit/model/fixture.h"
 
 namespace amur::test {
@@ -46,11 +47,7 @@ class EncoderGradient : public testing::TestWithParam<std::tuple<NormKind, NormP
 TEST_P(EncoderGradient, AgreesWithDifferencesOverAllOptions) {
   ModelConfig config = tiny_config();
   std::tie(config.norm, config.norm_position) = GetParam();
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  const int every = 7;  // every choice meets every other one
-#else
-  const int every = 1;
-#endif
+  const int every = kSanitized ? 7 : 1;  // every choice meets every other one
   int number = 0;
   double largest = 0;
   for (PositionKind position :
