@@ -56,9 +56,10 @@ MPI_Op mpi_op(ReduceOp op) {
   return MPI_OP_NULL;
 }
 
-// Polls until all requests are done. Spins, then gives the core away, then naps: most polls without a
-// nap, because it is polling that drives transfers over sockets, but before each one where another
-// process has taken the core meanwhile. One that only yields would be run again and again beside it.
+// Polls until all requests are done. Spins, then gives the core away, then naps: most polls without
+// a nap, because it is polling that drives transfers over sockets, but before each one where
+// another process has taken the core meanwhile. One that only yields would be run again and again
+// beside it.
 void wait_all(std::span<MPI_Request> requests, const Trace& trace) {
   using Clock = std::chrono::steady_clock;
   constexpr int kSpins = 100;

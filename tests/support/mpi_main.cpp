@@ -9,6 +9,7 @@
 #include "comm/runtime.h"
 #include "kernels/gemm.h"
 #include "tests/support/mpi_runtime.h"
+#include "tests/support/sanitized.h"
 
 namespace amur {
 namespace {
@@ -22,11 +23,7 @@ double progress_seconds() {
 }
 
 // Sanitizers slow everything down.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr double kSlowdown = 8;
-#else
-constexpr double kSlowdown = 1;
-#endif
+constexpr double kSlowdown = test::kSanitized ? 8 : 1;
 
 class RankListener : public ::testing::EmptyTestEventListener {
   void OnTestStart(const ::testing::TestInfo& test) override {

@@ -21,6 +21,15 @@ std::recursive_mutex& library() {
 }
 using Turn = std::lock_guard<std::recursive_mutex>;
 
+// HDF5 that begins after MPI closes what is left of it within MPI_Finalize. There 1.10.8 reads what
+// it has freed where a file could not be closed, because the disk was full say, and the program
+// dies after it has said so. Begun before MPI, and told to leave the exit alone, it closes nothing
+// of its own accord: files are closed by their owners.
+[[maybe_unused]] const bool begun_before_mpi = [] {
+  H5dont_atexit();
+  return H5open() >= 0;
+}();
+
 // An HDF5 identifier that closes itself.
 class Id {
  public:

@@ -1,10 +1,14 @@
 // Files that are not as they were written: every bit flip and every cut is refused or harmless, and
 // never a crash. Also what `amur inspect` says of them, and the fixture of version 1.
+#include <sys/resource.h>
+
 #include <algorithm>
+#include <csignal>
 #include <nlohmann/json.hpp>
 
 #include "src/core/random.h"
 #include "src/train/checkpoint/checkpoint_format.h"
+#include "src/train/checkpoint/hdf5_file.h"
 #include "src/train/checkpoint/inspect.h"
 #include "tests/unit/checkpoint/fixture.h"
 
@@ -63,6 +67,27 @@ TEST_F(Damage, EveryFlippedBitIsRefusedOrHarmless) {
   for (uint64_t i = 0; i < 1200 && !HasFailure(); ++i)
     try_byte(key.below(2 * i, original.size()), key.below(2 * i + 1, 8));
   EXPECT_GT(refusals, total / 2);  // the rest are gaps between objects
+}
+
+// The library then keeps an identifier of what it has freed, and MPI_Finalize must not make it
+// look.
+TEST_F(Damage, AFileThatCannotBeClosedIsSaidToBeSo) {
+  Hdf5File file(path, Hdf5File::Mode::write);
+  file.set_attribute("/", "more", int64_t{1});
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &limit), 0);
+  const rlimit none{0, limit.rlim_max};
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+  std::string message;
+  try {
+    file.close();
+  } catch (const IoError& e) {
+    message = e.what();
+  }
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_NE(message.find("cannot be closed: file write failed"), std::string::npos) << message;
 }
 
 TEST_F(Damage, EveryCutIsRefused) {
