@@ -21,14 +21,10 @@ std::recursive_mutex& library() {
 }
 using Turn = std::lock_guard<std::recursive_mutex>;
 
-// HDF5 that begins after MPI closes what is left of it within MPI_Finalize. There 1.10.8 reads what
-// it has freed where a file could not be closed, because the disk was full say, and the program
-// dies after it has said so. Begun before MPI, and told to leave the exit alone, it closes nothing
-// of its own accord: files are closed by their owners.
-[[maybe_unused]] const bool begun_before_mpi = [] {
-  H5dont_atexit();
-  return H5open() >= 0;
-}();
+// Begun after MPI, HDF5 closes what is left of it within MPI_Finalize, where 1.10.8 reads what it
+// has freed if a file could not be closed, on a full disk say. Begun before, and told to leave the
+// exit alone, it closes nothing of its own accord: files are closed by their owners.
+[[maybe_unused]] const bool begun_before_mpi = H5dont_atexit() >= 0 && H5open() >= 0;
 
 // An HDF5 identifier that closes itself.
 class Id {
@@ -208,10 +204,8 @@ Shape shape_of_space(hid_t space, bool* known) {
 
 bool dtype_of_file_type(hid_t type, DType* dtype) {
   for (DType t : {DType::f32, DType::bf16, DType::f64, DType::i32, DType::i64, DType::u8}) {
-    if (H5Tequal(type, file_type(t)) > 0) {
-      *dtype = t;
-      return true;
-    }
+    *dtype = t;
+    if (H5Tequal(type, file_type(t)) > 0) return true;
   }
   return false;
 }
