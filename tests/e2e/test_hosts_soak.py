@@ -144,7 +144,7 @@ class Lane:
         try:
             job.wait(30 * support.TIME_FACTOR)
         except subprocess.TimeoutExpired as e:
-            if support.KILLED_IN_GREETING not in self.said():
+            if support.KILLED_IN_GREETING not in self.said() or self.processes():
                 raise AssertionError(f"mpirun is still there\n{self.connections()}") from e
             for pid in support.processes_of(job.pid):
                 support.kill(pid)
